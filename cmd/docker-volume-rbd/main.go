@@ -1,0 +1,182 @@
+// Docker-volume-rbd is a Docker volume plugin for images of Ceph RBD. This
+// package wires the others together and is the only reader of the environment;
+// its settings are the table in settings.go.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
+	"github.com/docker-volume-rbd/docker-volume-rbd/plugin"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
+)
+
+var version = "unknown" // set by the linker
+
+// serveImage is the argument that makes this program a child of the userspace
+// mapper.
+const serveImage = "serve-image"
+
+// watchInterval is how often mappings are compared with their guards.
+const watchInterval = 15 * time.Second
+
+func main() {
+	// librados writes to sockets from threads that are not Go's: there SIGPIPE
+	// would end the process.
+	signal.Ignore(syscall.SIGPIPE)
+	if len(os.Args) == 2 && os.Args[1] == serveImage {
+		if err := fuse.Serve(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	socket := flag.String("socket", "/run/docker/plugins/rbd.sock", "unix socket to answer Docker on")
+	root := flag.String("root", "/var/lib/docker-volume-rbd", "directory of mounts and of the record; it must propagate to the host")
+	run := flag.String("run", "/run/docker-volume-rbd", "directory of the userspace mapper")
+	conf := flag.String("conf", "", "Ceph's configuration file (default /etc/ceph/CLUSTER.conf)")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *showVersion {
+		fmt.Println(version)
+		return
+	}
+	log := logrus.New()
+	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
+	if err := start(log, *socket, *root, *run, *conf); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func start(log *logrus.Logger, socket, root, run, conf string) error {
+	values := read(os.Getenv)
+	level, err := parseLevel(values["LOG_LEVEL"])
+	if err != nil {
+		return err
+	}
+	log.SetLevel(level)
+
+	// Listen before anything that may take time: dockerd disables a plugin
+	// that has not answered 9.5 s after its start.
+	listener, err := plugin.Listen(socket)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(root, "volumes"), 0o700); err != nil {
+		return err
+	}
+	if root, err = filepath.EvalSymlinks(root); err != nil { // as mountinfo will show it
+		return err
+	}
+	node, err := thisNode(values["NODE_NAME"])
+	if err != nil {
+		return err
+	}
+	ceph := rbd.Config{
+		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: conf, User: values["RBD_CONF_KEYRING_USER"],
+		Pool: values["RBD_CONF_POOL"], Namespace: values["RBD_CONF_NAMESPACE"], Log: log,
+	}.WithDefaults()
+	pool := rbd.New(ceph)
+	mapper, err := chooseMapper(log, values["RBD_MAPPER"], pool, ceph, run)
+	if err != nil {
+		return err
+	}
+	d, err := driver.New(driver.Config{
+		Images: pool, Records: pool, Fences: pool, Mapper: mapper,
+		// The process that started us is in the mount namespace from which
+		// Docker starts containers; with pidhost it can be seen.
+		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
+		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
+		Defaults: defaults(values), Root: root, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %T", version, node.Name, ceph.Pool, ceph.User, mapper)
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	go d.Watch(ctx, watchInterval)
+	server := plugin.Server{Driver: d, Log: log}
+	err = server.Serve(ctx, listener)
+	ending, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+	defer cancel()
+	d.LetGo(ending)
+	return err
+}
+
+func chooseMapper(log *logrus.Logger, name string, pool *rbd.Pool, ceph rbd.Config, run string) (driver.Mapper, error) {
+	if name == "auto" {
+		if err := krbd.Available(); err != nil {
+			log.Infof("mapping in userspace: %v", err)
+			name = "fuse"
+		} else {
+			name = "krbd"
+		}
+	}
+	switch name {
+	case "krbd":
+		return &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, User: ceph.User, Log: log}, krbd.Available()
+	case "fuse":
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(run, 0o700); err != nil {
+			return nil, err
+		}
+		run, err = filepath.EvalSymlinks(run)
+		return &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}, err
+	}
+	return nil, fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
+}
+
+func thisNode(name string) (driver.Node, error) {
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return driver.Node{}, err
+		}
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return driver.Node{Name: name, Boot: strings.TrimSpace(string(boot)), Hosts: hostAddrs}, err
+}
+
+func hostAddrs() ([]netip.Addr, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var ips []netip.Addr
+	for _, a := range addrs {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			ips = append(ips, prefix.Addr().Unmap())
+		}
+	}
+	return ips, nil
+}
+
+func hostMounts(log *logrus.Logger) string {
+	path := fmt.Sprintf("/proc/%d/mountinfo", os.Getppid())
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		log.Warn("the host's processes are not visible: whether mounts reach the host is not checked")
+		return ""
+	}
+	return path
+}

@@ -1,0 +1,159 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// Config is what a Driver stands on. Pool, Namespace and Defaults are shown
+// and applied; everything else does the work.
+type Config struct {
+	Images     Images
+	Records    Records
+	Fences     Fences
+	Mapper     Mapper
+	Filesystem Filesystem
+	Node       Node
+	Pool       string
+	Namespace  string
+	Defaults   map[string]string // by option name, see BuiltinDefaults
+	Root       string            // directory that propagates to the host: mounts and the record
+	Log        logrus.FieldLogger
+
+	Poll     time.Duration // between two looks at a holder; default 500 ms
+	Patience time.Duration // for Ceph before Get and List fall back to the record; default 5 s
+}
+
+// Driver holds the policy: who may mount what, in which order, and what is
+// undone when a step fails. Its methods may be called at the same time.
+type Driver struct {
+	images   Images
+	records  Records
+	fences   Fences
+	mapper   Mapper
+	fs       Filesystem
+	node     Node
+	pool     string
+	space    string
+	defaults map[string]string
+	mounts   string
+	record   *record
+	log      logrus.FieldLogger
+	poll     time.Duration
+	patience time.Duration
+	now      func() time.Time
+
+	locks locks
+	refs  refs
+}
+
+// New checks the configuration and reads the record. It does not ask Ceph.
+func New(c Config) (*Driver, error) {
+	if err := CheckDefaults(c.Pool, c.Defaults); err != nil {
+		return nil, fmt.Errorf("settings: %w", err)
+	}
+	d := &Driver{
+		images: c.Images, records: c.Records, fences: c.Fences, mapper: c.Mapper, fs: c.Filesystem,
+		node: c.Node, pool: c.Pool, space: c.Namespace, defaults: c.Defaults,
+		mounts: filepath.Join(c.Root, "volumes"),
+		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
+		log:    c.Log, poll: c.Poll, patience: c.Patience,
+		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },
+	}
+	if d.poll == 0 {
+		d.poll = 500 * time.Millisecond
+	}
+	if d.patience == 0 {
+		d.patience = 5 * time.Second
+	}
+	return d, nil
+}
+
+// path is where a volume is mounted.
+func (d *Driver) path(volume string) string { return filepath.Join(d.mounts, volume) }
+
+// mapping finds a volume's mapping on this node.
+func (d *Driver) mapping(ctx context.Context, volume string) (m Mapping, found bool, err error) {
+	all, err := d.mapper.Mappings(ctx)
+	for _, m := range all {
+		if m.Name == volume {
+			return m, true, nil
+		}
+	}
+	return Mapping{}, false, err
+}
+
+// mounted finds a volume's mount on this node.
+func (d *Driver) mounted(ctx context.Context, volume string) (m Mount, found bool, err error) {
+	all, err := d.fs.Mounted(ctx, d.mounts)
+	m, found = all[d.path(volume)]
+	return m, found, err
+}
+
+func (d *Driver) closeHandle(ctx context.Context, h Handle) {
+	ctx, cancel := aftermath(ctx)
+	defer cancel()
+	if err := h.Close(ctx); err != nil {
+		d.log.WithField("volume", h.Image().Name).Warnf("close the image: %v", err)
+	}
+}
+
+// aftermath is the context of what has to be done even though the request has
+// ended: undoing, closing. It has a deadline of its own.
+func aftermath(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+}
+
+// refs counts the mounts that Docker has asked for, per volume and id: docker
+// cp mounts once more with the id of the running container (moby 47964).
+type refs struct {
+	mu sync.Mutex
+	m  map[string]map[string]int
+}
+
+func (r *refs) add(volume, id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = map[string]map[string]int{}
+	}
+	if r.m[volume] == nil {
+		r.m[volume] = map[string]int{}
+	}
+	r.m[volume][id]++
+}
+
+// drop takes one reference away and tells how many are left. An id that is not
+// known, because the plugin was restarted since, changes nothing.
+func (r *refs) drop(volume, id string) (left int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := r.m[volume]
+	if ids[id] > 1 {
+		ids[id]--
+	} else {
+		delete(ids, id)
+	}
+	if len(ids) == 0 {
+		delete(r.m, volume)
+	}
+	return len(ids)
+}
+
+// forget drops all references of a volume whose mount is lost.
+func (r *refs) forget(volume string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.m, volume)
+}
+
+func (r *refs) count(volume string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.m[volume])
+}

@@ -1,0 +1,61 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Sentinels. The packages at the edges (rbd, rbd/krbd, rbd/fuse, driver/fsys)
+// wrap what they meet in one of these; the rest of the driver asks with
+// errors.Is and never reads a text.
+var (
+	// ErrNotFound: there is no such volume, image or guard.
+	ErrNotFound = errors.New("not found")
+	// ErrExists: the name is taken.
+	ErrExists = errors.New("already exists")
+	// ErrInvalid: the request itself is wrong; the text says what is allowed.
+	ErrInvalid = errors.New("invalid")
+	// ErrBusy: this node still uses it (a mount, an open device).
+	ErrBusy = errors.New("busy")
+	// ErrInUse: another node or another client of Ceph uses it.
+	ErrInUse = errors.New("in use")
+	// ErrLost: somebody else has changed the guard since it was read.
+	ErrLost = errors.New("guard lost")
+	// ErrUnavailable: Ceph does not answer. Nothing is known about the volume;
+	// in particular it must not be called missing.
+	ErrUnavailable = errors.New("ceph is unavailable")
+	// ErrContent: what the device holds is not what this operation may touch.
+	ErrContent = errors.New("unexpected content")
+)
+
+// opError is what a caller sees: one line with the operation, the volume and
+// the cause.
+type opError struct {
+	op, volume string
+	err        error
+}
+
+func (e *opError) Error() string {
+	if e.volume == "" {
+		return fmt.Sprintf("%s: %v", e.op, e.err)
+	}
+	return fmt.Sprintf("%s volume %s: %v", e.op, e.volume, e.err)
+}
+
+func (e *opError) Unwrap() error { return e.err }
+
+// wrap names the operation and the volume, once.
+func wrap(op, volume string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrInUse) && !errors.Is(err, ErrUnavailable) {
+		err = fmt.Errorf("%w: gave up at the request's deadline; the reason is in the plugin's log", err)
+	}
+	return &opError{op: op, volume: volume, err: err}
+}
+
+func invalidf(format string, args ...any) error {
+	return fmt.Errorf("%w %s", ErrInvalid, fmt.Sprintf(format, args...))
+}

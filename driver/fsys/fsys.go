@@ -1,0 +1,194 @@
+package fsys
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mount"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// FS works on this node.
+type FS struct {
+	// HostMounts is the mountinfo file of the namespace that Docker starts
+	// containers from; "" = do not look.
+	HostMounts string
+}
+
+var _ driver.Filesystem = FS{}
+
+// Mount mounts; see driver.Filesystem.
+func (f FS) Mount(ctx context.Context, m driver.Mount) error {
+	return within(ctx, "mount "+m.Device, func() error { return f.mount(m) })
+}
+
+func (f FS) mount(m driver.Mount) error {
+	there, err := mountedAt(m.Path)
+	if err != nil {
+		return err
+	}
+	if there != nil && there.Source != m.Device {
+		return fmt.Errorf("mount %s on %s: %w, %s is mounted there", m.Device, m.Path, driver.ErrBusy, there.Source)
+	}
+	if there == nil {
+		if err := os.MkdirAll(m.Path, 0o700); err != nil {
+			return err
+		}
+		if err := mount.Mount(m.Device, m.Path, m.FSType, m.Options); err != nil {
+			err = fmt.Errorf("mount %s as %s with options %q: %w; the kernel's log may say more", m.Device, m.FSType, m.Options, errno(err))
+			return errors.Join(err, removeEmpty(m.Path))
+		}
+	}
+	if err := f.reachesHost(m.Path); err != nil {
+		return errors.Join(err, f.unmount(m.Path, 0))
+	}
+	return nil
+}
+
+// reachesHost fails if the mount is not in the host's mount table. After a
+// restart of dockerd with live-restore the plugin's directory may have stopped
+// propagating: containers would then write to the host's disk (moby,
+// daemon/pkg/plugin: restore does not share the mount again).
+func (f FS) reachesHost(path string) error {
+	if f.HostMounts == "" {
+		return nil
+	}
+	here, err := mountedAt(path)
+	if err != nil || here == nil {
+		return errors.Join(err, fmt.Errorf("%s vanished from the mount table", path))
+	}
+	file, err := os.Open(f.HostMounts)
+	if err != nil {
+		return fmt.Errorf("mount table of the host: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	host, err := mountinfo.GetMountsFromReader(file, func(i *mountinfo.Info) (skip, stop bool) {
+		return i.Major != here.Major || i.Minor != here.Minor || filepath.Base(i.Mountpoint) != filepath.Base(path), false
+	})
+	if err != nil {
+		return fmt.Errorf("mount table of the host: %w", err)
+	}
+	if len(host) == 0 {
+		return fmt.Errorf("the mount does not reach the host, so containers would write to the host's own disk; "+
+			"disable and enable the plugin to make its directory shared again (%s is not in %s)", path, f.HostMounts)
+	}
+	return nil
+}
+
+// Unmount unmounts; see driver.Filesystem.
+func (f FS) Unmount(ctx context.Context, path string) error {
+	return within(ctx, "unmount "+path, func() error { return f.unmount(path, 0) })
+}
+
+// Detach unmounts at once; see driver.Filesystem.
+func (f FS) Detach(ctx context.Context, path string) error {
+	return within(ctx, "detach "+path, func() error { return f.unmount(path, unix.MNT_DETACH) })
+}
+
+func (f FS) unmount(path string, flags int) error {
+	err := unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s is %w: a process has a file or its working directory there", path, driver.ErrBusy)
+	case err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT): // nothing is mounted there
+		return &fs.PathError{Op: "unmount", Path: path, Err: err}
+	}
+	return removeEmpty(path)
+}
+
+// removeEmpty removes a mount point. What is in it is never touched.
+func removeEmpty(path string) error {
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Mounted reads the mount table; see driver.Filesystem.
+func (f FS) Mounted(_ context.Context, dir string) (map[string]driver.Mount, error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return filepath.Dir(i.Mountpoint) != dir, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	mounts := map[string]driver.Mount{}
+	for _, i := range infos {
+		mounts[i.Mountpoint] = driver.Mount{Device: i.Source, Path: i.Mountpoint, FSType: i.FSType, Options: i.Options}
+	}
+	return mounts, nil
+}
+
+func mountedAt(path string) (*mountinfo.Info, error) {
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
+	if err != nil || len(infos) == 0 {
+		return nil, err
+	}
+	return infos[0], nil
+}
+
+// Prepare readies the root of a new filesystem; see driver.Filesystem. Docker
+// copies an image's content into an empty volume only, and lost+found would
+// make it not empty; e2fsck makes it anew when it needs it.
+func (f FS) Prepare(ctx context.Context, path string, owner driver.Owner) error {
+	return within(ctx, "prepare "+path, func() error {
+		if err := os.Remove(filepath.Join(path, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		id := func(n *uint32) int {
+			if n == nil {
+				return -1 // chown leaves it
+			}
+			return int(*n)
+		}
+		if err := os.Chown(path, id(owner.UID), id(owner.GID)); err != nil {
+			return err
+		}
+		if owner.Mode != nil {
+			if err := unix.Chmod(path, *owner.Mode); err != nil {
+				return &fs.PathError{Op: "chmod", Path: path, Err: err}
+			}
+		}
+		dir, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = dir.Close() }()
+		if err := unix.Syncfs(int(dir.Fd())); err != nil {
+			return &fs.PathError{Op: "syncfs", Path: path, Err: err}
+		}
+		return nil
+	})
+}
+
+// errno strips what a wrapper says a second time.
+func errno(err error) error {
+	var number unix.Errno
+	if errors.As(err, &number) {
+		return number
+	}
+	return err
+}
+
+// within runs a system call that may hang no longer than the context lasts.
+func within(ctx context.Context, what string, fn func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%s: the kernel has not answered: %w", what, ctx.Err())
+	}
+}
+
+func oneLine(text []byte) string { return strings.Join(strings.Fields(string(text)), " ") }

@@ -1,0 +1,290 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The states of a guard.
+const (
+	// guardMapping: the holder has written nothing yet and will not before its
+	// next swap. Whoever finds it dead may swap without fencing.
+	guardMapping = "mapping"
+	// guardMapped: the clients in Addrs may write. Whoever takes over fences
+	// all of them first.
+	guardMapped = "mapped"
+	// guardRemoving: as guardMapped, and the image is about to go.
+	guardRemoving = "removing"
+)
+
+// Guard is the record that says which node has an image.
+type Guard struct {
+	Node  string    `json:"node"`
+	Boot  string    `json:"boot"` // boot id of the node's kernel
+	State string    `json:"state"`
+	Addrs []string  `json:"addrs"` // clients that act under this guard, "ip:0/nonce"
+	Since time.Time `json:"since"` // by the holder's clock: to be shown, never compared
+}
+
+func guardKey(imageID string) string { return "guard." + imageID }
+
+func (d *Driver) loadGuard(ctx context.Context, imageID string) (g Guard, version Version, err error) {
+	version, err = d.records.Load(ctx, guardKey(imageID), &g)
+	return g, version, err
+}
+
+// Node is this node, as its guards name it.
+type Node struct {
+	Name  string
+	Boot  string
+	Hosts func() ([]netip.Addr, error) // the addresses this host has now
+}
+
+// lease is a guard that this node holds, with the image open so that the
+// control client is among its watchers for as long.
+type lease struct {
+	Handle
+	guard   Guard
+	version Version
+	adopted bool // the guard was ours already and a mapping stands under it
+}
+
+// acquire gets the guard of a volume's image, or says who has it. It waits for
+// a live holder as long as the context lasts.
+func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
+	for {
+		l, inUse, err := d.tryAcquire(ctx, name)
+		if err != nil || l != nil {
+			return l, err
+		}
+		d.log.WithField("volume", name).Debugf("waiting: %v", inUse)
+		if !d.pause(ctx) {
+			return nil, inUse
+		}
+	}
+}
+
+// tryAcquire looks once. It returns a lease, or whom to wait for, or an error.
+func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, err error) {
+	look, err := d.images.Open(ctx, name, ReadOnly)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer d.closeHandle(ctx, look)
+	image := look.Image()
+	held, version, err := d.loadGuard(ctx, image.ID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, nil, err
+	}
+	if version != 0 {
+		switch mine, err := d.isMine(held); {
+		case err != nil:
+			return nil, nil, err
+		case mine && held.Boot == d.node.Boot:
+			l, err := d.adopt(ctx, name, held, version)
+			if err != nil || l != nil {
+				return l, nil, err
+			}
+		case !mine: // an earlier boot of our own needs no look: its kernel is gone
+			alive, err := d.alive(ctx, look, held)
+			if err != nil {
+				return nil, nil, err
+			}
+			if alive {
+				return nil, inUseBy(held), nil
+			}
+		}
+	}
+	l, err = d.take(ctx, name, image.ID, held, version)
+	if errors.Is(err, ErrLost) {
+		return nil, fmt.Errorf("%w: another node was faster to get the volume", ErrInUse), nil
+	}
+	return l, nil, err
+}
+
+// adopt continues with what this boot of this node has mapped under its guard.
+// It returns nil if there is nothing to continue with. A mapping that is not
+// under the guard was dropped before (see reclaim).
+func (d *Driver) adopt(ctx context.Context, name string, held Guard, version Version) (*lease, error) {
+	m, found, err := d.mapping(ctx, name)
+	if err != nil || !found {
+		return nil, err
+	}
+	if held.State != guardMapped || !slices.Contains(held.Addrs, m.Addr) {
+		return nil, fmt.Errorf("%w: %s was mapped as %s while the guard was being read", ErrBusy, m.Name, m.Device)
+	}
+	h, err := d.images.Open(ctx, name, ReadWrite)
+	if err != nil {
+		return nil, err
+	}
+	return &lease{Handle: h, guard: held, version: version, adopted: true}, nil
+}
+
+// take fences, if it must, and swaps the record for one of our own; ErrLost if
+// another node was faster. The control client is a watcher of the image before
+// the record names it.
+func (d *Driver) take(ctx context.Context, name, id string, prev Guard, version Version) (_ *lease, err error) {
+	h, err := d.images.Open(ctx, name, ReadWrite)
+	if err != nil {
+		return nil, err
+	}
+	l := &lease{Handle: h, version: version}
+	defer func() {
+		if err != nil {
+			d.closeHandle(ctx, h)
+		}
+	}()
+	if h.Image().ID != id {
+		return nil, fmt.Errorf("%w: the image was replaced", ErrLost)
+	}
+	if prev.State == guardMapped || prev.State == guardRemoving {
+		if err = d.fence(ctx, l, prev); err != nil {
+			return nil, err
+		}
+	}
+	l.guard = Guard{Node: d.node.Name, Boot: d.node.Boot, Since: d.now()}
+	if err = d.swap(ctx, l, guardMapping, h.Client()); err != nil {
+		return nil, err
+	}
+	if err = d.waitForWatchers(ctx, l, prev.Addrs); err != nil {
+		ctx, cancel := aftermath(ctx)
+		defer cancel()
+		return nil, also(err, "give the guard back", d.giveBack(ctx, id, l.version))
+	}
+	return l, nil
+}
+
+// fence bars every client that may write under the record, but for our own
+// control client: a call of ours that was left unfinished took its client with
+// it (see package rbd), so the present one has none.
+
+func (d *Driver) fence(ctx context.Context, l *lease, prev Guard) error {
+	addrs := slices.DeleteFunc(slices.Clone(prev.Addrs), func(a string) bool { return a == l.Client() })
+	if len(addrs) == 0 {
+		return nil
+	}
+	if err := d.fences.Fence(ctx, addrs...); err != nil {
+		return fmt.Errorf("fence %s of node %s: %w", strings.Join(addrs, ", "), prev.Node, err)
+	}
+	d.log.WithField("volume", l.Image().Name).
+		Warnf("fenced %s: it belonged to node %s, which no longer watches the image (state %q since %s)",
+			strings.Join(addrs, ", "), prev.Node, prev.State, prev.Since.Format(time.RFC3339))
+	return nil
+}
+
+// swap moves the lease's record to a state in which these clients act.
+func (d *Driver) swap(ctx context.Context, l *lease, state string, addrs ...string) error {
+	next := l.guard
+	next.State, next.Addrs = state, addrs
+	version, err := d.records.Swap(ctx, guardKey(l.Image().ID), l.version, next)
+	if err != nil {
+		return err
+	}
+	l.guard, l.version = next, version
+	return nil
+}
+
+// giveBack makes the image free. ErrLost or ErrNotFound, somebody took over
+// meanwhile, is no error: they hold what we gave up.
+func (d *Driver) giveBack(ctx context.Context, id string, version Version) error {
+	err := d.records.Delete(ctx, guardKey(id), version)
+	if errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// waitForWatchers waits until nobody but the control client has the image
+// open. gone are clients of the holder before us: fenced, or bound to lose
+// their next swap.
+func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) error {
+	for {
+		watchers, err := l.Watchers(ctx)
+		if err != nil {
+			return err
+		}
+		others := slices.DeleteFunc(watchers, func(a string) bool {
+			return a == l.Client() || slices.Contains(gone, a)
+		})
+		if len(others) == 0 {
+			return nil
+		}
+		if !d.pause(ctx) {
+			return fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin?): "+
+				"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
+		}
+	}
+}
+
+// alive tells whether one of the holder's clients still watches the image. It
+// looks twice: a client that lost its OSD needs a moment to watch again.
+func (d *Driver) alive(ctx context.Context, h Handle, held Guard) (bool, error) {
+	for look := range 2 {
+		if look > 0 && !d.pause(ctx) {
+			return true, nil // no time to be sure
+		}
+		watchers, err := h.Watchers(ctx)
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(held.Addrs, func(a string) bool { return slices.Contains(watchers, a) }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// isMine: same name, and an address of this host. Cloned machines share names
+// and machine-ids; two live hosts never share an address.
+func (d *Driver) isMine(g Guard) (bool, error) {
+	if g.Node != d.node.Name {
+		return false, nil
+	}
+	hosts, err := d.node.Hosts()
+	if err != nil {
+		return false, fmt.Errorf("addresses of this host: %w", err)
+	}
+	if len(g.Addrs) == 0 {
+		return false, nil
+	}
+	for _, addr := range g.Addrs {
+		if ip, ok := addrIP(addr); !ok || !slices.Contains(hosts, ip) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// addrIP takes the IP out of Ceph's "ip:port/nonce", "[ip6]:port/nonce" and
+// "v1:ip:port/nonce".
+func addrIP(addr string) (netip.Addr, bool) {
+	hostport, _, _ := strings.Cut(addr, "/")
+	for _, kind := range []string{"v1:", "v2:", "any:"} {
+		hostport = strings.TrimPrefix(hostport, kind)
+	}
+	ap, err := netip.ParseAddrPort(hostport)
+	return ap.Addr().Unmap(), err == nil
+}
+
+func inUseBy(g Guard) error {
+	return fmt.Errorf("%w by node %s (%s), %s since %s; stop what uses it there",
+		ErrInUse, g.Node, strings.Join(g.Addrs, ", "), g.State, g.Since.Format(time.RFC3339))
+}
+
+// pause waits a moment; false when the context leaves no time for it.
+func (d *Driver) pause(ctx context.Context) bool {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d.poll {
+		return false
+	}
+	select {
+	case <-time.After(d.poll):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

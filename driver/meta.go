@@ -1,0 +1,100 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+)
+
+// Keys of a volume's metadata. In Ceph each has the prefix that package rbd
+// gives it, so that an operator can read and mend them with rbd image-meta.
+const (
+	metaState        = "state"
+	metaFSType       = "fstype"
+	metaMkfsOptions  = "mkfsOptions"
+	metaMountOptions = "mountOptions"
+	metaUID          = "uid"
+	metaGID          = "gid"
+	metaMode         = "mode"
+)
+
+// stateFormatted is the one state that metadata can bear: the filesystem is
+// complete. It is never taken back, so that a write that comes late does no harm.
+const stateFormatted = "formatted"
+
+// blank is the promise of a filesystem, made by Create before it makes the
+// image and kept by the first Mount. It is a record of its own because it has
+// to be there before the image, so that a crash in between leaves a volume that
+// can be completed, and because only the holder of the guard may change it, how
+// late a write of another may ever arrive.
+type blank struct {
+	Size uint64            `json:"size"`
+	Meta map[string]string `json:"meta"`
+	// Begun is the id of the image on which a filesystem was begun: that image
+	// may hold remains of it. "" = not begun, so the image must be empty.
+	Begun string `json:"begun,omitempty"`
+}
+
+func blankKey(volume string) string { return "blank." + volume }
+
+func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version Version, err error) {
+	version, err = d.records.Load(ctx, blankKey(volume), &b)
+	return b, version, err
+}
+
+func (b blank) equal(other blank) bool {
+	return b.Size == other.Size && maps.Equal(b.Meta, other.Meta)
+}
+
+// metaOf returns the metadata of a volume: the image's own or, before
+// the first mount, what its blank promises.
+func (d *Driver) metaOf(ctx context.Context, h Handle) (meta map[string]string, formatted bool, err error) {
+	meta, err = h.Meta(ctx)
+	if err != nil || meta[metaState] != "" {
+		return meta, err == nil, err
+	}
+	b, _, err := d.loadBlank(ctx, h.Image().Name)
+	if errors.Is(err, ErrNotFound) {
+		return meta, false, nil
+	}
+	return b.Meta, false, err
+}
+
+// meta is what Create leaves for the first Mount, on whatever node.
+func (o options) meta() map[string]string {
+	m := map[string]string{metaFSType: o.fstype}
+	set := func(key, value string) {
+		if value != "" {
+			m[key] = value
+		}
+	}
+	set(metaMkfsOptions, o.mkfsOptions)
+	set(metaMountOptions, o.mountOptions)
+	set(metaUID, decimal(o.owner.UID))
+	set(metaGID, decimal(o.owner.GID))
+	if o.owner.Mode != nil {
+		set(metaMode, fmt.Sprintf("%04o", *o.owner.Mode))
+	}
+	return m
+}
+
+func decimal(n *uint32) string {
+	if n == nil {
+		return ""
+	}
+	return strconv.FormatUint(uint64(*n), 10)
+}
+
+// ownerOf reads back what meta wrote. An operator may have edited it.
+func ownerOf(meta map[string]string) (owner Owner, err error) {
+	if owner.UID, err = parseID(metaUID, meta[metaUID]); err != nil {
+		return owner, err
+	}
+	if owner.GID, err = parseID(metaGID, meta[metaGID]); err != nil {
+		return owner, err
+	}
+	owner.Mode, err = parseMode(meta[metaMode])
+	return owner, err
+}

@@ -1,0 +1,161 @@
+package driver
+
+import (
+	"context"
+	"time"
+)
+
+// Image is an image of the pool, as Ceph describes it.
+type Image struct {
+	Name     string
+	ID       string    // Ceph's own id; it never comes again, unlike the name
+	Size     uint64    // bytes
+	Created  time.Time // by the cluster's clock
+	Features []string  // librbd's names, for example "exclusive-lock"
+}
+
+// ImageSpec says how an image is to be made.
+type ImageSpec struct {
+	Name       string
+	Size       uint64   // bytes
+	ObjectSize uint64   // bytes, a power of two; 0 = Ceph's default
+	DataPool   string   // pool for the data objects; "" = the image's own
+	Features   []string // librbd's names
+}
+
+// Images is one pool (and namespace) of a Ceph cluster. Every method returns
+// ErrUnavailable, and within its context's deadline, when Ceph does not answer.
+type Images interface {
+	// Create makes an image. ErrExists if the name is taken; the image there is
+	// not touched.
+	Create(ctx context.Context, spec ImageSpec) error
+	// Open opens an image; ErrNotFound if there is none. Opened read-write the
+	// image has this node's control client among its watchers until Close.
+	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)
+	// Names lists the images that can be volumes, sorted.
+	Names(ctx context.Context) ([]string, error)
+	// Remove makes the name free again at once and has the data deleted.
+	// ErrNotFound if there is no image of this name and id, ErrBusy if it has
+	// snapshots. Whether anybody uses the image is for the caller to know.
+	Remove(ctx context.Context, image Image) error
+}
+
+// OpenMode tells a look from an intent to change.
+type OpenMode bool
+
+// The two ways to open an image.
+const (
+	ReadOnly  OpenMode = false
+	ReadWrite OpenMode = true
+)
+
+// Handle is an open image.
+type Handle interface {
+	// Image is the image as it was when it was opened.
+	Image() Image
+	// Client is the address ("ip:0/nonce") of the control client that opened it.
+	Client() string
+	// Watchers are the addresses of all who have the image open read-write or
+	// mapped; asked afresh at each call. Ceph drops a watcher 30 s after its
+	// last sign of life, and at once when it is fenced.
+	Watchers(ctx context.Context) ([]string, error)
+	// Used is the space the image takes in the pool, in bytes, in whole
+	// objects. Without the feature fast-diff it asks for object after object.
+	Used(ctx context.Context) (uint64, error)
+	// Meta is the volume's own metadata, asked afresh at each call: what was
+	// read before the guard was ours may be out of date.
+	Meta(ctx context.Context) (map[string]string, error)
+	// SetMeta sets the given keys of the metadata and leaves the others.
+	SetMeta(ctx context.Context, meta map[string]string) error
+	// Close takes the watcher back. It may be called twice.
+	Close(ctx context.Context) error
+}
+
+// Records keeps small JSON records beside the images. Every change is one
+// atomic compare-and-swap, wherever it comes from and however late it arrives.
+type Records interface {
+	// Load reads a record and returns its version; ErrNotFound if there is none.
+	Load(ctx context.Context, key string, into any) (Version, error)
+	// Swap replaces the record of the given version; version 0 means that there
+	// must be none. ErrLost if somebody was faster.
+	Swap(ctx context.Context, key string, old Version, value any) (Version, error)
+	// Delete takes the record of the given version away; ErrLost as for Swap.
+	Delete(ctx context.Context, key string, old Version) error
+}
+
+// Version is the version of a record; 0 = there is none. A record that is
+// deleted and made again does not get an old version again.
+type Version uint64
+
+// Fences bars clients from the cluster.
+type Fences interface {
+	// Fence bars the clients of these addresses for years and returns when no
+	// OSD that the new map reaches will accept a write of theirs. Fencing twice
+	// is no error.
+	Fence(ctx context.Context, addrs ...string) error
+	// Fenced tells which of the addresses are barred now.
+	Fenced(ctx context.Context, addrs ...string) (map[string]bool, error)
+}
+
+// Mapping is an image that is a block device of this node.
+type Mapping struct {
+	Name   string // of the image
+	ID     string // of the image
+	Device string // for example /dev/rbd0; "" when only a part is left of it
+	Addr   string // of the mapping's own Ceph client: what a fence would bar
+	Alive  bool   // false = its I/O can only fail; Drop it
+}
+
+// Mapper makes block devices of images. What is mapped it reads from the
+// kernel each time, so that it survives a restart of the plugin.
+type Mapper interface {
+	// Map maps the image with a Ceph client of its own. Mapped already: the
+	// mapping there is. After an error nothing is left behind.
+	Map(ctx context.Context, image Image, mode OpenMode) (Mapping, error)
+	// Unmap flushes and takes the device away; nil if it is not mapped,
+	// ErrBusy, with nothing changed, while a mount or a process holds it.
+	Unmap(ctx context.Context, imageID string) error
+	// Drop takes the mapping away whoever holds it. Unwritten data is lost;
+	// after it nothing can be written through it.
+	Drop(ctx context.Context, imageID string) error
+	// Mappings lists what is mapped here from this pool.
+	Mappings(ctx context.Context) ([]Mapping, error)
+}
+
+// Filesystem makes and mounts filesystems on block devices of this node.
+type Filesystem interface {
+	// Probe names the filesystem on the device. ErrContent, with what there
+	// is, if it is none that can be mounted (nothing, a partition table, LUKS)
+	// or if the device cannot be read.
+	Probe(ctx context.Context, device string) (fstype string, err error)
+	// Format makes a filesystem, destroying what was there. fresh promises
+	// that nothing was ever written to the device.
+	Format(ctx context.Context, device, fstype string, options []string, fresh bool) error
+	// Check repairs what can be repaired without a decision; nil if there is
+	// nothing to do or the device is mounted already.
+	Check(ctx context.Context, device, fstype string) error
+	// Mount mounts the device; mounted there already is no error. It fails
+	// when the mount does not reach the host, where Docker would look for it.
+	Mount(ctx context.Context, m Mount) error
+	// Prepare gives the root of a fresh filesystem its owner and mode, takes
+	// lost+found away, and returns when all is on disk.
+	Prepare(ctx context.Context, path string, owner Owner) error
+	// Unmount unmounts; nil if nothing is mounted there, ErrBusy if in use.
+	Unmount(ctx context.Context, path string) error
+	// Detach unmounts at once, whoever uses it (umount -l).
+	Detach(ctx context.Context, path string) error
+	// Mounted lists the mounts right under the directory, by path; Options are
+	// those of the mount, without those of the filesystem.
+	Mounted(ctx context.Context, dir string) (map[string]Mount, error)
+}
+
+// Mount is one mount: mount -t FSType -o Options Device Path.
+type Mount struct {
+	Device, Path, FSType, Options string
+}
+
+// Owner is what the root of a new filesystem gets; nil = what mkfs made.
+type Owner struct {
+	UID, GID *uint32
+	Mode     *uint32 // permission bits with setuid, setgid and sticky, as chmod takes them
+}

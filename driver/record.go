@@ -1,0 +1,96 @@
+package driver
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// record is the list of volumes that this node has seen, on disk. It is a
+// cache and answers Get and List only while Ceph cannot be asked: an error
+// would make dockerd forget its own records of the volumes.
+type record struct {
+	mu      sync.Mutex
+	file    string
+	log     logrus.FieldLogger
+	volumes map[string]time.Time // created, zero if not known
+}
+
+// openRecord reads the record. A missing or damaged one is an empty one: the
+// next List fills it.
+func openRecord(file string, log logrus.FieldLogger) *record {
+	r := &record{file: file, log: log, volumes: map[string]time.Time{}}
+	data, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(data, &r.volumes)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warnf("record of known volumes: %v; starting an empty one", err)
+	}
+	if r.volumes == nil {
+		r.volumes = map[string]time.Time{}
+	}
+	return r
+}
+
+func (r *record) get(volume string) (created time.Time, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	created, known = r.volumes[volume]
+	return created, known
+}
+
+func (r *record) names() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.volumes))
+}
+
+func (r *record) put(volume string, created time.Time) {
+	r.change(func(v map[string]time.Time) { v[volume] = created })
+}
+
+func (r *record) remove(volume string) {
+	r.change(func(v map[string]time.Time) { delete(v, volume) })
+}
+
+// replace makes exactly these volumes known.
+func (r *record) replace(volumes []string) {
+	r.change(func(v map[string]time.Time) {
+		maps.DeleteFunc(v, func(name string, _ time.Time) bool { return !slices.Contains(volumes, name) })
+		for _, name := range volumes {
+			if _, known := v[name]; !known {
+				v[name] = time.Time{}
+			}
+		}
+	})
+}
+
+// change writes the file if anything is different. A write that fails costs
+// no more than what the cache is for.
+func (r *record) change(edit func(map[string]time.Time)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := maps.Clone(r.volumes)
+	edit(r.volumes)
+	if maps.EqualFunc(before, r.volumes, time.Time.Equal) {
+		return
+	}
+	data, err := json.Marshal(r.volumes)
+	if err == nil {
+		err = os.WriteFile(r.file+".new", data, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(r.file+".new", r.file)
+	}
+	if err != nil {
+		r.log.Warnf("record of known volumes: %v", err)
+	}
+}

@@ -1,0 +1,141 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Watch compares, now and at each interval until the context ends, what is
+// mapped on this node with the guards, and puts right what does not fit.
+func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
+	for {
+		d.Reconcile(ctx)
+		if !sleep(ctx, interval) {
+			return
+		}
+	}
+}
+
+// Reconcile looks once at every mapping and mount of this node:
+//   - a guard in other hands, or a fenced client: the volume was taken over
+//     while this node was away. Mount, device and client go, at once and by
+//     force, so that nothing is left to write when the fence expires.
+//   - mapped and used by nobody: forgotten by a crashed engine, or the last
+//     unmount met a container that still held it. It is let go; if the kernel
+//     says that a container has it, it stays.
+//   - mounted without a mapping: what a dead userspace mapper leaves.
+func (d *Driver) Reconcile(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	mappings, err := d.mapper.Mappings(ctx)
+	if err != nil {
+		d.log.Warnf("reconcile: mappings of this node: %v", err)
+		return
+	}
+	mounts, err := d.fs.Mounted(ctx, d.mounts)
+	if err != nil {
+		d.log.Warnf("reconcile: mounts of this node: %v", err)
+		return
+	}
+	volumes := map[string]bool{}
+	for _, m := range mappings {
+		volumes[m.Name] = true
+	}
+	for path := range mounts {
+		volumes[filepath.Base(path)] = true
+	}
+	var wg sync.WaitGroup
+	for name := range volumes {
+		wg.Go(func() { d.settle(ctx, name) })
+	}
+	wg.Wait()
+}
+
+// LetGo gives up, at the end of the plugin, all that no container holds. What
+// one holds stays mounted and guarded; the next start finds it.
+func (d *Driver) LetGo(ctx context.Context) {
+	mappings, err := d.mapper.Mappings(ctx)
+	if err != nil {
+		d.log.Warnf("stop: mappings of this node: %v", err)
+	}
+	var wg sync.WaitGroup
+	for _, m := range mappings {
+		wg.Go(func() {
+			d.refs.forget(m.Name)
+			d.settle(ctx, m.Name)
+		})
+	}
+	wg.Wait()
+}
+
+// settle puts one volume of this node right.
+func (d *Driver) settle(ctx context.Context, name string) {
+	log := d.log.WithField("volume", name)
+	unlock, err := d.locks.lock(ctx, name, "reconcile")
+	if err != nil {
+		return // somebody works on it; next time
+	}
+	defer unlock()
+	if err = d.reclaim(ctx, name); err == nil && d.refs.count(name) == 0 {
+		err = d.letGo(ctx, name)
+	}
+	switch {
+	case errors.Is(err, ErrBusy):
+		log.Debugf("reconcile: in use by a container: %v", err)
+	case errors.Is(err, ErrUnavailable): // nothing is known, so nothing is done
+		log.Debugf("reconcile: %v", err)
+	case err != nil:
+		log.Warnf("reconcile: %v", err)
+	}
+}
+
+// reclaim takes away what this node has no right to, or no use of, any more:
+// a mount without a working mapping, a mapping that is dead or not under a
+// guard of ours. What is left afterwards may be written.
+func (d *Driver) reclaim(ctx context.Context, name string) error {
+	if err := d.detachStale(ctx, name); err != nil {
+		return err
+	}
+	m, found, err := d.mapping(ctx, name)
+	if err != nil || !found {
+		return err
+	}
+	lost := !m.Alive
+	if !lost {
+		if lost, err = d.lost(ctx, m); err != nil {
+			return err
+		}
+	}
+	if lost {
+		return d.drop(ctx, m)
+	}
+	return nil
+}
+
+// lost tells whether a mapping has lost its right to write: its client is
+// fenced, or another has the guard. A guard that is missing altogether, deleted
+// by hand perhaps, is put back: nobody else can have taken it.
+func (d *Driver) lost(ctx context.Context, m Mapping) (bool, error) {
+	fenced, err := d.fences.Fenced(ctx, m.Addr)
+	if err != nil || fenced[m.Addr] {
+		return fenced[m.Addr], err
+	}
+	guard, _, err := d.loadGuard(ctx, m.ID)
+	if err == nil {
+		return !slices.Contains(guard.Addrs, m.Addr), nil
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return false, err
+	}
+	_, err = d.records.Swap(ctx, guardKey(m.ID), 0, Guard{
+		Node: d.node.Name, Boot: d.node.Boot, State: guardMapped, Addrs: []string{m.Addr}, Since: d.now(),
+	})
+	if err == nil {
+		d.log.WithField("volume", m.Name).Warn("the guard was missing although the volume is mapped here: put back")
+	}
+	return errors.Is(err, ErrLost), err
+}

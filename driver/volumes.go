@@ -1,0 +1,283 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Volume is what Docker is told of a volume.
+type Volume struct {
+	Name       string
+	Mountpoint string // "" while it is not mounted on this node
+	Created    time.Time
+	Status     map[string]any // shown by docker volume inspect
+}
+
+// Create makes the image of a new volume; the filesystem waits for the first
+// Mount. A volume that exists and agrees with the options is a success: Docker
+// repeats itself, and the other nodes of a swarm create at the same time.
+func (d *Driver) Create(ctx context.Context, name string, opts map[string]string) error {
+	return wrap("create", name, d.create(ctx, name, opts))
+}
+
+func (d *Driver) create(ctx context.Context, name string, given map[string]string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	o, err := parseOptions(d.pool, d.defaults, given)
+	if err != nil {
+		return err
+	}
+	unlock, err := d.locks.lock(ctx, name, "create")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	err = d.agree(ctx, name, o)
+	if errors.Is(err, ErrNotFound) {
+		if err = d.promise(ctx, name, blank{Size: o.size, Meta: o.meta()}); err != nil {
+			return err
+		}
+		err = d.images.Create(ctx, ImageSpec{
+			Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
+		})
+		if errors.Is(err, ErrExists) {
+			err = d.agree(ctx, name, o)
+		}
+	}
+	if err == nil {
+		d.record.put(name, d.now())
+	}
+	return err
+}
+
+// agree compares an existing volume with what is asked for; ErrNotFound if
+// there is none.
+func (d *Driver) agree(ctx context.Context, name string, o options) error {
+	h, err := d.images.Open(ctx, name, ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, h)
+	meta, _, err := d.metaOf(ctx, h)
+	if err != nil {
+		return err
+	}
+	return o.agree(h.Image(), meta)
+}
+
+// promise writes the blank of a volume whose image is to be made. One that is
+// there is of a Create that died or that another node is just at; the image of
+// the latter will be there in a moment, and then Create finds it.
+func (d *Driver) promise(ctx context.Context, name string, b blank) error {
+	for first := true; ; first = false {
+		there, version, err := d.loadBlank(ctx, name)
+		switch {
+		case err != nil && !errors.Is(err, ErrNotFound):
+			return err
+		case err == nil && there.Begun == "" && there.equal(b):
+			return nil
+		case err == nil && first:
+			if d.pause(ctx) {
+				continue
+			}
+		}
+		if _, err = d.records.Swap(ctx, blankKey(name), version, b); !errors.Is(err, ErrLost) {
+			return err
+		}
+	}
+}
+
+// Get describes a volume. ErrNotFound means that Ceph said so; while Ceph
+// cannot be asked the record answers, and for a volume that it does not know
+// the error is ErrUnavailable.
+func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
+	if checkName(name) != nil { // Docker asks every driver for any name
+		return Volume{}, wrap("get", name, ErrNotFound)
+	}
+	v := Volume{Name: name, Mountpoint: d.Path(ctx, name)}
+	err := d.describe(ctx, &v)
+	if err == nil {
+		d.record.put(name, v.Created)
+		return v, nil
+	}
+	if errors.Is(err, ErrNotFound) {
+		d.record.remove(name)
+		return Volume{}, wrap("get", name, err)
+	}
+	created, known := d.record.get(name)
+	if !known {
+		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
+	}
+	d.log.WithField("volume", name).Warnf("get: answered from the record: %v", err)
+	v.Created = created
+	v.Status = map[string]any{"pool": d.pool, "ceph": "unavailable: " + err.Error()}
+	return v, nil
+}
+
+// describe asks Ceph, for no longer than the driver's patience.
+func (d *Driver) describe(ctx context.Context, v *Volume) error {
+	ctx, cancel := context.WithTimeout(ctx, d.patience)
+	defer cancel()
+	h, err := d.images.Open(ctx, v.Name, ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, h)
+	image := h.Image()
+	meta, formatted, err := d.metaOf(ctx, h)
+	if err != nil {
+		return err
+	}
+	v.Created = image.Created
+	v.Status = map[string]any{
+		"pool": d.pool, "image": image.Name, "id": image.ID, "size": formatSize(image.Size),
+		"filesystem": filesystemStatus(meta, formatted), "created": image.Created.Format(time.RFC3339),
+	}
+	if d.space != "" {
+		v.Status["namespace"] = d.space
+	}
+	// Without fast-diff the answer takes a question per object: too long for a
+	// call that every start of a container makes.
+	if slices.Contains(image.Features, "fast-diff") {
+		if used, err := h.Used(ctx); err == nil {
+			v.Status["used"] = formatSize(used)
+		}
+	}
+	switch guard, _, err := d.loadGuard(ctx, image.ID); {
+	case err == nil:
+		v.Status["node"] = guard.Node
+		v.Status["since"] = guard.Since.Format(time.RFC3339)
+		v.Status["client"] = strings.Join(guard.Addrs, ", ")
+	case !errors.Is(err, ErrNotFound):
+		return err
+	}
+	if m, found, _ := d.mapping(ctx, v.Name); found {
+		v.Status["device"] = m.Device
+	}
+	return nil
+}
+
+func filesystemStatus(meta map[string]string, formatted bool) string {
+	switch fstype := meta[metaFSType]; {
+	case formatted:
+		return fstype
+	case fstype != "":
+		return fstype + " (made at the first mount)"
+	}
+	return "not made by this plugin, mounted as it is"
+}
+
+// List names the volumes: those of Ceph or, while Ceph cannot be asked, those
+// of the record.
+func (d *Driver) List(ctx context.Context) ([]Volume, error) {
+	mounts, err := d.fs.Mounted(ctx, d.mounts)
+	if err != nil {
+		d.log.Warnf("list: mounts of this node: %v", err)
+	}
+	ask, cancel := context.WithTimeout(ctx, d.patience)
+	defer cancel()
+	names, err := d.images.Names(ask)
+	if err == nil {
+		d.record.replace(names)
+	} else {
+		d.log.Warnf("list: answered from the record: %v", err)
+		names = d.record.names()
+	}
+	volumes := make([]Volume, 0, len(names))
+	for _, name := range names {
+		created, _ := d.record.get(name)
+		v := Volume{Name: name, Created: created}
+		if _, here := mounts[d.path(name)]; here {
+			v.Mountpoint = d.path(name)
+		}
+		volumes = append(volumes, v)
+	}
+	return volumes, nil
+}
+
+// Path is where the volume is mounted on this node, "" if it is not. It asks
+// the kernel only.
+func (d *Driver) Path(ctx context.Context, name string) string {
+	if m, found, _ := d.mounted(ctx, name); found {
+		return m.Path
+	}
+	return ""
+}
+
+// removePatience bounds how long Remove waits for a holder to let go: the one
+// who asks wants to know where it is in use, not to wait for it.
+const removePatience = 5 * time.Second
+
+// Remove deletes a volume that nobody uses. One that is gone already is a
+// success: Docker on this node may have missed its removal on another.
+func (d *Driver) Remove(ctx context.Context, name string) error {
+	return wrap("remove", name, d.remove(ctx, name))
+}
+
+func (d *Driver) remove(ctx context.Context, name string) (err error) {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	unlock, err := d.locks.lock(ctx, name, "remove")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if n := d.refs.count(name); n > 0 {
+		return fmt.Errorf("%w: %d containers use it on this node (%s)", ErrBusy, n, d.node.Name)
+	}
+	if err := d.letGo(ctx, name); err != nil { // what a crash may have left mapped
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, removePatience)
+	defer cancel()
+	l, err := d.acquire(wait, name)
+	if errors.Is(err, ErrNotFound) {
+		d.record.remove(name)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, l)
+	if err = d.swap(ctx, l, guardRemoving, l.Client()); err == nil {
+		if err = d.images.Remove(ctx, l.Image()); err == nil {
+			err = d.forgetBlank(ctx, name)
+		}
+	}
+	if errors.Is(err, ErrUnavailable) {
+		return err // it may yet happen: the guard stays, and its next taker fences us first
+	}
+	if err != nil {
+		return also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
+	}
+	d.record.remove(name)
+	return d.giveBack(ctx, l.Image().ID, l.version)
+}
+
+// forgetBlank takes away the blank of a volume that is gone or formatted. A
+// crash before it does no harm: the next Create of the name replaces it.
+func (d *Driver) forgetBlank(ctx context.Context, name string) error {
+	_, version, err := d.loadBlank(ctx, name)
+	if err == nil {
+		err = d.records.Delete(ctx, blankKey(name), version)
+	}
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrLost) {
+		return nil
+	}
+	return err
+}
+
+// also adds what went wrong while a failure was being undone, in one line.
+func also(err error, what string, second error) error {
+	if second == nil {
+		return err
+	}
+	return fmt.Errorf("%w; and then %s: %w", err, what, second)
+}

@@ -1,0 +1,53 @@
+package rbd
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// errno takes the error number out of what go-ceph returns; 0 if there is none.
+func errno(err error) syscall.Errno {
+	var coded interface{ ErrorCode() int }
+	if !errors.As(err, &coded) {
+		return 0
+	}
+	code := coded.ErrorCode()
+	return syscall.Errno(max(code, -code))
+}
+
+// translate turns an error of go-ceph into the driver's words.
+func translate(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var kind error
+	switch errno(err) {
+	case syscall.ENOENT:
+		kind = driver.ErrNotFound
+	case syscall.EEXIST:
+		kind = driver.ErrExists
+	case syscall.EBUSY, syscall.ENOTEMPTY:
+		kind = driver.ErrBusy
+	case syscall.ERANGE, syscall.EOVERFLOW:
+		kind = driver.ErrLost
+	case syscall.EACCES, syscall.EPERM:
+		return fmt.Errorf("%s: %w: ceph refuses this key (%w); the README lists the caps it needs", what, driver.ErrUnavailable, err)
+	case syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:
+		kind = driver.ErrUnavailable
+	default:
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s: %w (%w)", what, kind, err)
+}
+
+// gone tells that a client will never work again: it was fenced or shut down.
+func gone(err error) bool {
+	switch errno(err) {
+	case syscall.ESHUTDOWN, syscall.ENOTCONN:
+		return true
+	}
+	return false
+}

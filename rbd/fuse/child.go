@@ -1,0 +1,165 @@
+package fuse
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// job is what a child gets on its standard input.
+type job struct {
+	Cluster, ConfFile, User, Keyring string
+	Pool, Namespace                  string
+	Name, ID                         string
+	Mountpoint                       string
+	ReadOnly                         bool
+}
+
+// start runs a child until it serves the image. It is in a session of its own:
+// a Ctrl-C or the end of the plugin is not the end of the containers' data path.
+func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.OpenMode) (mapping driver.Mapping, err error) {
+	if err := os.MkdirAll(m.mountpoint(image.ID), 0o700); err != nil {
+		return mapping, err
+	}
+	lock, err := takeLock(m.lockfile(image.ID))
+	if err != nil {
+		return mapping, err
+	}
+	defer func() { _ = lock.Close() }()
+
+	input, err := json.Marshal(job{
+		Cluster: m.Ceph.Cluster, ConfFile: m.Ceph.ConfFile, User: m.Ceph.User, Keyring: m.Ceph.Keyring,
+		Pool: m.Ceph.Pool, Namespace: m.Ceph.Namespace, Name: image.Name, ID: image.ID,
+		Mountpoint: m.mountpoint(image.ID), ReadOnly: mode == driver.ReadOnly,
+	})
+	if err != nil {
+		return mapping, err
+	}
+	cmd := exec.Command(m.Command[0], m.Command[1:]...) //nolint:noctx // it outlives the request
+	cmd.Stdin = bytes.NewReader(input)
+	cmd.ExtraFiles = []*os.File{lock} // held for as long as any process has it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	var stderr tail
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return mapping, err
+	}
+	if err := cmd.Start(); err != nil {
+		return mapping, fmt.Errorf("start the image server: %w", err)
+	}
+	ready := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(stdout).ReadString('\n')
+		ready <- strings.TrimSpace(line)
+		err := cmd.Wait()
+		if text := stderr.String(); text != "" {
+			m.Log.WithField("volume", image.Name).Warnf("image server ended (%v): %s", err, text)
+		}
+	}()
+	select {
+	case line := <-ready:
+		if addr, ok := strings.CutPrefix(line, readyPrefix); ok {
+			return driver.Mapping{Name: image.Name, ID: image.ID, Addr: addr, Alive: true}, nil
+		}
+		err = errors.New(strings.TrimPrefix(line, failedPrefix))
+		if line == "" {
+			err = fmt.Errorf("it ended without a word")
+		}
+	case <-ctx.Done():
+		err = fmt.Errorf("%w: image not opened in time", driver.ErrUnavailable)
+		_ = cmd.Process.Kill()
+	}
+	_ = lock.Close()
+	return mapping, errors.Join(fmt.Errorf("serve image: %w", err), m.Drop(context.WithoutCancel(ctx), image.ID))
+}
+
+// takeLock creates and locks the file that stands for a living child. The
+// child inherits the lock and writes its pid there.
+func takeLock(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("%w: an image server is still there (%s)", driver.ErrBusy, path)
+	}
+	return lock, lock.Truncate(0)
+}
+
+// childAlive asks the lock, not the process: it is free once the child is gone.
+func childAlive(path string) (bool, error) {
+	lock, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = lock.Close() }()
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
+// killChild kills the process that holds the lock. The pid is its own word,
+// and it cannot be another's while the lock is held.
+func killChild(path string) error {
+	alive, err := childAlive(path)
+	if err != nil || !alive {
+		return err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 1 {
+		return nil // not started yet: it fails when its parent has gone
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill image server %d: %w", pid, err)
+	}
+	return nil
+}
+
+func (m *Mapper) waitForChild(ctx context.Context, id string) error {
+	for {
+		alive, err := childAlive(m.lockfile(id))
+		if err != nil || !alive {
+			return err
+		}
+		if !pause(ctx) {
+			return fmt.Errorf("image server of %s has not ended: %w", id, ctx.Err())
+		}
+	}
+}
+
+// tail keeps the end of what a child says on its standard error.
+type tail struct{ buf []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - 2000; over > 0 {
+		t.buf = t.buf[over:]
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string { return strings.Join(strings.Fields(string(t.buf)), " ") }

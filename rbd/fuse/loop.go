@@ -1,0 +1,114 @@
+package fuse
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// attachLoop returns a loop device on the file, open. Direct I/O: else the
+// pages would be cached twice, and a flush would not reach the file. Autoclear:
+// closed by everybody, the device is free again.
+func attachLoop(file string, mode driver.OpenMode) (*os.File, error) {
+	config := unix.LoopConfig{}
+	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+	open := os.O_RDWR
+	if mode == driver.ReadOnly {
+		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
+		open = os.O_RDONLY
+	}
+	copy(config.Info.File_name[:], file)
+	backing, err := os.OpenFile(file, open|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = backing.Close() }()
+	config.Fd = uint32(backing.Fd())
+
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = control.Close() }()
+	for range 100 {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("find a free loop device: %w", err)
+		}
+		dev, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
+		if err == nil {
+			return dev, nil
+		}
+		_ = dev.Close()
+		if !errors.Is(err, unix.EBUSY) { // EBUSY: another process was faster
+			return nil, fmt.Errorf("set up %s on %s: %w", dev.Name(), file, err)
+		}
+	}
+	return nil, fmt.Errorf("find a free loop device: other processes take them all")
+}
+
+// detachLoop frees a loop device that nobody uses; ErrBusy if anybody does. A
+// mounted filesystem, in whatever mount namespace, has its device exclusively.
+func detachLoop(device string) error {
+	dev, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s is %w: a container or another process has it mounted", device, driver.ErrBusy)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dev.Close() }()
+	if err := dev.Sync(); err != nil {
+		return fmt.Errorf("flush %s: %w", device, err)
+	}
+	return clearFd(dev)
+}
+
+// clearLoop frees a loop device whoever uses it: with a user left, the kernel
+// does it when the last one closes it. Its backing file is dead.
+func clearLoop(device string) {
+	if dev, err := os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+		_ = clearFd(dev)
+		_ = dev.Close()
+	}
+}
+
+func clearFd(dev *os.File) error {
+	err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0)
+	if err != nil && !errors.Is(err, unix.ENXIO) { // ENXIO: free already
+		return fmt.Errorf("free %s: %w", dev.Name(), err)
+	}
+	return nil
+}
+
+// loopOf finds the loop device on a file, "" if there is none.
+func loopOf(file string) (string, error) {
+	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range backing {
+		name, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+			continue // freed since
+		}
+		if err != nil {
+			return "", err
+		}
+		if strings.TrimSuffix(string(name), "\n") == file {
+			return "/dev/" + strings.Split(path, "/")[3], nil
+		}
+	}
+	return "", nil
+}

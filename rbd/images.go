@@ -1,0 +1,271 @@
+package rbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+	"github.com/ceph/go-ceph/rbd/admin"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// prefix marks what is ours: keys of the images' metadata, and objects.
+const prefix = "docker_volume."
+
+var _ driver.Images = (*Pool)(nil)
+
+// Create makes an image; see driver.Images.
+func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
+	return p.do(ctx, "create image", changes, func(_ *client, ioctx *rados.IOContext) error {
+		opts := rbd.NewRbdImageOptions()
+		defer opts.Destroy()
+		features := rbd.FeatureSetFromNames(spec.Features)
+		if err := opts.SetUint64(rbd.ImageOptionFeatures, uint64(features)); err != nil {
+			return err
+		}
+		if spec.ObjectSize != 0 {
+			order := bits.TrailingZeros64(spec.ObjectSize)
+			if err := opts.SetUint64(rbd.ImageOptionOrder, uint64(order)); err != nil {
+				return err
+			}
+		}
+		if spec.DataPool != "" {
+			if err := opts.SetString(rbd.ImageOptionDataPool, spec.DataPool); err != nil {
+				return err
+			}
+		}
+		err := rbd.CreateImage(ioctx, spec.Name, spec.Size, opts)
+		if spec.DataPool != "" && errno(err) == syscall.ENOENT {
+			return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, spec.DataPool)
+		}
+		return err
+	})
+}
+
+func setMeta(img *rbd.Image, meta map[string]string) error {
+	for key, value := range meta {
+		if err := img.SetMetadata(prefix+key, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Names lists the images of the pool; see driver.Images.
+func (p *Pool) Names(ctx context.Context) (names []string, err error) {
+	err = p.do(ctx, "list images", reads, func(_ *client, ioctx *rados.IOContext) error {
+		all, err := rbd.GetImageNames(ioctx)
+		names = slices.DeleteFunc(all, func(n string) bool { return !driver.ValidName(n) })
+		slices.Sort(names)
+		return err
+	})
+	if err != nil {
+		return nil, err // a call left alone may still write to names
+	}
+	return names, nil
+}
+
+// Remove moves the image to the trash, which is done at once, and has the
+// manager empty it, which takes as long as the image is large and survives the
+// death of this plugin; see driver.Images.
+func (p *Pool) Remove(ctx context.Context, image driver.Image) error {
+	return p.do(ctx, "remove image", changes, func(c *client, ioctx *rados.IOContext) error {
+		img, err := rbd.OpenImageReadOnly(ioctx, image.Name, rbd.NoSnapshot)
+		if err != nil {
+			return err
+		}
+		id, err := img.GetId()
+		snaps, snapErr := img.GetSnapshotNames()
+		if err := errors.Join(err, snapErr, img.Close()); err != nil {
+			return err
+		}
+		if id != image.ID {
+			return rbd.ErrNotFound
+		}
+		if len(snaps) > 0 {
+			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s", driver.ErrBusy, len(snaps), image.Name)
+		}
+		if err := rbd.GetImage(ioctx, image.Name).Trash(0); err != nil {
+			return err
+		}
+		spec := admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id)
+		if _, err := admin.NewFromConn(c.conn).Task().AddTrashRemove(spec); err != nil {
+			p.cfg.Log.Debugf("the manager takes no task (%v), removing %s (%s) ourselves", err, image.Name, id)
+			return rbd.TrashRemove(ioctx, id, true)
+		}
+		return nil
+	})
+}
+
+// handle is an open image; see driver.Handle.
+type handle struct {
+	pool   *Pool
+	client *client
+	ioctx  *rados.IOContext
+	img    *rbd.Image
+	image  driver.Image
+
+	calls  sync.WaitGroup
+	closed sync.Once
+}
+
+// Open opens an image; see driver.Images.
+func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	c, err := p.get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	h := &handle{pool: p, client: c}
+	opened := make(chan error, 1)
+	err = p.run(ctx, c, "open image", reads, func() error {
+		err := h.open(name, mode)
+		opened <- err
+		return err
+	})
+	if err != nil {
+		go func() { // open may still succeed after the context has ended
+			if <-opened == nil {
+				h.shut()
+			} else {
+				h.free()
+			}
+		}()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *handle) open(name string, mode driver.OpenMode) (err error) {
+	if h.ioctx, err = h.pool.ioctx(h.client); err != nil {
+		return err
+	}
+	if mode == driver.ReadWrite {
+		h.img, err = rbd.OpenImage(h.ioctx, name, rbd.NoSnapshot)
+	} else {
+		h.img, err = rbd.OpenImageReadOnly(h.ioctx, name, rbd.NoSnapshot)
+	}
+	if err != nil {
+		return err
+	}
+	if h.image, err = describe(h.img, name); err != nil {
+		return errors.Join(err, h.img.Close())
+	}
+	return nil
+}
+
+func describe(img *rbd.Image, name string) (image driver.Image, err error) {
+	image.Name = name
+	if image.ID, err = img.GetId(); err != nil {
+		return image, err
+	}
+	if image.Size, err = img.GetSize(); err != nil {
+		return image, err
+	}
+	created, err := img.GetCreateTimestamp()
+	if err != nil {
+		return image, err
+	}
+	image.Created = time.Unix(created.Sec, created.Nsec).UTC()
+	set, err := img.GetFeatures()
+	features := rbd.FeatureSet(set)
+	image.Features = features.Names()
+	return image, err
+}
+
+func (h *handle) Image() driver.Image { return h.image }
+func (h *handle) Client() string      { return h.client.addr }
+
+// call runs fn on the open image, which is not closed before fn has returned.
+func (h *handle) call(ctx context.Context, what string, e effect, fn func() error) error {
+	h.calls.Add(1)
+	return h.pool.run(ctx, h.client, what, e, func() error {
+		defer h.calls.Done()
+		return fn()
+	})
+}
+
+func (h *handle) Watchers(ctx context.Context) ([]string, error) {
+	var addrs []string
+	err := h.call(ctx, "list watchers", reads, func() error {
+		watchers, err := h.img.ListWatchers()
+		for _, w := range watchers {
+			addrs = append(addrs, w.Addr)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return addrs, nil
+}
+
+func (h *handle) Used(ctx context.Context) (uint64, error) {
+	var used uint64
+	err := h.call(ctx, "measure image", reads, func() error {
+		return h.img.DiffIterate(rbd.DiffIterateConfig{
+			Length: h.image.Size, WholeObject: rbd.EnableWholeObject, IncludeParent: rbd.ExcludeParent,
+			Callback: func(_, length uint64, exists int, _ any) int {
+				if exists != 0 {
+					used += length
+				}
+				return 0
+			},
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	return used, nil
+}
+
+func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
+	meta := map[string]string{}
+	err := h.call(ctx, "read metadata", reads, func() error {
+		all, err := h.img.ListMetadata()
+		for key, value := range all {
+			if key, ours := strings.CutPrefix(key, prefix); ours {
+				meta[key] = value
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return meta, nil
+}
+
+func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
+	return h.call(ctx, "write metadata", changes, func() error { return setMeta(h.img, meta) })
+}
+
+// Close waits for librbd to unregister the watcher, no longer than the context.
+func (h *handle) Close(ctx context.Context) (err error) {
+	h.closed.Do(func() {
+		err = h.pool.run(ctx, h.client, "close image", reads, h.shut)
+	})
+	return err
+}
+
+func (h *handle) shut() error {
+	h.calls.Wait()
+	err := h.img.Close()
+	h.free()
+	return err
+}
+
+func (h *handle) free() {
+	if h.ioctx != nil {
+		h.ioctx.Destroy()
+	}
+	h.pool.put(h.client)
+}

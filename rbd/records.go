@@ -1,0 +1,91 @@
+package rbd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/ceph/go-ceph/rados"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+var _ driver.Records = (*Pool)(nil)
+
+// maxRecord is many times the size of a record.
+const maxRecord = 16 << 10
+
+// Load reads a record; see driver.Records.
+func (p *Pool) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+	var (
+		data    []byte
+		version uint64
+	)
+	err := p.do(ctx, "read "+prefix+key, reads, func(_ *client, ioctx *rados.IOContext) error {
+		buf := make([]byte, maxRecord)
+		n, err := ioctx.Read(prefix+key, buf, 0)
+		if err != nil {
+			return err
+		}
+		data = buf[:n]
+		version, err = ioctx.GetLastVersion()
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return 0, fmt.Errorf("object %s%s cannot be understood and is not touched: %w; look at it with rados get, "+
+			"and rados rm it only if no node uses the image", prefix, key, err)
+	}
+	return driver.Version(version), nil
+}
+
+// Swap replaces a record; see driver.Records.
+func (p *Pool) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return 0, err
+	}
+	return p.write(ctx, key, old, func(op *rados.WriteOp) { op.WriteFull(data) })
+}
+
+// Delete removes a record; see driver.Records.
+func (p *Pool) Delete(ctx context.Context, key string, old driver.Version) error {
+	if old == 0 {
+		return fmt.Errorf("remove %s%s: %w", prefix, key, driver.ErrNotFound)
+	}
+	_, err := p.write(ctx, key, old, func(op *rados.WriteOp) { op.Remove() })
+	return err
+}
+
+// write changes an object in one operation that fails unless the object has
+// the version that was read. A stale version gets ERANGE, an object that has
+// gone EOVERFLOW or ENOENT, one that has come EEXIST (seen with 16.2).
+func (p *Pool) write(ctx context.Context, key string, old driver.Version, change func(*rados.WriteOp)) (driver.Version, error) {
+	var version uint64
+	err := p.do(ctx, "write "+prefix+key, changes, func(_ *client, ioctx *rados.IOContext) error {
+		op := rados.CreateWriteOp()
+		defer op.Release()
+		if old == 0 {
+			op.Create(rados.CreateExclusive)
+		} else {
+			op.AssertVersion(uint64(old))
+			op.AssertExists()
+		}
+		change(op)
+		err := op.Operate(ioctx, prefix+key, rados.OperationNoFlag)
+		if err == nil {
+			version, err = ioctx.GetLastVersion()
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, driver.ErrNotFound), errors.Is(err, driver.ErrExists):
+		return 0, fmt.Errorf("%w (%w)", driver.ErrLost, err)
+	case err != nil:
+		return 0, err
+	}
+	return driver.Version(version), nil
+}

@@ -1,0 +1,237 @@
+#!/usr/bin/env bash
+# A throw-away Ceph cluster: one monitor, one manager, one OSD, and the pool "rbd". Everything is in DIR; several can run at once.
+#
+# Usage: test/cluster.sh start DIR [--bluestore]   (default: memstore, which forgets everything when the OSD stops)
+#        test/cluster.sh stop DIR                  (removes DIR)
+#
+# Afterwards:
+#   ceph -c DIR/ceph.conf [-n client.docker|client.tests] ...   keyrings are found
+#   DIR/etc-ceph                                                to be bind-mounted as /etc/ceph: ceph.conf and client.docker's keyring
+# client.docker has the caps that the README documents, client.tests may use every pool.
+# CLUSTER_ADDR sets the address to listen on (default 127.0.0.1).
+set -euo pipefail
+
+die() {
+	echo "$0: $*" >&2
+	exit 1
+}
+
+# pid DAEMON - its process id while it runs (a pid file may be stale, and its number used by another process)
+pid() {
+	local pid
+	pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 1
+	grep -qsF -- "$dir/ceph.conf" "/proc/$pid/cmdline" && echo "$pid"
+}
+
+# run COMMAND... - quiet, into DIR/cluster.log
+run() {
+	echo "+ $*" >>"$dir/cluster.log"
+	"$@" >>"$dir/cluster.log" 2>&1 </dev/null
+}
+
+# Daemons live in a session of their own, so that Ctrl-C in a test does not reach some of them.
+# In / because trixie's OSD looks for its classes in a relative path.
+daemon() {
+	cd /
+	run setsid "ceph-$1" -c "$dir/ceph.conf" -i "$2"
+}
+
+ceph() {
+	run command ceph -c "$dir/ceph.conf" --connect-timeout 20 "$@"
+}
+
+# Two neighbouring ports on which nobody listens, below the ephemeral range.
+free_port() {
+	local port busy
+	busy=$(ss -Hltn | awk '{ sub(/.*:/, "", $4); print $4 }')
+	for _ in {1..100}; do
+		port=$((10000 + 2 * (RANDOM % 10000)))
+		if ! grep -qxE "$port|$((port + 1))" <<<"$busy"; then
+			echo "$port"
+			return
+		fi
+	done
+	die "no free port found"
+}
+
+config() {
+	local addr=${CLUSTER_ADDR:-127.0.0.1} port
+	port=$(free_port)
+	fsid=$(cat /proc/sys/kernel/random/uuid)
+	mon_host="[v2:$addr:$port,v1:$addr:$((port + 1))]"
+
+	mkdir "$dir/etc-ceph"
+	cat >"$dir/etc-ceph/ceph.conf" <<-END
+		[global]
+		fsid = $fsid
+		mon_host = $mon_host
+		auth_cluster_required = cephx
+		auth_service_required = cephx
+		auth_client_required = cephx
+	END
+
+	cat "$dir/etc-ceph/ceph.conf" - >"$dir/ceph.conf" <<-END
+		public_addr = $addr
+		run_dir = $dir
+		log_file = $dir/\$name.log
+		crash_dir = $dir/crash
+		# one copy is enough, and says so without a health warning
+		osd_pool_default_size = 1
+		osd_pool_default_min_size = 1
+		osd_pool_default_pg_num = 8
+		osd_pool_default_pg_autoscale_mode = off
+		osd_crush_chooseleaf_type = 0
+		mon_allow_pool_size_one = true
+		mon_allow_pool_delete = true
+		mon_warn_on_pool_no_redundancy = false
+		auth_allow_insecure_global_id_reclaim = false
+
+		[client]
+		keyring = $dir/ceph.\$name.keyring
+		log_file =
+
+		[mon]
+		mon_data = $dir/mon.a
+		mon_data_avail_warn = 1
+		mon_data_avail_crit = 1
+		mon_cluster_log_file = $dir/cluster.a.log
+		mon_memory_autotune = false
+		rocksdb_cache_size = 16777216
+
+		[mgr]
+		mgr_data = $dir/mgr.x
+		mgr_initial_modules =
+
+		[osd]
+		osd_data = $dir/osd.0
+		osd_objectstore = $store
+		memstore_device_bytes = 4294967296
+		bluestore_block_size = 10737418240
+		bluestore_fsck_on_mkfs = false
+		bluestore_cache_autotune = false
+		bluestore_cache_size = 67108864
+		osd_op_num_shards = 2
+		osd_op_num_threads_per_shard = 1
+		osd_min_pg_log_entries = 100
+		osd_max_pg_log_entries = 200
+
+		[mon.a]
+		admin_socket = $dir/\$name.asok
+		pid_file = $dir/\$name.pid
+		[mgr.x]
+		admin_socket = $dir/\$name.asok
+		pid_file = $dir/\$name.pid
+		[osd.0]
+		admin_socket = $dir/\$name.asok
+		pid_file = $dir/\$name.pid
+	END
+}
+
+# key ENTITY CAPS... - makes its keyring; mkfs of the monitor imports them all, so that no "ceph auth" is needed
+key() {
+	local name=$1 keyring=$dir/ceph.$1.keyring caps=()
+	shift
+	while (($#)); do
+		caps+=(--cap "$1" "$2")
+		shift 2
+	done
+	case $name in
+	mon.) keyring=$dir/keyring ;;
+	mgr.x | osd.0) keyring=$dir/$name/keyring ;;
+	esac
+	run ceph-authtool -C "$keyring" -n "$name" --gen-key "${caps[@]}"
+	[[ $name == mon. ]] || run ceph-authtool "$dir/keyring" --import-keyring "$keyring"
+}
+
+boot() {
+	local uuid
+	mkdir "$dir/mon.a" "$dir/mgr.x" "$dir/osd.0" "$dir/crash"
+	config
+	key mon. mon 'allow *'
+	key client.admin mon 'allow *' mgr 'allow *' osd 'allow *' mds 'allow *'
+	key mgr.x mon 'allow profile mgr' osd 'allow *' mds 'allow *'
+	key osd.0 mon 'allow profile osd' mgr 'allow profile osd' osd 'allow *'
+	key client.docker mon 'profile rbd' osd 'profile rbd pool=rbd' mgr 'profile rbd pool=rbd'
+	key client.tests mon 'profile rbd' osd 'profile rbd' mgr 'profile rbd'
+	cp "$dir/ceph.client.docker.keyring" "$dir/etc-ceph/"
+
+	run monmaptool --create --fsid "$fsid" --addv a "$mon_host" "$dir/monmap"
+	run ceph-mon -c "$dir/ceph.conf" -i a --mkfs --monmap "$dir/monmap" --keyring "$dir/keyring"
+	daemon mon a
+	daemon mgr x &
+	local mgr=$!
+	uuid=$(cat /proc/sys/kernel/random/uuid)
+	ceph osd new "$uuid" 0
+	run ceph-osd -c "$dir/ceph.conf" -i 0 --mkfs --osd-uuid "$uuid"
+	daemon osd 0
+	ceph osd pool create rbd
+	run timeout 30 rbd -c "$dir/ceph.conf" pool init rbd # writes an object: waits until the OSD serves
+	wait "$mgr"
+	for _ in {1..100}; do # several commands need the manager
+		if ceph mgr stat && tail -n 5 "$dir/cluster.log" | grep -q '"available": true'; then
+			return
+		fi
+		sleep 0.2
+	done
+	echo "the manager did not become available" >>"$dir/cluster.log"
+	return 1
+}
+
+start() {
+	[[ $(type -P ceph-mon) && $(type -P ceph-osd) && $(type -P ceph-mgr) ]] || die "Ceph is not installed: run test/deps.sh"
+	((${#dir} <= 80)) || die "$dir is too long for a Unix socket's path: take a directory with a short name"
+	mkdir -p "$dir"
+	rmdir "$dir" 2>/dev/null || die "$dir is not empty: stop the cluster in it, or take another directory"
+	mkdir -m 755 "$dir"
+
+	echo "==> starting a throw-away Ceph cluster in $dir"
+	trap 'failed $?' EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+	boot
+	trap - EXIT
+}
+
+# shellcheck disable=SC2317,SC2329 # called by the trap
+failed() {
+	trap '' INT TERM
+	if (($1 < 128)); then
+		{ tail -n 15 "$dir/cluster.log" && grep -h ' -1 ' "$dir"/*.[ax0].log | tail -n 5; } >&2 2>/dev/null || true
+		echo "$0: the cluster did not start: the last lines of its logs are above" >&2
+	fi
+	stop
+	exit "$1"
+}
+
+# The OSD first: it takes leave of the monitor, and waits for it if that is gone.
+stop() {
+	local daemon p i
+	for daemon in osd.0 mgr.x mon.a; do
+		if p=$(pid "$daemon"); then kill "$p" 2>/dev/null || true; fi
+		for i in {1..120}; do
+			p=$(pid "$daemon") || break
+			((i != 100)) || kill -KILL "$p" 2>/dev/null || true
+			sleep 0.1
+		done
+		! pid "$daemon" >/dev/null || die "$daemon of $dir does not end, even on SIGKILL"
+	done
+	rm -rf "$dir"
+}
+
+usage() {
+	sed -n '/^# Usage/,/^#$/s/^# \?//p' "$0" >&2
+	exit 2
+}
+
+(($# >= 2)) || usage
+dir=$(realpath -m "$2")
+store=memstore
+case "$1 ${3-}" in
+"start ") start ;;
+"start --bluestore") store=bluestore start ;;
+"stop ")
+	[[ ! -e $dir || -e $dir/ceph.conf ]] || die "$dir holds no cluster: nothing stopped, nothing removed"
+	stop
+	;;
+*) usage ;;
+esac

@@ -50,6 +50,7 @@ func Serve(in io.Reader, out io.Writer) error {
 
 func serve(in io.Reader, ready func(addr string)) error {
 	lock := os.NewFile(lockFd, "lock")
+	defer func() { _ = lock.Close() }() // and not before: the garbage collector would
 	unix.CloseOnExec(lockFd)
 	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil {
 		return err

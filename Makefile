@@ -1,0 +1,66 @@
+# make help lists what there is.
+SHELL := /bin/bash
+
+PLUGIN  ?= rbd:latest
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+# go-ceph wants to know the release of the headers, up to reef.
+RELEASES := 16=pacific 17=quincy 18=reef
+HEADERS  := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut -d. -f1)
+TAGS     := $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
+LINTER   := build/bin/golangci-lint-v2.15.0
+
+.PHONY: help deps build lint test fuzz bench plugin install uninstall push demo demo-clean clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+deps: ## install what Debian has of what building and testing need
+	@test/deps.sh
+
+build: deps ## the program for this machine: build/docker-volume-rbd
+	@mkdir -p build
+	go build -trimpath -tags "$(TAGS)" -ldflags "-X main.version=$(VERSION)" -o build/docker-volume-rbd ./cmd/docker-volume-rbd
+
+lint: deps $(LINTER) ## golangci-lint with the rule of layers, shellcheck
+	$(LINTER) run --build-tags "$(TAGS)"
+	shellcheck cmd/*.sh test/*.sh .ci/run
+
+$(LINTER):
+	@echo "==> building golangci-lint (about a minute, once)"
+	@mkdir -p build/bin
+	GOBIN=$(CURDIR)/build/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	mv build/bin/golangci-lint $@
+
+test: deps ## everything, on a throw-away cluster and engine (as root)
+	@TAGS="$(TAGS)" test/run.sh
+
+fuzz: ## every fuzz test for FUZZTIME (20s) each
+	@TAGS="$(TAGS)" test/fuzz.sh
+
+bench: deps ## the figures of the README, on a throw-away cluster (as root)
+	@TAGS="$(TAGS)" test/run.sh -run '^$$' -bench . -benchtime 20x ./rbd/... ./test/...
+
+plugin: ## build the managed plugin and create it in the engine, disabled
+	VERSION="$(VERSION)" cmd/plugin.sh build/plugin
+	-docker plugin rm -f $(PLUGIN) >/dev/null 2>&1
+	docker plugin create $(PLUGIN) build/plugin
+
+install: plugin ## create the plugin and enable it; settings: make install SET="RBD_CONF_POOL=x ..."
+	$(if $(SET),docker plugin set $(PLUGIN) $(SET))
+	docker plugin enable $(PLUGIN)
+
+uninstall: ## disable and remove the plugin
+	docker plugin rm -f $(PLUGIN)
+
+push: plugin ## push to a registry: make push PLUGIN=registry/name:tag
+	docker plugin push $(PLUGIN)
+
+demo: ## see it work: a throw-away cluster, an engine if there is none, the plugin, two nodes
+	@test/demo.sh
+
+demo-clean: ## take away all that make demo made
+	@test/demo.sh clean
+
+clean: ## remove build/
+	rm -rf build

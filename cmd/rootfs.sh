@@ -13,8 +13,9 @@ if [[ ! -d $root ]]; then
 		mkdir -p "$root/usr/$dir"
 		ln -s "usr/$dir" "$root/$dir"
 	done
-	mkdir -p "$root"/{dev,etc/ceph,lib/modules,proc,run,sys,tmp,var/lib/docker-volume-rbd}
+	mkdir -p "$root"/{dev,etc/ceph,host/lib,proc,run,sys,tmp,var/lib/docker-volume-rbd}
 	chmod 1777 "$root/tmp"
+	ln -s /host/lib/modules "$root/lib/modules" # by way of its parent: a host whose kernel has no modules has no such directory
 	echo 'root:x:0:0:root:/root:/usr/sbin/nologin' >"$root/etc/passwd"
 	echo 'root:x:0:' >"$root/etc/group"
 	echo 'hosts: files dns' >"$root/etc/nsswitch.conf" # monitors may be given by name

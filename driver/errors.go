@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Sentinels. The packages at the edges (rbd, rbd/krbd, rbd/fuse, driver/fsys)
@@ -37,10 +38,11 @@ type opError struct {
 }
 
 func (e *opError) Error() string {
+	cause := strings.ReplaceAll(e.err.Error(), "\n", "; ") // errors.Join writes lines
 	if e.volume == "" {
-		return fmt.Sprintf("%s: %v", e.op, e.err)
+		return fmt.Sprintf("%s: %s", e.op, cause)
 	}
-	return fmt.Sprintf("%s volume %s: %v", e.op, e.volume, e.err)
+	return fmt.Sprintf("%s volume %s: %s", e.op, e.volume, cause)
 }
 
 func (e *opError) Unwrap() error { return e.err }

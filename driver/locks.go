@@ -39,6 +39,9 @@ func (l *locks) lock(ctx context.Context, volume, op string) (unlock func(), err
 		v.op = op
 		l.mu.Unlock()
 		return func() {
+			l.mu.Lock()
+			v.op = ""
+			l.mu.Unlock()
 			v.free <- struct{}{}
 			l.leave(volume, v)
 		}, nil
@@ -47,6 +50,9 @@ func (l *locks) lock(ctx context.Context, volume, op string) (unlock func(), err
 		holder := v.op
 		l.mu.Unlock()
 		l.leave(volume, v)
+		if holder == "" { // free, and no time left to use it
+			return nil, ctx.Err()
+		}
 		return nil, fmt.Errorf("%w: another %s of the same volume is still under way on this node", ErrBusy, holder)
 	}
 }

@@ -136,7 +136,7 @@ func CheckDefaults(pool string, defaults map[string]string) error {
 }
 
 func defaultFSType(defaults map[string]string) string {
-	if v := defaults[OptFSType]; v != "" {
+	if v := strings.TrimSpace(defaults[OptFSType]); v != "" {
 		return v
 	}
 	return BuiltinDefaults[OptFSType]

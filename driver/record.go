@@ -26,18 +26,18 @@ type record struct {
 // openRecord reads the record. A missing or damaged one is an empty one: the
 // next List fills it.
 func openRecord(file string, log logrus.FieldLogger) *record {
-	r := &record{file: file, log: log, volumes: map[string]time.Time{}}
+	var volumes map[string]time.Time
 	data, err := os.ReadFile(file)
 	if err == nil {
-		err = json.Unmarshal(data, &r.volumes)
+		err = json.Unmarshal(data, &volumes)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Warnf("record of known volumes: %v; starting an empty one", err)
 	}
-	if r.volumes == nil {
-		r.volumes = map[string]time.Time{}
+	if err != nil || volumes == nil {
+		volumes = map[string]time.Time{}
 	}
-	return r
+	return &record{file: file, log: log, volumes: volumes}
 }
 
 func (r *record) get(volume string) (created time.Time, known bool) {

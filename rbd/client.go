@@ -241,8 +241,8 @@ func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn fun
 func (p *Pool) ioctx(c *client) (*rados.IOContext, error) {
 	ioctx, err := c.conn.OpenIOContext(p.cfg.Pool)
 	if err != nil {
-		// Never "not found": that would mean the volume.
-		return nil, fmt.Errorf("pool %q: %w (%v)", p.cfg.Pool, driver.ErrUnavailable, err)
+		// Its "not found" must not be taken for the volume's.
+		return nil, fmt.Errorf("pool %q: %w: %s", p.cfg.Pool, driver.ErrUnavailable, err.Error())
 	}
 	ioctx.SetNamespace(p.cfg.Namespace)
 	return ioctx, nil

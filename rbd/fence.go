@@ -97,28 +97,25 @@ func entries(answer []byte) (all []entry, err error) {
 }
 
 // entry is one of the blocklist: a client "ip:port/nonce", a host "ip:0/0", or
-// a range "ip/bits".
+// a range "ip:0/bits".
 type entry struct {
 	Addr  string `json:"addr"`
 	Range string `json:"range"`
 }
 
 func (e entry) bars(addr string) bool {
-	if e.Addr == addr {
-		return true
-	}
 	hostport, _, _ := strings.Cut(addr, "/")
 	client, err := netip.ParseAddrPort(hostport)
 	if err != nil {
 		return false
 	}
-	spec := e.Range
+	if host, bits, ok := strings.Cut(e.Range, ":0/"); ok {
+		prefix, err := netip.ParsePrefix(strings.Trim(host, "[]") + "/" + bits)
+		return err == nil && prefix.Contains(client.Addr())
+	}
 	if host, all := strings.CutSuffix(e.Addr, ":0/0"); all {
-		spec = strings.Trim(host, "[]")
+		ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+		return err == nil && ip == client.Addr()
 	}
-	if ip, err := netip.ParseAddr(spec); err == nil {
-		return ip == client.Addr()
-	}
-	prefix, err := netip.ParsePrefix(spec)
-	return err == nil && prefix.Contains(client.Addr())
+	return e.Addr == addr
 }

@@ -134,7 +134,7 @@ func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (dri
 	if err != nil {
 		go func() { // open may still succeed after the context has ended
 			if <-opened == nil {
-				h.shut()
+				_ = h.shut()
 			} else {
 				h.free()
 			}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,38 +29,52 @@ type job struct {
 	ReadOnly                         bool
 }
 
-// start runs a child until it serves the image. It is in a session of its own:
-// a Ctrl-C or the end of the plugin is not the end of the containers' data path.
-func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.OpenMode) (mapping driver.Mapping, err error) {
-	if err := os.MkdirAll(m.mountpoint(image.ID), 0o700); err != nil {
-		return mapping, err
-	}
+// start runs a child until it serves the image, or leaves nothing of it.
+func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
 	lock, err := takeLock(m.lockfile(image.ID))
 	if err != nil {
-		return mapping, err
+		return driver.Mapping{}, err
 	}
-	defer func() { _ = lock.Close() }()
+	addr, err := m.run(ctx, image, mode, lock)
+	_ = lock.Close() // the child, if there is one, has it too
+	if err != nil {
+		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		err = fmt.Errorf("serve image: %w", err)
+		if undo := m.Drop(after, image.ID); undo != nil {
+			err = fmt.Errorf("%w; and then: %w", err, undo)
+		}
+		return driver.Mapping{}, err
+	}
+	return driver.Mapping{Name: image.Name, ID: image.ID, Addr: addr, Alive: true}, nil
+}
 
+// run starts a child and waits for its word. It is in a session of its own: a
+// Ctrl-C or the end of the plugin is not the end of the containers' data path.
+func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMode, lock *os.File) (addr string, err error) {
+	if err := os.MkdirAll(m.mountpoint(image.ID), 0o700); err != nil {
+		return "", err
+	}
 	input, err := json.Marshal(job{
 		Cluster: m.Ceph.Cluster, ConfFile: m.Ceph.ConfFile, User: m.Ceph.User, Keyring: m.Ceph.Keyring,
 		Pool: m.Ceph.Pool, Namespace: m.Ceph.Namespace, Name: image.Name, ID: image.ID,
 		Mountpoint: m.mountpoint(image.ID), ReadOnly: mode == driver.ReadOnly,
 	})
 	if err != nil {
-		return mapping, err
+		return "", err
 	}
 	cmd := exec.Command(m.Command[0], m.Command[1:]...) //nolint:noctx // it outlives the request
 	cmd.Stdin = bytes.NewReader(input)
-	cmd.ExtraFiles = []*os.File{lock} // held for as long as any process has it
+	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var stderr tail
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
-		return mapping, err
+		return "", err
 	}
 	if err := cmd.Start(); err != nil {
-		return mapping, fmt.Errorf("start the image server: %w", err)
+		return "", err
 	}
 	ready := make(chan string, 1)
 	go func() {
@@ -73,18 +88,14 @@ func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.Open
 	select {
 	case line := <-ready:
 		if addr, ok := strings.CutPrefix(line, readyPrefix); ok {
-			return driver.Mapping{Name: image.Name, ID: image.ID, Addr: addr, Alive: true}, nil
+			return addr, nil
 		}
-		err = errors.New(strings.TrimPrefix(line, failedPrefix))
-		if line == "" {
-			err = fmt.Errorf("it ended without a word")
-		}
+		err = fmt.Errorf("it said %q", strings.TrimPrefix(line, failedPrefix))
 	case <-ctx.Done():
 		err = fmt.Errorf("%w: image not opened in time", driver.ErrUnavailable)
-		_ = cmd.Process.Kill()
 	}
-	_ = lock.Close()
-	return mapping, errors.Join(fmt.Errorf("serve image: %w", err), m.Drop(context.WithoutCancel(ctx), image.ID))
+	_ = cmd.Process.Kill()
+	return "", err
 }
 
 // takeLock creates and locks the file that stands for a living child. The
@@ -129,9 +140,9 @@ func killChild(path string) error {
 	if err != nil {
 		return err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 1 {
-		return nil // not started yet: it fails when its parent has gone
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	if pid <= 1 {
+		return nil // it has not written it yet: start kills it by itself
 	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill image server %d: %w", pid, err)
@@ -154,6 +165,7 @@ func (m *Mapper) waitForChild(ctx context.Context, id string) error {
 // tail keeps the end of what a child says on its standard error.
 type tail struct{ buf []byte }
 
+// Write is called by one goroutine of os/exec, which has ended when Wait returns.
 func (t *tail) Write(p []byte) (int, error) {
 	t.buf = append(t.buf, p...)
 	if over := len(t.buf) - 2000; over > 0 {

@@ -66,7 +66,10 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	if err != nil {
 		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		return driver.Mapping{}, errors.Join(err, m.Drop(after, image.ID))
+		if undo := m.Drop(after, image.ID); undo != nil {
+			err = fmt.Errorf("%w; and then: %w", err, undo)
+		}
+		return driver.Mapping{}, err
 	}
 	return found, nil
 }

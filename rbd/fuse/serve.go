@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
@@ -92,7 +93,7 @@ func serve(in io.Reader, ready func(addr string)) error {
 	src := source{Pool: j.Pool, Namespace: j.Namespace, ID: j.ID, Addr: addr, Name: j.Name}
 	server, err := fs.Mount(j.Mountpoint, root, &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: src.String(), Name: "docker-volume-rbd", DirectMount: true, DirectMountStrict: true,
-		MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, DisableXAttrs: true,
+		MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, DisableXAttrs: true, DisableSplice: true,
 	}})
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", j.Mountpoint, err)
@@ -128,6 +129,7 @@ type image struct {
 	img      *rbd.Image
 	size     uint64
 	readOnly bool
+	dirty    atomic.Bool // written since the last flush
 }
 
 var (
@@ -164,11 +166,19 @@ func (i *image) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64
 	if err != nil {
 		return 0, failed("write", off, len(data), err)
 	}
+	i.dirty.Store(true)
 	return uint32(n), fs.OK
 }
 
+// Fsync leaves librbd alone if there is nothing to flush: its flush takes the
+// exclusive lock first, for which a reader may have to wait until Ceph has given
+// up a dead writer.
 func (i *image) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
+	if !i.dirty.Swap(false) {
+		return fs.OK
+	}
 	if err := i.img.Flush(); err != nil {
+		i.dirty.Store(true)
 		return failed("flush", 0, 0, err)
 	}
 	return fs.OK
@@ -191,6 +201,7 @@ func (i *image) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, m
 			return failed("discard", int64(off), int(n), err)
 		}
 		off += n
+		i.dirty.Store(true)
 	}
 	return fs.OK
 }

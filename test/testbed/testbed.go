@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 
 	crbd "github.com/ceph/go-ceph/rbd"
@@ -97,13 +98,28 @@ func Log(tb testing.TB) *logrus.Logger {
 	log := logrus.New()
 	log.SetLevel(logrus.DebugLevel)
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true})
-	log.SetOutput(logWriter{tb})
+	w := &logWriter{tb: tb}
+	tb.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ended = true
+	})
+	log.SetOutput(w)
 	return log
 }
 
-type logWriter struct{ tb testing.TB }
+// logWriter ends with its test: what is still under way then may not log there.
+type logWriter struct {
+	mu    sync.Mutex
+	tb    testing.TB
+	ended bool
+}
 
-func (w logWriter) Write(p []byte) (int, error) {
-	w.tb.Logf("%s", p)
+func (w *logWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ended {
+		w.tb.Logf("%s", p)
+	}
 	return len(p), nil
 }

@@ -1,0 +1,48 @@
+// Package driver decides. It is the policy of the plugin: which node may have
+// a volume, in which order things happen, what is undone when a step fails, and
+// what a crash may leave behind. It starts no process and knows neither cgo nor
+// system calls: Ceph and the kernel are behind the interfaces of parts.go.
+//
+// Where to start: [Driver.Mount] in mount.go, and stage below it, which is the
+// whole way from an image to a mounted filesystem on one screen. Then guard.go.
+//
+// # What is believed
+//
+// Ceph (images, their metadata, the records) and the kernel (mappings, mounts).
+// In memory there are only locks and reference counts; a restart without them
+// is harmless, because the kernel does not let go of what a container holds.
+// The record on disk (record.go) is a cache for the time when Ceph is away.
+//
+// # The guard
+//
+// A record per image says which node has it, and with which Ceph client
+// addresses. Every change is a compare-and-swap. The states, and what somebody
+// who wants the image does when its holder is no longer seen to be alive:
+//
+//	(none)     nobody has it                    swap in "mapping"
+//	mapping    nothing was written under it     swap; its holder's next swap fails
+//	mapped     its clients may write            fence them, then swap
+//	removing   its client may delete the image  fence it, then swap
+//
+// Alive means: one of the addresses is among the watchers of the image. The
+// control client has the image open from before the first swap until the mount
+// is done, the mapping's own client for as long as it is mapped.
+//
+// Nothing is read through a mapping before the swap to "mapped" has succeeded,
+// and what was read earlier is read again after the guard is ours.
+//
+// # The blank
+//
+// Create writes a record, the blank, and then makes the image; the first Mount
+// makes the filesystem. An image is formatted only if there is a blank for its
+// name, and only if it is empty or the blank names it as begun. So a crash in
+// Create leaves no volume or a blank one; a crash in the first Mount leaves one
+// that the next Mount begins again; and data that came from elsewhere is never
+// overwritten.
+//
+// design.md had the blank mark in the image's metadata. Three things speak for
+// a record: it can be there before the image, so that no crash separates them;
+// setting metadata cannot be made conditional, and a write that comes late, of a
+// node that was paused, must not turn a formatted volume into a blank one; and
+// opening a new image to write its metadata took twice as long as making it.
+package driver

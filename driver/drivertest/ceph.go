@@ -1,0 +1,312 @@
+package drivertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Ceph is what one control client can do.
+type Ceph interface {
+	driver.Images
+	driver.Records
+	driver.Fences
+}
+
+const (
+	mib     = 1 << 20
+	timeout = 30 * time.Second
+)
+
+// Features are those of the images in these suites.
+var Features = []string{"layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"}
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func want(t *testing.T, err, kind error) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Fatalf("got error %v, want %v", err, kind)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Create makes an image and opens it read-only for its description.
+func Create(t *testing.T, c Ceph, name string, size uint64) driver.Image {
+	t.Helper()
+	ctx := testContext(t)
+	must(t, c.Create(ctx, driver.ImageSpec{Name: name, Size: size, Features: Features}))
+	h, err := c.Open(ctx, name, driver.ReadOnly)
+	must(t, err)
+	must(t, h.Close(ctx))
+	return h.Image()
+}
+
+// Watchers lists the watchers of an image.
+func Watchers(t *testing.T, c Ceph, name string) []string {
+	t.Helper()
+	ctx := testContext(t)
+	h, err := c.Open(ctx, name, driver.ReadOnly)
+	must(t, err)
+	watchers, err := h.Watchers(ctx)
+	must(t, err)
+	must(t, h.Close(ctx))
+	return watchers
+}
+
+// Images is the contract of driver.Images and driver.Handle. connect returns a
+// new client of an empty pool.
+func Images(t *testing.T, connect func(*testing.T) Ceph) {
+	t.Run("what was created is found as it was asked for", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, ObjectSize: 1 * mib, Features: Features}))
+		h, err := c.Open(ctx, "a", driver.ReadOnly)
+		must(t, err)
+		image := h.Image()
+		if image.Name != "a" || image.ID == "" || image.Size != 8*mib || time.Since(image.Created) > time.Hour {
+			t.Errorf("got %+v", image)
+		}
+		if got := slices.Sorted(slices.Values(image.Features)); !slices.Equal(got, slices.Sorted(slices.Values(Features))) {
+			t.Errorf("features: got %v", got)
+		}
+		used, err := h.Used(ctx)
+		must(t, err)
+		if used != 0 {
+			t.Errorf("a new image uses %d bytes", used)
+		}
+		must(t, h.Close(ctx))
+		must(t, h.Close(ctx))
+	})
+	t.Run("a taken name is refused and its image left alone", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		before := Create(t, c, "a", 8*mib)
+		want(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 16 * mib, Features: Features}), driver.ErrExists)
+		h, err := c.Open(ctx, "a", driver.ReadOnly)
+		must(t, err)
+		if h.Image().ID != before.ID || h.Image().Size != 8*mib {
+			t.Errorf("got %+v, was %+v", h.Image(), before)
+		}
+		must(t, h.Close(ctx))
+	})
+	t.Run("of many creates of one name one wins", func(t *testing.T) {
+		ctx := testContext(t)
+		clients := []Ceph{connect(t)}
+		var won atomic.Int32
+		var wg sync.WaitGroup
+		for range 6 {
+			wg.Go(func() {
+				err := clients[0].Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, Features: Features})
+				if err == nil {
+					won.Add(1)
+				} else if !errors.Is(err, driver.ErrExists) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d creates won", won.Load())
+		}
+	})
+	t.Run("names are sorted and only those that volumes can have", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		for _, name := range []string{"b", "a", ".hidden", "c.1"} {
+			Create(t, c, name, 8*mib)
+		}
+		names, err := c.Names(ctx)
+		must(t, err)
+		if !slices.Equal(names, []string{"a", "b", "c.1"}) {
+			t.Errorf("got %v", names)
+		}
+	})
+	t.Run("what is missing is not found", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		_, err := c.Open(ctx, "a", driver.ReadOnly)
+		want(t, err, driver.ErrNotFound)
+		_, err = c.Open(ctx, "a", driver.ReadWrite)
+		want(t, err, driver.ErrNotFound)
+		want(t, c.Remove(ctx, driver.Image{Name: "a", ID: "1"}), driver.ErrNotFound)
+	})
+	t.Run("only a read-write client is a watcher, until it closes", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		Create(t, c, "a", 8*mib)
+		if w := Watchers(t, c, "a"); len(w) != 0 {
+			t.Fatalf("watchers of an image that nobody uses: %v", w)
+		}
+		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		must(t, err)
+		if w := Watchers(t, c, "a"); !slices.Equal(w, []string{h.Client()}) {
+			t.Errorf("watchers %v, the client is %s", w, h.Client())
+		}
+		must(t, h.Close(ctx))
+		if w := Watchers(t, c, "a"); len(w) != 0 {
+			t.Errorf("watchers after close: %v", w)
+		}
+	})
+	t.Run("metadata is set key by key and read afresh", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		Create(t, c, "a", 8*mib)
+		reader, err := c.Open(ctx, "a", driver.ReadOnly)
+		must(t, err)
+		meta, err := reader.Meta(ctx)
+		must(t, err)
+		if len(meta) != 0 {
+			t.Fatalf("metadata of a new image: %v", meta)
+		}
+		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		must(t, err)
+		must(t, h.SetMeta(ctx, map[string]string{"x": "1", "y": "two words"}))
+		must(t, h.SetMeta(ctx, map[string]string{"x": "3"}))
+		must(t, h.Close(ctx))
+		meta, err = reader.Meta(ctx)
+		must(t, err)
+		if !maps.Equal(meta, map[string]string{"x": "3", "y": "two words"}) {
+			t.Errorf("got %v", meta)
+		}
+		must(t, reader.Close(ctx))
+	})
+	t.Run("a removed image is gone and its name free; another of its name is safe", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		first := Create(t, c, "a", 8*mib)
+		must(t, c.Remove(ctx, first))
+		want(t, c.Remove(ctx, first), driver.ErrNotFound)
+		second := Create(t, c, "a", 8*mib)
+		if first.ID == second.ID {
+			t.Fatal("the id came again")
+		}
+		want(t, c.Remove(ctx, first), driver.ErrNotFound)
+		names, err := c.Names(ctx)
+		must(t, err)
+		if !slices.Equal(names, []string{"a"}) {
+			t.Errorf("got %v", names)
+		}
+	})
+	t.Run("a call ends with its context", func(t *testing.T) {
+		c := connect(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_, err := c.Names(ctx)
+		want(t, err, driver.ErrUnavailable)
+		_, err = c.Open(ctx, "a", driver.ReadOnly)
+		want(t, err, driver.ErrUnavailable)
+	})
+}
+
+// Records is the contract of driver.Records. connect returns a new client of
+// one and the same empty pool each time.
+func Records(t *testing.T, connect func(*testing.T) Ceph) {
+	type record struct{ Text string }
+	t.Run("compare and swap", func(t *testing.T) {
+		a, b, ctx := connect(t), connect(t), testContext(t)
+		var r record
+		_, err := a.Load(ctx, "k", &r)
+		want(t, err, driver.ErrNotFound)
+
+		v1, err := a.Swap(ctx, "k", 0, record{"one"})
+		must(t, err)
+		_, err = b.Swap(ctx, "k", 0, record{"late"})
+		want(t, err, driver.ErrLost)
+		got, err := b.Load(ctx, "k", &r)
+		must(t, err)
+		if got != v1 || r.Text != "one" {
+			t.Fatalf("read %v of version %d, wrote version %d", r, got, v1)
+		}
+		v2, err := b.Swap(ctx, "k", got, record{"two"})
+		must(t, err)
+		_, err = a.Swap(ctx, "k", v1, record{"stale"})
+		want(t, err, driver.ErrLost)
+		want(t, a.Delete(ctx, "k", v1), driver.ErrLost)
+		must(t, a.Delete(ctx, "k", v2))
+		_, err = a.Load(ctx, "k", &r)
+		want(t, err, driver.ErrNotFound)
+	})
+	t.Run("what was deleted and made again is another version", func(t *testing.T) {
+		a, ctx := connect(t), testContext(t)
+		v1, err := a.Swap(ctx, "again", 0, record{"one"})
+		must(t, err)
+		must(t, a.Delete(ctx, "again", v1))
+		_, err = a.Swap(ctx, "again", v1, record{"stale"})
+		want(t, err, driver.ErrLost)
+		v2, err := a.Swap(ctx, "again", 0, record{"one"})
+		must(t, err)
+		if v1 == v2 {
+			t.Error("the version came again")
+		}
+		_, err = a.Swap(ctx, "again", v1, record{"stale"})
+		want(t, err, driver.ErrLost)
+		want(t, a.Delete(ctx, "again", v1), driver.ErrLost)
+	})
+	t.Run("of many writers one wins each round", func(t *testing.T) {
+		ctx := testContext(t)
+		clients := []Ceph{connect(t), connect(t)}
+		version := driver.Version(0)
+		for round := range 10 {
+			var won atomic.Uint64
+			var wins atomic.Int32
+			var wg sync.WaitGroup
+			for i := range 6 {
+				wg.Go(func() {
+					v, err := clients[i%2].Swap(ctx, "race", version, record{fmt.Sprint(round, i)})
+					if err == nil {
+						won.Store(uint64(v))
+						wins.Add(1)
+					} else if !errors.Is(err, driver.ErrLost) {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			if wins.Load() != 1 {
+				t.Fatalf("round %d: %d writers won", round, wins.Load())
+			}
+			version = driver.Version(won.Load())
+		}
+	})
+}
+
+// Fences is the contract of driver.Fences. connect returns a new client of the
+// same pool each time.
+func Fences(t *testing.T, connect func(*testing.T) Ceph) {
+	t.Run("a fenced client cannot write, and its watch is gone", func(t *testing.T) {
+		a, b, ctx := connect(t), connect(t), testContext(t)
+		Create(t, a, "a", 8*mib)
+		h, err := a.Open(ctx, "a", driver.ReadWrite)
+		must(t, err)
+		fenced, err := b.Fenced(ctx, h.Client())
+		must(t, err)
+		if fenced[h.Client()] {
+			t.Fatal("fenced before it was")
+		}
+		must(t, b.Fence(ctx, h.Client(), "192.0.2.1:0/1"))
+		must(t, b.Fence(ctx, h.Client())) // again
+		fenced, err = b.Fenced(ctx, h.Client(), "192.0.2.1:0/1", "192.0.2.1:0/2")
+		must(t, err)
+		if !maps.Equal(fenced, map[string]bool{h.Client(): true, "192.0.2.1:0/1": true}) {
+			t.Errorf("fenced: %v", fenced)
+		}
+		want(t, h.SetMeta(ctx, map[string]string{"x": "1"}), driver.ErrUnavailable)
+		if w := Watchers(t, b, "a"); len(w) != 0 {
+			t.Errorf("watchers after the fence: %v", w)
+		}
+		_ = h.Close(ctx)
+	})
+}

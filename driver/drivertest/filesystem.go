@@ -1,0 +1,95 @@
+package drivertest
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Devices is where filesystems are tested.
+type Devices struct {
+	// New returns a block device that was never written.
+	New func(t *testing.T, size uint64) string
+	// Dir is an empty directory for mount points.
+	Dir string
+	// Use keeps a file open under a mount point until release is called.
+	Use func(t *testing.T, path string) (release func())
+}
+
+// Filesystem is the contract of driver.Filesystem.
+func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
+	for fstype, size := range map[string]uint64{"ext4": 8 * mib, "xfs": 300 * mib, "btrfs": 128 * mib} {
+		t.Run(fstype+" is made, found, checked and mounted", func(t *testing.T) {
+			ctx, device := testContext(t), devices.New(t, size)
+			must(t, fs.Format(ctx, device, fstype, nil, true))
+			found, err := fs.Probe(ctx, device)
+			must(t, err)
+			if found != fstype {
+				t.Errorf("probed %q", found)
+			}
+			must(t, fs.Check(ctx, device, fstype))
+			m := driver.Mount{Device: device, Path: filepath.Join(devices.Dir, fstype), FSType: fstype, Options: "noatime"}
+			must(t, fs.Mount(ctx, m))
+			must(t, fs.Mount(ctx, m))
+			must(t, fs.Prepare(ctx, m.Path, driver.Owner{}))
+			must(t, fs.Check(ctx, device, fstype)) // in use: nothing is done to it
+			mounts, err := fs.Mounted(ctx, devices.Dir)
+			must(t, err)
+			if got := mounts[m.Path]; got.Device != device || got.FSType != fstype || got.Path != m.Path {
+				t.Errorf("mounted: %+v", mounts)
+			}
+			if err := fs.Format(ctx, device, fstype, nil, false); err == nil {
+				t.Error("a mounted filesystem was formatted")
+			}
+			must(t, fs.Unmount(ctx, m.Path))
+			must(t, fs.Unmount(ctx, m.Path))
+			must(t, fs.Format(ctx, device, fstype, nil, false)) // begun again after a crash
+			must(t, fs.Mount(ctx, m))
+			must(t, fs.Unmount(ctx, m.Path))
+		})
+	}
+	t.Run("a device without a filesystem is not mounted", func(t *testing.T) {
+		ctx, device := testContext(t), devices.New(t, 8*mib)
+		_, err := fs.Probe(ctx, device)
+		want(t, err, driver.ErrContent)
+		if err := fs.Mount(ctx, driver.Mount{Device: device, Path: filepath.Join(devices.Dir, "blank"), FSType: "ext4"}); err == nil {
+			t.Error("it was mounted")
+		}
+		mounts, err := fs.Mounted(ctx, devices.Dir)
+		must(t, err)
+		if len(mounts) != 0 {
+			t.Errorf("mounted: %v", mounts)
+		}
+	})
+	t.Run("a mount point has one device", func(t *testing.T) {
+		ctx, a, b := testContext(t), devices.New(t, 8*mib), devices.New(t, 8*mib)
+		must(t, fs.Format(ctx, a, "ext4", nil, true))
+		must(t, fs.Format(ctx, b, "ext4", nil, true))
+		path := filepath.Join(devices.Dir, "one")
+		must(t, fs.Mount(ctx, driver.Mount{Device: a, Path: path, FSType: "ext4"}))
+		want(t, fs.Mount(ctx, driver.Mount{Device: b, Path: path, FSType: "ext4"}), driver.ErrBusy)
+		must(t, fs.Unmount(ctx, path))
+	})
+	t.Run("detach unmounts what is in use", func(t *testing.T) {
+		ctx, device := testContext(t), devices.New(t, 8*mib)
+		must(t, fs.Format(ctx, device, "ext4", nil, true))
+		path := filepath.Join(devices.Dir, "used")
+		must(t, fs.Mount(ctx, driver.Mount{Device: device, Path: path, FSType: "ext4"}))
+		release := devices.Use(t, path)
+		must(t, fs.Detach(ctx, path))
+		must(t, fs.Detach(ctx, path))
+		release()
+		mounts, err := fs.Mounted(ctx, devices.Dir)
+		must(t, err)
+		if len(mounts) != 0 {
+			t.Errorf("mounted: %v", mounts)
+		}
+	})
+	t.Run("an option that mkfs refuses is an error", func(t *testing.T) {
+		ctx, device := testContext(t), devices.New(t, 8*mib)
+		if err := fs.Format(ctx, device, "ext4", []string{"--refused"}, true); err == nil {
+			t.Error("it was accepted")
+		}
+	})
+}

@@ -1,0 +1,168 @@
+package drivertest
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Node is a node on which mappers are tested.
+type Node struct {
+	// Mapper returns the mapper as a plugin just started would have it: nothing
+	// in memory, the kernel as it is.
+	Mapper func() driver.Mapper
+	// Hold opens a device as a mount does, exclusively, until release is called.
+	Hold func(t *testing.T, device string) (release func())
+	// Write and Read go to the beginning of a device, past all caches of the
+	// kernel; Write has returned when the data is safe. The text has one length.
+	Write func(device, text string) error
+	Read  func(device string) (string, error)
+}
+
+// Mapper is the contract of driver.Mapper: two nodes on one pool.
+func Mapper(t *testing.T, ceph Ceph, one, two Node) {
+	const hello, world = "ext4 hello", "ext4 world"
+	t.Run("what is mapped has a device, and its client is a watcher", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		image := Create(t, ceph, "first", 8*mib)
+		got, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		if got.Name != image.Name || got.ID != image.ID || got.Device == "" || !got.Alive {
+			t.Errorf("got %+v", got)
+		}
+		if w := Watchers(t, ceph, image.Name); !slices.Equal(w, []string{got.Addr}) {
+			t.Errorf("watchers %v, the mapping's client is %s", w, got.Addr)
+		}
+		again, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		if again != got {
+			t.Errorf("mapped again: %+v, was %+v", again, got)
+		}
+		all, err := one.Mapper().Mappings(ctx) // as after a restart
+		must(t, err)
+		if !slices.Contains(all, got) {
+			t.Errorf("mappings: %+v, want %+v", all, got)
+		}
+		must(t, m.Unmap(ctx, image.ID))
+		must(t, m.Unmap(ctx, image.ID))
+		if all, err = m.Mappings(ctx); err != nil || len(all) != 0 {
+			t.Errorf("mappings after unmap: %v, %v", all, err)
+		}
+		if w := Watchers(t, ceph, image.Name); len(w) != 0 {
+			t.Errorf("watchers after unmap: %v", w)
+		}
+	})
+	t.Run("what one node wrote the next one reads", func(t *testing.T) {
+		ctx, m, n := testContext(t), one.Mapper(), two.Mapper()
+		image := Create(t, ceph, "moves", 8*mib)
+		a, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		must(t, one.Write(a.Device, hello))
+		must(t, m.Unmap(ctx, image.ID))
+		b, err := n.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		if text, err := two.Read(b.Device); err != nil || text != hello {
+			t.Errorf("read %q, %v", text, err)
+		}
+		if a.Addr == b.Addr {
+			t.Error("a client's address came again")
+		}
+		must(t, n.Unmap(ctx, image.ID))
+	})
+	t.Run("a device that is held is not unmapped", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		image := Create(t, ceph, "held", 8*mib)
+		got, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		release := one.Hold(t, got.Device)
+		want(t, m.Unmap(ctx, image.ID), driver.ErrBusy)
+		must(t, one.Write(got.Device, hello))
+		want(t, one.Mapper().Unmap(ctx, image.ID), driver.ErrBusy)
+		release()
+		must(t, m.Unmap(ctx, image.ID))
+	})
+	t.Run("a read-only mapping cannot be written and is no watcher", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		image := Create(t, ceph, "readonly", 8*mib)
+		got, err := m.Map(ctx, image, driver.ReadOnly)
+		must(t, err)
+		if err := one.Write(got.Device, hello); err == nil {
+			t.Error("it was written")
+		}
+		if w := Watchers(t, ceph, image.Name); len(w) != 0 {
+			t.Errorf("watchers: %v", w)
+		}
+		must(t, m.Unmap(ctx, image.ID))
+	})
+	t.Run("a fenced mapping cannot write, and can be dropped while it is held", func(t *testing.T) {
+		ctx, m, n := testContext(t), one.Mapper(), two.Mapper()
+		image := Create(t, ceph, "fenced", 8*mib)
+		a, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		must(t, one.Write(a.Device, hello))
+		must(t, ceph.Fence(ctx, a.Addr))
+		if err := one.Write(a.Device, world); err == nil {
+			t.Error("it wrote after the fence")
+		}
+		b, err := n.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		if text, err := two.Read(b.Device); err != nil || text != hello {
+			t.Errorf("after the fence the next node read %q, %v", text, err)
+		}
+		release := one.Hold(t, a.Device)
+		must(t, m.Drop(ctx, image.ID))
+		must(t, m.Drop(ctx, image.ID))
+		release()
+		if all, err := m.Mappings(ctx); err != nil || len(all) != 0 {
+			t.Errorf("mappings after drop: %v, %v", all, err)
+		}
+		must(t, n.Unmap(ctx, image.ID))
+	})
+	t.Run("after a drop nothing can be written, and the image can be mapped", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		image := Create(t, ceph, "dropped", 8*mib)
+		got, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		release := one.Hold(t, got.Device)
+		must(t, m.Drop(ctx, image.ID))
+		if err := one.Write(got.Device, hello); err == nil {
+			t.Error("it wrote after the drop")
+		}
+		release()
+		_, err = m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		must(t, m.Unmap(ctx, image.ID))
+	})
+	t.Run("an image that is not there leaves nothing", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		if _, err := m.Map(ctx, driver.Image{Name: "missing", ID: "abc", Size: 8 * mib}, driver.ReadWrite); err == nil {
+			t.Error("it was mapped")
+		}
+		if all, err := m.Mappings(ctx); err != nil || len(all) != 0 {
+			t.Errorf("mappings: %v, %v", all, err)
+		}
+	})
+	t.Run("images are mapped side by side", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		var wg sync.WaitGroup
+		for i := range 4 {
+			image := Create(t, ceph, fmt.Sprintf("many%d", i), 8*mib)
+			wg.Go(func() {
+				got, err := m.Map(ctx, image, driver.ReadWrite)
+				if err == nil {
+					err = one.Write(got.Device, hello)
+				}
+				if err == nil {
+					err = m.Unmap(ctx, image.ID)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}

@@ -1,0 +1,291 @@
+package driver_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+)
+
+func twoNodes(t *testing.T) (c *memory.Cluster, one, two *node) {
+	c = memory.NewCluster()
+	return c, newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
+}
+
+func TestALiveHolderIsNamedAndLeftAlone(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	g, _, _ := one.guard("v")
+	two.refused("v", "2", driver.ErrInUse, "mount volume v", "node one", g.Addrs[0], g.Since.Format("2006-01-02T15:04"))
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Error("the holder noticed:", err)
+	}
+	check(t, two.Driver.Remove(within(t, ever), "v"), driver.ErrInUse, "remove volume v", "node one")
+}
+
+func TestTheNextNodeHasTheVolumeWhenTheFirstLetsGo(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	got := make(chan error)
+	go func() {
+		_, err := two.Driver.Mount(within(t, ever), "v", "2")
+		got <- err
+	}()
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Fatal(err)
+	}
+	one.unmount("v", "1")
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	two.holds("v", "ext4 data")
+	if strings.Contains(two.log.String(), "fenced") {
+		t.Error("a planned move fenced somebody")
+	}
+}
+
+func TestADeadHolderIsFencedForGood(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	stale, g := one.device("v"), driver.Guard{}
+	g, _, _ = one.guard("v")
+	one.crash()
+	one.Host.Cut() // partitioned: the kernel, the mount and its containers live on
+	two.mount("v", "2")
+	if err := one.Host.Write(stale, "ext4 corrupt"); err == nil {
+		t.Error("the old mapping can write")
+	}
+	if fenced, err := two.client.Fenced(within(t, ever), g.Addrs...); err != nil || !fenced[g.Addrs[0]] {
+		t.Errorf("fenced: %v, %v", fenced, err)
+	}
+
+	one.start() // the node comes back
+	one.Reconcile(within(t, ever))
+	if d := one.device("v"); d != "" {
+		t.Errorf("the returned node still has %s", d)
+	}
+	if !strings.Contains(one.log.String(), "dropping the mapping") {
+		t.Errorf("it does not say so:\n%s", one.log)
+	}
+	one.refused("v", "3", driver.ErrInUse, "node two")
+	if err := two.write("v", "ext4 data"); err != nil {
+		t.Error("the new holder noticed:", err)
+	}
+}
+
+// A paused node wakes up in the midst of its mount, when the guard is another's.
+func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.tap.before = func(call string) error {
+		if call == "map" { // the guard says mapping; now the node stands still
+			one.tap.before = nil
+			one.client.Kill()
+			two.mount("v", "2")
+			if err := two.write("v", "ext4 data"); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	}
+	one.refused("v", "1", driver.ErrLost)
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+	two.holds("v", "ext4 data")
+	if strings.Contains(two.log.String(), "fenced") {
+		t.Error("somebody was fenced who had written nothing")
+	}
+}
+
+// The holder pauses when the filesystem is made and not yet marked. The next
+// one makes its own; what the first does when it wakes up must change nothing.
+func TestAPausedFormatterChangesNothing(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.tap.before = func(call string) error {
+		if call == "setmeta" {
+			one.tap.before = nil
+			one.client.Kill()
+			one.Host.Cut()
+			two.mount("v", "2")
+			if err := two.write("v", "ext4 data"); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	}
+	if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil {
+		t.Error("it was mounted twice")
+	}
+	two.unmount("v", "2")
+	two.mount("v", "3")
+	two.holds("v", "ext4 data")
+}
+
+// Between the look at the guard and the swap another node has formatted,
+// filled and released the volume: what was known before is out of date.
+func TestWhatWasReadBeforeTheGuardIsReadAgain(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.tap.before = func(call string) error {
+		if call == "open" {
+			one.tap.before = nil
+			two.mount("v", "2")
+			if err := two.write("v", "ext4 data"); err != nil {
+				t.Error(err)
+			}
+			two.unmount("v", "2")
+		}
+		return nil
+	}
+	one.mount("v", "1")
+	one.holds("v", "ext4 data")
+}
+
+func TestTheSameNodeAfterARebootDoesNotWait(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Fatal(err)
+	}
+	// The old client is still a watcher: Ceph gives it up after 30 s only.
+	old, err := one.cluster.Connect(one.IP).Open(within(t, ever), "v", driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = old.Close(context.Background()) }()
+	g, version, _ := one.guard("v")
+	g.Addrs = []string{old.Client()}
+	one.reboot()
+	if _, err := one.client.Swap(within(t, ever), "guard."+old.Image().ID, version, g); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := one.Driver.Mount(within(t, soon*5), "v", "2"); err != nil {
+		t.Fatal(err)
+	}
+	one.holds("v", "ext4 data")
+}
+
+func TestAClonedMachineIsAnotherNode(t *testing.T) {
+	c, one, _ := twoNodes(t)
+	clone := newNode(t, c, "one", "10.0.0.9")
+	clone.boot = one.boot
+	clone.start()
+	one.create("v", nil)
+	one.mount("v", "1")
+	clone.refused("v", "2", driver.ErrInUse, "node one", "10.0.0.1")
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAWatcherThatIsNotOursIsInUse(t *testing.T) {
+	c, one, two := twoNodes(t)
+	one.create("v", nil)
+	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.refused("v", "1", driver.ErrInUse, vm.Client(), "no volume of this plugin")
+	if _, _, held := one.guard("v"); held {
+		t.Error("the guard was not given back")
+	}
+	if err := vm.SetMeta(within(t, ever), map[string]string{"x": "1"}); err != nil {
+		t.Error("the virtual machine was fenced")
+	}
+	_ = vm.Close(context.Background())
+	two.mount("v", "2")
+}
+
+func TestAGuardDeletedByHandIsPutBack(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, version, _ := one.guard("v")
+	if err := one.client.Delete(within(t, ever), "guard."+h.Image().ID, version); err != nil {
+		t.Fatal(err)
+	}
+	one.Reconcile(within(t, ever))
+	after, _, ok := one.guard("v")
+	if !ok || !slices.Equal(after.Addrs, before.Addrs) || after.Node != "one" {
+		t.Errorf("the guard is %+v, was %+v", after, before)
+	}
+	two.refused("v", "2", driver.ErrInUse, "node one")
+}
+
+func TestAMountWithoutReferencesIsLetGo(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	release, err := one.Host.Hold(one.path("v"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.restart() // a crashed engine sends no Unmount either
+	one.Reconcile(within(t, ever))
+	if one.device("v") == "" || one.Path(context.Background(), "v") == "" {
+		t.Fatal("it was taken from a container that uses it")
+	}
+	two.refused("v", "2", driver.ErrInUse, "node one")
+	release()
+	one.Reconcile(within(t, ever))
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+	two.mount("v", "2")
+}
+
+func TestALateUnmountOfBeforeARestartDoesNoHarm(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "old")
+	release, err := one.Host.Hold(one.path("v"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.restart()
+	one.unmount("v", "unknown") // another container's, from before
+	one.holds("v", "ext4")
+	one.mount("v", "new")
+	one.unmount("v", "old") // this one has references of its own
+	if one.Path(context.Background(), "v") == "" {
+		t.Error("unmounted under a container that had just mounted it")
+	}
+	release()
+	one.unmount("v", "new")
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+}
+
+func TestABrokenDataPathIsReplaced(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.Host.Break(h.Image().ID)
+	one.mount("v", "2")
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Error(err)
+	}
+	one.unmount("v", "1") // of a container that had the broken one
+	if one.Path(context.Background(), "v") == "" {
+		t.Error("the new mount went with the old reference")
+	}
+	one.unmount("v", "2")
+}

@@ -1,0 +1,352 @@
+package driver_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+)
+
+// node is one node of a test: its kernel stays, its plugin may come and go.
+type node struct {
+	*driver.Driver
+	*memory.Host
+	t       *testing.T
+	cluster *memory.Cluster
+	client  *memory.Client
+	name    string
+	boot    string
+	root    string
+	tap     *tap
+	log     *safeBuffer
+}
+
+func newNode(t *testing.T, c *memory.Cluster, name, ip string) *node {
+	n := &node{t: t, cluster: c, name: name, boot: name + " boot 1", root: t.TempDir(), Host: memory.NewHost(c, ip), log: &safeBuffer{}}
+	n.start()
+	return n
+}
+
+// start starts the plugin, with nothing in memory and a new control client.
+func (n *node) start() {
+	n.t.Helper()
+	n.client = n.cluster.Connect(n.IP)
+	n.tap = &tap{client: n.client, host: n.Host}
+	log := logrus.New()
+	log.SetOutput(n.log)
+	log.SetLevel(logrus.DebugLevel)
+	d, err := driver.New(driver.Config{
+		Images: n.tap, Records: n.tap, Fences: n.tap, Mapper: n.tap, Filesystem: n.tap,
+		Node: driver.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
+		}},
+		Pool: "rbd", Root: n.root, Log: log, Poll: time.Millisecond, Patience: 50 * time.Millisecond,
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.Driver = d
+}
+
+// crash ends the plugin; Ceph notices that its control client is gone.
+func (n *node) crash() {
+	n.tap.die()
+	n.client.Kill()
+}
+
+func (n *node) restart() {
+	n.crash()
+	n.start()
+}
+
+func (n *node) reboot() {
+	n.crash()
+	n.Host.Reboot()
+	n.boot += "+"
+	n.start()
+}
+
+func (n *node) path(volume string) string { return filepath.Join(n.root, "volumes", volume) }
+
+func (n *node) mountOf(volume string) (driver.Mount, bool) {
+	all, _ := n.Host.Mounted(context.Background(), filepath.Join(n.root, "volumes"))
+	m, ok := all[n.path(volume)]
+	return m, ok
+}
+
+// device is where the volume is mapped, "" if it is not.
+func (n *node) device(volume string) string {
+	all, _ := n.Host.Mappings(context.Background())
+	for _, m := range all {
+		if m.Name == volume {
+			return m.Device
+		}
+	}
+	return ""
+}
+
+// within bounds a call that is expected to wait in vain.
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+const (
+	soon = 60 * time.Millisecond
+	ever = 10 * time.Second
+)
+
+func (n *node) create(volume string, opts map[string]string) {
+	n.t.Helper()
+	if err := n.Create(within(n.t, ever), volume, opts); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) mount(volume, id string) {
+	n.t.Helper()
+	path, err := n.Driver.Mount(within(n.t, ever), volume, id)
+	if err != nil {
+		n.t.Fatalf("%v\n%s", err, n.log)
+	}
+	if path != n.path(volume) {
+		n.t.Fatalf("mounted on %s", path)
+	}
+}
+
+func (n *node) unmount(volume, id string) {
+	n.t.Helper()
+	if err := n.Driver.Unmount(within(n.t, ever), volume, id); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) refused(volume, id string, kind error, says ...string) {
+	n.t.Helper()
+	_, err := n.Driver.Mount(within(n.t, soon), volume, id)
+	check(n.t, err, kind, says...)
+}
+
+func check(t *testing.T, err, kind error, says ...string) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Fatalf("got %v, want %v", err, kind)
+	}
+	for _, text := range says {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("%q does not say %q", err, text)
+		}
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("not one line: %q", err)
+	}
+}
+
+// guard reads the guard of a volume; ok is false if there is none.
+func (n *node) guard(volume string) (g driver.Guard, version driver.Version, ok bool) {
+	n.t.Helper()
+	c := n.cluster.Connect(n.IP)
+	h, err := c.Open(within(n.t, ever), volume, driver.ReadOnly)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	version, err = c.Load(within(n.t, ever), "guard."+h.Image().ID, &g)
+	return g, version, err == nil
+}
+
+func (n *node) write(volume, content string) error { return n.Host.Write(n.device(volume), content) }
+
+func (n *node) holds(volume, want string) {
+	n.t.Helper()
+	if got, err := n.Host.Read(n.device(volume)); err != nil || got != want {
+		n.t.Errorf("volume %s on %s holds %q (%v), want %q", volume, n.name, got, err, want)
+	}
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+var errCrashed = errors.New("the plugin has crashed")
+
+// tap stands between a driver and its parts. It counts calls, can end the
+// plugin before or after any of them, and can do something else in between.
+type tap struct {
+	client *memory.Client
+	host   *memory.Host
+
+	mu     sync.Mutex
+	calls  int
+	stopAt int  // the call at which the plugin dies; 0 = never
+	after  bool // when it has had its effect
+	dead   bool
+	before func(call string) error
+}
+
+func (p *tap) die() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dead = true
+}
+
+func (p *tap) call(name string, effect func() error) error {
+	p.mu.Lock()
+	p.calls++
+	now := p.calls == p.stopAt
+	if now && !p.after {
+		p.dead = true
+	}
+	dead, before := p.dead, p.before
+	p.mu.Unlock()
+	if dead {
+		return errCrashed
+	}
+	if before != nil {
+		if err := before(name); err != nil {
+			return err
+		}
+	}
+	err := effect()
+	if now {
+		p.die()
+		return errCrashed
+	}
+	return err
+}
+
+func (p *tap) Create(ctx context.Context, s driver.ImageSpec) error {
+	return p.call("create", func() error { return p.client.Create(ctx, s) })
+}
+
+func (p *tap) Names(ctx context.Context) (names []string, err error) {
+	err = p.call("names", func() (err error) { names, err = p.client.Names(ctx); return err })
+	return names, err
+}
+
+func (p *tap) Remove(ctx context.Context, i driver.Image) error {
+	return p.call("remove", func() error { return p.client.Remove(ctx, i) })
+}
+
+func (p *tap) Open(ctx context.Context, name string, mode driver.OpenMode) (h driver.Handle, err error) {
+	what := "look"
+	if mode == driver.ReadWrite {
+		what = "open"
+	}
+	err = p.call(what, func() (err error) { h, err = p.client.Open(ctx, name, mode); return err })
+	if err != nil {
+		return nil, err
+	}
+	return tappedHandle{h, p}, nil
+}
+
+type tappedHandle struct {
+	driver.Handle
+	tap *tap
+}
+
+func (h tappedHandle) SetMeta(ctx context.Context, m map[string]string) error {
+	return h.tap.call("setmeta", func() error { return h.Handle.SetMeta(ctx, m) })
+}
+
+func (h tappedHandle) Close(ctx context.Context) error {
+	return h.tap.call("close", func() error { return h.Handle.Close(ctx) })
+}
+
+func (p *tap) Load(ctx context.Context, key string, into any) (v driver.Version, err error) {
+	err = p.call("load", func() (err error) { v, err = p.client.Load(ctx, key, into); return err })
+	return v, err
+}
+
+func (p *tap) Swap(ctx context.Context, key string, old driver.Version, value any) (v driver.Version, err error) {
+	err = p.call("swap "+strings.SplitN(key, ".", 2)[0], func() (err error) { v, err = p.client.Swap(ctx, key, old, value); return err })
+	return v, err
+}
+
+func (p *tap) Delete(ctx context.Context, key string, old driver.Version) error {
+	return p.call("delete", func() error { return p.client.Delete(ctx, key, old) })
+}
+
+func (p *tap) Fence(ctx context.Context, addrs ...string) error {
+	return p.call("fence", func() error { return p.client.Fence(ctx, addrs...) })
+}
+
+func (p *tap) Fenced(ctx context.Context, addrs ...string) (f map[string]bool, err error) {
+	err = p.call("fenced", func() (err error) { f, err = p.client.Fenced(ctx, addrs...); return err })
+	return f, err
+}
+
+func (p *tap) Map(ctx context.Context, i driver.Image, mode driver.OpenMode) (m driver.Mapping, err error) {
+	err = p.call("map", func() (err error) { m, err = p.host.Map(ctx, i, mode); return err })
+	return m, err
+}
+
+func (p *tap) Unmap(ctx context.Context, id string) error {
+	return p.call("unmap", func() error { return p.host.Unmap(ctx, id) })
+}
+
+func (p *tap) Drop(ctx context.Context, id string) error {
+	return p.call("drop", func() error { return p.host.Drop(ctx, id) })
+}
+
+func (p *tap) Mappings(ctx context.Context) (m []driver.Mapping, err error) {
+	err = p.call("mappings", func() (err error) { m, err = p.host.Mappings(ctx); return err })
+	return m, err
+}
+
+func (p *tap) Probe(ctx context.Context, device string) (fstype string, err error) {
+	err = p.call("probe", func() (err error) { fstype, err = p.host.Probe(ctx, device); return err })
+	return fstype, err
+}
+
+func (p *tap) Format(ctx context.Context, device, fstype string, options []string, fresh bool) error {
+	return p.call("format", func() error { return p.host.Format(ctx, device, fstype, options, fresh) })
+}
+
+func (p *tap) Check(ctx context.Context, device, fstype string) error {
+	return p.call("check", func() error { return p.host.Check(ctx, device, fstype) })
+}
+
+func (p *tap) Mount(ctx context.Context, m driver.Mount) error {
+	return p.call("mount", func() error { return p.host.Mount(ctx, m) })
+}
+
+func (p *tap) Prepare(ctx context.Context, path string, o driver.Owner) error {
+	return p.call("prepare", func() error { return p.host.Prepare(ctx, path, o) })
+}
+
+func (p *tap) Unmount(ctx context.Context, path string) error {
+	return p.call("unmount", func() error { return p.host.Unmount(ctx, path) })
+}
+
+func (p *tap) Detach(ctx context.Context, path string) error {
+	return p.call("detach", func() error { return p.host.Detach(ctx, path) })
+}
+
+func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]driver.Mount, err error) {
+	err = p.call("mounted", func() (err error) { m, err = p.host.Mounted(ctx, dir); return err })
+	return m, err
+}

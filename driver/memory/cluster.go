@@ -1,0 +1,291 @@
+package memory
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Cluster is a Ceph cluster with one pool.
+type Cluster struct {
+	mu      sync.Mutex
+	images  map[string]*image // by name
+	records map[string]entry
+	fenced  map[string]bool
+	next    uint64 // ids, versions and nonces
+}
+
+type image struct {
+	driver.Image
+	meta     map[string]string
+	watchers map[string]int // by address
+	data     []byte         // what is on it; empty = nothing was ever written
+	removed  bool
+}
+
+type entry struct {
+	data    []byte
+	version driver.Version
+}
+
+// NewCluster returns an empty cluster.
+func NewCluster() *Cluster {
+	return &Cluster{images: map[string]*image{}, records: map[string]entry{}, fenced: map[string]bool{}}
+}
+
+func (c *Cluster) number() uint64 {
+	c.next++
+	return c.next
+}
+
+// Client is a connection to the cluster: it has an address, which can be
+// fenced, and all it does fails afterwards. It implements driver.Images,
+// driver.Records and driver.Fences.
+type Client struct {
+	cluster *Cluster
+	addr    string
+}
+
+// Connect makes a client with an address of the host.
+func (c *Cluster) Connect(ip string) *Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &Client{cluster: c, addr: fmt.Sprintf("%s:0/%d", ip, c.number())}
+}
+
+// Kill ends the client as the death of its process does, once Ceph has noticed:
+// its watches are gone.
+func (c *Client) Kill() {
+	c.cluster.mu.Lock()
+	defer c.cluster.mu.Unlock()
+	c.cluster.unwatch(c.addr)
+}
+
+func (c *Cluster) unwatch(addr string) {
+	for _, i := range c.images {
+		delete(i.watchers, addr)
+	}
+}
+
+// enter takes the cluster's lock for a call, if the call may be made.
+func (c *Client) enter(ctx context.Context) (leave func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, err)
+	}
+	c.cluster.mu.Lock()
+	if c.cluster.fenced[c.addr] {
+		c.cluster.mu.Unlock()
+		return nil, fmt.Errorf("%w: client %s is fenced", driver.ErrUnavailable, c.addr)
+	}
+	return c.cluster.mu.Unlock, nil
+}
+
+// Create makes an image; see driver.Images.
+func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if c.cluster.images[spec.Name] != nil {
+		return fmt.Errorf("create image: %w", driver.ErrExists)
+	}
+	c.cluster.images[spec.Name] = &image{
+		Image: driver.Image{
+			Name: spec.Name, ID: fmt.Sprintf("%x", c.cluster.number()), Size: spec.Size,
+			Created: time.Now().UTC(), Features: spec.Features,
+		},
+		meta: map[string]string{}, watchers: map[string]int{},
+	}
+	return nil
+}
+
+// Names lists the images; see driver.Images.
+func (c *Client) Names(ctx context.Context) ([]string, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	names := slices.Sorted(maps.Keys(c.cluster.images))
+	return slices.DeleteFunc(names, func(n string) bool { return !driver.ValidName(n) }), nil
+}
+
+// Remove removes an image; see driver.Images.
+func (c *Client) Remove(ctx context.Context, want driver.Image) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	i := c.cluster.images[want.Name]
+	if i == nil || i.ID != want.ID {
+		return fmt.Errorf("remove image: %w", driver.ErrNotFound)
+	}
+	i.removed = true
+	delete(c.cluster.images, want.Name)
+	return nil
+}
+
+// Open opens an image; see driver.Images.
+func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	i := c.cluster.images[name]
+	if i == nil {
+		return nil, fmt.Errorf("open image: %w", driver.ErrNotFound)
+	}
+	if mode == driver.ReadWrite {
+		i.watchers[c.addr]++
+	}
+	return &handle{client: c, image: i, mode: mode}, nil
+}
+
+type handle struct {
+	client *Client
+	image  *image
+	mode   driver.OpenMode
+	closed bool
+}
+
+func (h *handle) Image() driver.Image { return h.image.Image }
+func (h *handle) Client() string      { return h.client.addr }
+
+func (h *handle) Watchers(ctx context.Context) ([]string, error) {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return slices.Sorted(maps.Keys(h.image.watchers)), nil
+}
+
+func (h *handle) Used(ctx context.Context) (uint64, error) {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	return uint64(len(h.image.data)), nil
+}
+
+func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return maps.Clone(h.image.meta), nil
+}
+
+func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	maps.Copy(h.image.meta, meta)
+	return nil
+}
+
+func (h *handle) Close(context.Context) error {
+	h.client.cluster.mu.Lock()
+	defer h.client.cluster.mu.Unlock()
+	if h.closed || h.mode == driver.ReadOnly {
+		return nil
+	}
+	h.closed = true
+	if h.image.watchers[h.client.addr]--; h.image.watchers[h.client.addr] <= 0 {
+		delete(h.image.watchers, h.client.addr)
+	}
+	return nil
+}
+
+// Load reads a record; see driver.Records.
+func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	e, ok := c.cluster.records[key]
+	if !ok {
+		return 0, fmt.Errorf("read %s: %w", key, driver.ErrNotFound)
+	}
+	return e.version, json.Unmarshal(e.data, into)
+}
+
+// Swap replaces a record; see driver.Records.
+func (c *Client) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	if c.cluster.records[key].version != old {
+		return 0, fmt.Errorf("write %s: %w", key, driver.ErrLost)
+	}
+	data, err := json.Marshal(value)
+	if err != nil {
+		return 0, err
+	}
+	version := driver.Version(c.cluster.number())
+	c.cluster.records[key] = entry{data, version}
+	return version, nil
+}
+
+// Delete removes a record; see driver.Records.
+func (c *Client) Delete(ctx context.Context, key string, old driver.Version) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if old == 0 {
+		return fmt.Errorf("remove %s: %w", key, driver.ErrNotFound)
+	}
+	if c.cluster.records[key].version != old {
+		return fmt.Errorf("remove %s: %w", key, driver.ErrLost)
+	}
+	delete(c.cluster.records, key)
+	return nil
+}
+
+// Fence bars clients; see driver.Fences. Their watches go at once.
+func (c *Client) Fence(ctx context.Context, addrs ...string) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	for _, addr := range addrs {
+		c.cluster.fenced[addr] = true
+		c.cluster.unwatch(addr)
+	}
+	return nil
+}
+
+// Fenced looks addresses up; see driver.Fences.
+func (c *Client) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	fenced := map[string]bool{}
+	for _, addr := range addrs {
+		if c.cluster.fenced[addr] {
+			fenced[addr] = true
+		}
+	}
+	return fenced, nil
+}

@@ -1,0 +1,69 @@
+package memory
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+)
+
+func TestContracts(t *testing.T) {
+	t.Run("Images", func(t *testing.T) {
+		drivertest.Images(t, func(*testing.T) drivertest.Ceph { return NewCluster().Connect("10.0.0.1") })
+	})
+	t.Run("Records", func(t *testing.T) {
+		c := NewCluster()
+		drivertest.Records(t, func(*testing.T) drivertest.Ceph { return c.Connect("10.0.0.1") })
+	})
+	t.Run("Fences", func(t *testing.T) {
+		c := NewCluster()
+		drivertest.Fences(t, func(*testing.T) drivertest.Ceph { return c.Connect("10.0.0.1") })
+	})
+	t.Run("Mapper", func(t *testing.T) {
+		c := NewCluster()
+		drivertest.Mapper(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"))
+	})
+	t.Run("Filesystem", func(t *testing.T) {
+		c := NewCluster()
+		client, host := c.Connect("10.0.0.1"), NewHost(c, "10.0.0.1")
+		n := 0
+		drivertest.Filesystem(t, host, drivertest.Devices{
+			Dir: "/mnt",
+			New: func(t *testing.T, size uint64) string {
+				n++
+				m, err := host.Map(t.Context(), drivertest.Create(t, client, fmt.Sprintf("i%d", n), size), driver.ReadWrite)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return m.Device
+			},
+			Use: func(t *testing.T, path string) func() {
+				release, err := host.Hold(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return release
+			},
+		})
+	})
+}
+
+func node(c *Cluster, ip string) drivertest.Node {
+	host := NewHost(c, ip)
+	return drivertest.Node{
+		Mapper: func() driver.Mapper { return host },
+		Hold: func(t *testing.T, name string) func() {
+			host.mu.Lock()
+			defer host.mu.Unlock()
+			d := host.byDevice(name)
+			if d == nil {
+				t.Fatalf("no device %s", name)
+			}
+			d.held++
+			return func() { d.held-- }
+		},
+		Write: host.Write,
+		Read:  host.Read,
+	}
+}

@@ -1,0 +1,415 @@
+package krbd
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+)
+
+// tree is /sys/bus/rbd as a kernel shows it: every value ends in a line feed.
+type tree struct {
+	t   *testing.T
+	dir string
+}
+
+func newTree(t *testing.T, files ...string) tree {
+	t.Helper()
+	tr := tree{t, t.TempDir()}
+	if err := os.Mkdir(filepath.Join(tr.dir, "devices"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		tr.file(name, "")
+	}
+	return tr
+}
+
+func (tr tree) file(name, text string) {
+	tr.t.Helper()
+	if err := os.WriteFile(filepath.Join(tr.dir, name), []byte(text), 0o600); err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
+// device adds a device as Linux 6.1 shows one of image db1; attrs change it.
+func (tr tree) device(id string, attrs map[string]string) {
+	tr.t.Helper()
+	all := map[string]string{
+		"pool": "rbd", "pool_id": "1", "pool_ns": "", "name": "db1", "image_id": "5e4a6b8b4567", "current_snap": "-",
+		"snap_id": "18446744073709551614", "size": "536870912", "major": "252", "minor": "0", "features": "0x000000000000003d",
+		"client_addr": "192.168.1.5:0/1913726304", "client_id": "client4157", "cluster_fsid": "bb4e41bc-95df-4e57-9d4d-36c3516b51ca",
+		"config_info": "192.168.1.1:6789 name=docker,key=client.docker,noshare rbd db1 -", "parent": "(no parent image)",
+	}
+	for name, value := range attrs {
+		all[name] = value
+	}
+	dir := filepath.Join("devices", id)
+	if err := os.Mkdir(filepath.Join(tr.dir, dir), 0o755); err != nil {
+		tr.t.Fatal(err)
+	}
+	for name, value := range all {
+		if value != "absent" {
+			tr.file(filepath.Join(dir, name), value+"\n")
+		}
+	}
+}
+
+func (tr tree) want(name, text string) {
+	tr.t.Helper()
+	got, err := os.ReadFile(filepath.Join(tr.dir, name))
+	if err != nil || string(got) != text {
+		tr.t.Errorf("%s has %q (%v), want %q", name, got, err, text)
+	}
+}
+
+func (tr tree) mapper() *Mapper { return &Mapper{Pool: "rbd", Sys: tr.dir, Ceph: noCluster{tr.t}} }
+
+// noCluster fails the test when it is asked.
+type noCluster struct{ t *testing.T }
+
+func (c noCluster) Kernel(context.Context) (rbd.Kernel, error) {
+	c.t.Error("Ceph was asked")
+	return rbd.Kernel{}, driver.ErrUnavailable
+}
+
+type cluster func() (rbd.Kernel, error)
+
+func (c cluster) Kernel(context.Context) (rbd.Kernel, error) { return c() }
+
+func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
+	tr := newTree(t)
+	tr.device("0", nil)
+	tr.device("1", map[string]string{"pool": "ssd", "image_id": "1"})
+	tr.device("2", map[string]string{"pool_ns": "team", "image_id": "2"})
+	tr.device("3", map[string]string{"current_snap": "monday", "snap_id": "4", "image_id": "3"})
+	tr.device("10", map[string]string{"name": "db2", "image_id": "10", "client_addr": "[fd00::5]:0/7"})
+	tr.device("11", map[string]string{"pool_ns": "absent", "name": "old", "image_id": "11"}) // before 4.19 there are no namespaces
+	tr.device("12", map[string]string{"pool": "rbd2", "image_id": "12"})
+	if err := os.Mkdir(filepath.Join(tr.dir, "devices", "13"), 0o755); err != nil { // just going away
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name, pool, namespace string
+		want                  []driver.Mapping
+	}{
+		{"no namespace", "rbd", "", []driver.Mapping{
+			{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd0", Addr: "192.168.1.5:0/1913726304", Alive: true},
+			{Name: "db2", ID: "10", Device: "/dev/rbd10", Addr: "[fd00::5]:0/7", Alive: true},
+			{Name: "old", ID: "11", Device: "/dev/rbd11", Addr: "192.168.1.5:0/1913726304", Alive: true},
+		}},
+		{"namespace", "rbd", "team", []driver.Mapping{
+			{Name: "db1", ID: "2", Device: "/dev/rbd2", Addr: "192.168.1.5:0/1913726304", Alive: true},
+		}},
+		{"another pool", "ssd", "", []driver.Mapping{
+			{Name: "db1", ID: "1", Device: "/dev/rbd1", Addr: "192.168.1.5:0/1913726304", Alive: true},
+		}},
+		{"a pool with nothing mapped", "none", "", nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			m := &Mapper{Pool: row.pool, Namespace: row.namespace, Sys: tr.dir}
+			got, err := m.Mappings(t.Context())
+			if err != nil || !slices.Equal(got, row.want) {
+				t.Errorf("\n got %+v (%v)\nwant %+v", got, err, row.want)
+			}
+		})
+	}
+}
+
+func TestMappingsWithoutTheKernelsClientAreAnError(t *testing.T) {
+	m := &Mapper{Pool: "rbd", Sys: filepath.Join(t.TempDir(), "none")}
+	if got, err := m.Mappings(t.Context()); err == nil {
+		t.Errorf("no rbd in the kernel, yet %v", got)
+	}
+	if err := m.Unmap(t.Context(), "5e4a6b8b4567"); err == nil {
+		t.Error("unmapped, without knowing whether it is mapped")
+	}
+}
+
+func TestFeaturesTheKernelCannotMapAreNamed(t *testing.T) {
+	const linux61, linux415 = "0x1bf\n", "0xc5\n"
+	for _, row := range []struct {
+		name, supported string
+		features        []string
+		want            string
+	}{
+		{"all of ours", linux61, []string{"layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"}, ""},
+		{"data pool", linux61, []string{"layering", "data-pool", "operations", "striping"}, ""},
+		{"none", linux61, nil, ""},
+		{"journaling", linux61, []string{"layering", "exclusive-lock", "journaling"}, "journaling"},
+		{"an image under migration", linux61, []string{"layering", "migrating"}, "migrating"},
+		{"one that we do not know either", linux61, []string{"layering", "dirty-cache"}, "dirty-cache"},
+		{"older kernel", linux415, []string{"layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"},
+			"object-map, fast-diff, deep-flatten"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			tr := newTree(t)
+			tr.file("supported_features", row.supported)
+			err := tr.mapper().checkFeatures(row.features)
+			if row.want == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			want := "invalid: this kernel cannot map images with " + row.want + "; take a newer one, or rbd feature disable"
+			if !errors.Is(err, driver.ErrInvalid) || err.Error() != want {
+				t.Errorf("got %v, want %s", err, want)
+			}
+		})
+	}
+	t.Run("a kernel that does not say", func(t *testing.T) {
+		if err := newTree(t).mapper().checkFeatures([]string{"journaling"}); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a kernel that says something else", func(t *testing.T) {
+		tr := newTree(t)
+		tr.file("supported_features", "all\n")
+		if err := tr.mapper().checkFeatures([]string{"layering"}); err == nil {
+			t.Error("understood")
+		}
+	})
+}
+
+const secret = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo="
+
+var (
+	linux510 = [2]int{5, 10}
+	linux61  = [2]int{6, 1}
+	both     = rbd.Kernel{
+		V1: []string{"10.0.0.1:6789", "10.0.0.2:6789"}, V2: []string{"10.0.0.1:3300", "10.0.0.2:3300"}, Key: secret, ConfigUser: "docker",
+	}
+)
+
+func TestTheLineThatMapsAnImage(t *testing.T) {
+	v1, v2 := both, both
+	v1.V2, v2.V1 = nil, nil
+	for _, row := range []struct {
+		name      string
+		kernel    rbd.Kernel
+		namespace string
+		mode      driver.OpenMode
+		release   [2]int
+		want      string
+	}{
+		{"5.10 knows only v1", both, "", driver.ReadWrite, linux510,
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare rbd db1 -"},
+		{"5.11 knows v2", both, "", driver.ReadWrite, [2]int{5, 11},
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+		{"6.1", both, "", driver.ReadWrite, linux61,
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+		{"6.1, monitors with v1 only", v1, "", driver.ReadWrite, linux61,
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare rbd db1 -"},
+		{"6.1, monitors with v2 only", v2, "", driver.ReadWrite, linux61,
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+		{"4.19 with a namespace", both, "team", driver.ReadWrite, [2]int{4, 19},
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,_pool_ns=team rbd db1 -"},
+		{"read-only", both, "", driver.ReadOnly, linux510,
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,ro rbd db1 -"},
+		{"all at once", both, "team", driver.ReadOnly, linux61,
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc,ro,_pool_ns=team rbd db1 -"},
+		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, ConfigUser: "docker"}, "", driver.ReadWrite, linux61,
+			"[fd00::1]:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			got, err := addString(row.kernel, "rbd", row.namespace, "db1", row.mode, row.release)
+			if err != nil || got != row.want {
+				t.Errorf("\n got %s (%v)\nwant %s", got, err, row.want)
+			}
+			// The kernel shows the line in config_info.
+			if strings.Contains(got, secret) || strings.Contains(got, "secret") {
+				t.Errorf("the key is in the line: %s", got)
+			}
+			// Without exclusive: it would refuse resizing and snapshots.
+			if strings.Contains(got, "exclusive") || strings.Contains(got, "lock_on_read") {
+				t.Errorf("the line asks for the lock: %s", got)
+			}
+		})
+	}
+}
+
+func TestWhatTheKernelCannotMap(t *testing.T) {
+	v2 := both
+	v2.V1 = nil
+	if line, err := addString(v2, "rbd", "", "db1", driver.ReadWrite, linux510); err == nil || !strings.Contains(err.Error(), "v1") {
+		t.Errorf("v2 monitors on 5.10: %s, %v", line, err)
+	}
+	if line, err := addString(rbd.Kernel{ConfigUser: "docker"}, "rbd", "", "db1", driver.ReadWrite, linux61); err == nil {
+		t.Errorf("no monitors: %s", line)
+	}
+	for _, names := range [][3]string{
+		{"r bd", "", "db1"}, {"rbd", "te am", "db1"}, {"rbd", "", "db 1"}, {"rbd", "", "db1\n"}, {"rbd", "team,ro", "db1"}, {"rbd\t", "", "db1"},
+	} {
+		line, err := addString(both, names[0], names[1], names[2], driver.ReadWrite, linux61)
+		if !errors.Is(err, driver.ErrInvalid) {
+			t.Errorf("%q: %s, %v", names, line, err)
+		}
+	}
+}
+
+func TestTheKernelTellsItsRelease(t *testing.T) {
+	if got := kernelRelease(); got[0] < 3 {
+		t.Errorf("Linux %d.%d", got[0], got[1])
+	}
+}
+
+func TestTheKernelsErrorNumbersAreExplained(t *testing.T) {
+	kinds := []error{driver.ErrNotFound, driver.ErrInUse, driver.ErrUnavailable, driver.ErrInvalid, driver.ErrBusy, driver.ErrLost, driver.ErrExists}
+	for _, row := range []struct {
+		err  error
+		kind error // nil = none of the driver's
+		says string
+	}{
+		{unix.ENOENT, driver.ErrNotFound, "no such pool or image"},
+		{unix.ENXIO, nil, "features"},
+		{unix.EPERM, nil, "CAP_SYS_ADMIN"},
+		{unix.EACCES, nil, "caps"},
+		{unix.EROFS, driver.ErrInUse, "another client has the image's lock"},
+		{unix.EBUSY, driver.ErrInUse, "another client has the image's lock"},
+		{unix.ETIMEDOUT, driver.ErrUnavailable, "could not reach the monitors"},
+		{unix.EINVAL, nil, "see the kernel's log"},
+		{unix.EIO, nil, "see the kernel's log"},
+		// Of the file in sysfs, not of the image.
+		{&fs.PathError{Op: "open", Path: "/sys/bus/rbd/add", Err: unix.ENOENT}, nil, "/sys/bus/rbd/add"},
+		{&fs.PathError{Op: "open", Path: "/sys/bus/rbd/add", Err: unix.EROFS}, nil, "/sys/bus/rbd/add"},
+		{&fs.PathError{Op: "open", Path: "/sys/bus/rbd/add", Err: unix.EACCES}, nil, "/sys/bus/rbd/add"},
+	} {
+		t.Run(row.err.Error(), func(t *testing.T) {
+			err := explain(row.err)
+			for _, kind := range kinds {
+				if is := errors.Is(err, kind); is != (kind == row.kind) { //nolint:errorlint // the very sentinel
+					t.Errorf("is it %v? %v: %v", kind, is, err)
+				}
+			}
+			if !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%q does not say %q in one line", err, row.says)
+			}
+		})
+	}
+}
+
+func TestUnmapAndDropWriteTheNumberOfTheDevice(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		files  []string
+		remove func(*Mapper, context.Context, string) error
+		id     string
+		want   map[string]string
+	}{
+		{"unmap", []string{"remove", "remove_single_major"}, (*Mapper).Unmap, "5e4a6b8b4567",
+			map[string]string{"remove": "", "remove_single_major": "3"}},
+		{"drop", []string{"remove", "remove_single_major"}, (*Mapper).Drop, "5e4a6b8b4567",
+			map[string]string{"remove": "", "remove_single_major": "3 force"}},
+		{"unmap, module without single_major", []string{"remove"}, (*Mapper).Unmap, "5e4a6b8b4567", map[string]string{"remove": "3"}},
+		{"drop, module without single_major", []string{"remove"}, (*Mapper).Drop, "5e4a6b8b4567", map[string]string{"remove": "3 force"}},
+		{"unmap of what is not mapped", []string{"remove"}, (*Mapper).Unmap, "other", map[string]string{"remove": ""}},
+		{"drop of what is not mapped", []string{"remove"}, (*Mapper).Drop, "other", map[string]string{"remove": ""}},
+		{"unmap of an image that others mapped in another pool", []string{"remove"}, (*Mapper).Unmap, "foreign", map[string]string{"remove": ""}},
+		{"unmap of a snapshot's image", []string{"remove"}, (*Mapper).Unmap, "snapped", map[string]string{"remove": ""}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			tr := newTree(t, row.files...)
+			tr.device("0", map[string]string{"image_id": "first", "name": "db0"})
+			tr.device("3", nil)
+			tr.device("4", map[string]string{"image_id": "foreign", "pool": "ssd"})
+			tr.device("5", map[string]string{"image_id": "snapped", "current_snap": "monday"})
+			if err := row.remove(tr.mapper(), t.Context(), row.id); err != nil {
+				t.Fatal(err)
+			}
+			for name, text := range row.want {
+				tr.want(name, text)
+			}
+		})
+	}
+}
+
+func TestWhatTheKernelAnswersIsPassedOn(t *testing.T) {
+	tr := newTree(t)
+	tr.device("3", nil)
+	if err := os.Symlink("/dev/full", filepath.Join(tr.dir, "remove")); err != nil { // every write fails
+		t.Fatal(err)
+	}
+	if err := tr.mapper().Unmap(t.Context(), "5e4a6b8b4567"); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A cluster that cannot be reached lets the write hang; the request ends.
+func TestUnmapEndsWithItsContext(t *testing.T) {
+	tr := newTree(t)
+	tr.device("3", nil)
+	remove := filepath.Join(tr.dir, "remove")
+	if err := unix.Mkfifo(remove, 0o600); err != nil { // blocks until somebody reads
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := tr.mapper().Unmap(ctx, "5e4a6b8b4567")
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "/dev/rbd3") {
+		t.Errorf("got %v", err)
+	}
+	got, err := os.ReadFile(remove) // and lets the writer go
+	if err != nil || string(got) != "3" {
+		t.Errorf("read %q, %v", got, err)
+	}
+}
+
+func TestMapOfAMappedImageIsTheMappingThatIsThere(t *testing.T) {
+	tr := newTree(t, "add", "add_single_major")
+	tr.device("7", nil)
+	got, err := tr.mapper().Map(t.Context(), driver.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"journaling"}}, driver.ReadWrite)
+	want := driver.Mapping{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd7", Addr: "192.168.1.5:0/1913726304", Alive: true}
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+	tr.want("add", "")
+	tr.want("add_single_major", "")
+}
+
+func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
+	image := driver.Image{Name: "db1", ID: "new", Features: []string{"layering"}}
+	for _, row := range []struct {
+		name  string
+		image driver.Image
+		ceph  func() (rbd.Kernel, error)
+		kind  error
+	}{
+		{"features", driver.Image{Name: "db1", ID: "new", Features: []string{"journaling"}}, nil, driver.ErrInvalid},
+		{"Ceph does not answer", image, func() (rbd.Kernel, error) { return rbd.Kernel{}, driver.ErrUnavailable }, driver.ErrUnavailable},
+		{"no monitors", image, func() (rbd.Kernel, error) { return rbd.Kernel{ConfigUser: "docker", Key: secret}, nil }, nil},
+		{"name with a blank", driver.Image{Name: "db 1", ID: "new"}, func() (rbd.Kernel, error) { return both, nil }, driver.ErrInvalid},
+		{"the key is none", image, func() (rbd.Kernel, error) {
+			k := both
+			k.Key = "hunter2!"
+			return k, nil
+		}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			tr := newTree(t, "add", "add_single_major")
+			tr.file("supported_features", "0x1bf\n")
+			m := tr.mapper()
+			if row.ceph != nil {
+				m.Ceph = cluster(row.ceph)
+			}
+			got, err := m.Map(t.Context(), row.image, driver.ReadWrite)
+			if err == nil || got != (driver.Mapping{}) || row.kind != nil && !errors.Is(err, row.kind) {
+				t.Errorf("got %+v, %v; want %v", got, err, row.kind)
+			}
+			if err != nil && (strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), secret)) {
+				t.Errorf("the key is in the error: %v", err)
+			}
+			tr.want("add", "")
+			tr.want("add_single_major", "")
+		})
+	}
+}

@@ -1,0 +1,162 @@
+package rbd_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+)
+
+func TestMain(m *testing.M) { testbed.Main(m) }
+
+func connect(t *testing.T, cfg rbd.Config) *rbd.Pool {
+	p := rbd.New(cfg)
+	t.Cleanup(p.Close)
+	return p
+}
+
+func TestContracts(t *testing.T) {
+	t.Run("Images", func(t *testing.T) {
+		drivertest.Images(t, func(t *testing.T) drivertest.Ceph { return connect(t, testbed.Namespace(t)) })
+	})
+	t.Run("Records", func(t *testing.T) {
+		cfg := testbed.Namespace(t)
+		drivertest.Records(t, func(t *testing.T) drivertest.Ceph { return connect(t, cfg) })
+	})
+	t.Run("Fences", func(t *testing.T) {
+		cfg := testbed.Namespace(t)
+		drivertest.Fences(t, func(t *testing.T) drivertest.Ceph { return connect(t, cfg) })
+	})
+}
+
+func TestAClientThatWasFencedIsReplaced(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p, other := connect(t, cfg), connect(t, cfg)
+	image := drivertest.Create(t, p, "a", 8<<20)
+	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Fence(t.Context(), h.Client()); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.SetMeta(t.Context(), map[string]string{"x": "1"}); !errors.Is(err, driver.ErrUnavailable) {
+		t.Fatalf("the fenced client: %v", err)
+	}
+	again, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Client() == h.Client() {
+		t.Error("the fenced client is still in use")
+	}
+	if err := again.SetMeta(t.Context(), map[string]string{"x": "1"}); err != nil {
+		t.Error(err)
+	}
+	_ = again.Close(t.Context())
+	_ = h.Close(t.Context())
+}
+
+// A change that was left under way may land at any time: its client must not
+// be the one that the next operation, and its guard, stands on.
+func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	image := drivertest.Create(t, p, "a", 8<<20)
+	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.SetMeta(ctx, map[string]string{"x": "1"}); !errors.Is(err, driver.ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	again, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Client() == h.Client() {
+		t.Error("the client is still in use")
+	}
+	_ = again.Close(t.Context())
+	_ = h.Close(t.Context())
+}
+
+func TestFenceLastsForYears(t *testing.T) {
+	p := connect(t, testbed.Namespace(t))
+	if err := p.Fence(t.Context(), "192.0.2.77:0/7"); err != nil {
+		t.Fatal(err)
+	}
+	until := testbed.BlocklistedUntil(t, "192.0.2.77:0/7")
+	if left := time.Until(until); left < 4*365*24*time.Hour {
+		t.Errorf("the fence lasts until %v", until)
+	}
+}
+
+func TestTroubleIsNeverNotFound(t *testing.T) {
+	good := testbed.Namespace(t)
+	for name, change := range map[string]func(*rbd.Config){
+		"no such pool":      func(c *rbd.Config) { c.Pool = "missing" },
+		"no such user":      func(c *rbd.Config) { c.User = "client.missing" },
+		"no configuration":  func(c *rbd.Config) { c.ConfFile = "/nonexistent/ceph.conf" },
+		"a key without cap": func(c *rbd.Config) { c.User, c.Pool = "client.docker", "other" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := good
+			change(&cfg)
+			_, err := connect(t, cfg).Open(t.Context(), "a", driver.ReadOnly)
+			if !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func TestSnapshotsKeepAnImage(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	image := drivertest.Create(t, p, "a", 8<<20)
+	testbed.RBD(t, "snap", "create", cfg.Pool+"/"+cfg.Namespace+"/a@s")
+	if err := p.Remove(t.Context(), image); !errors.Is(err, driver.ErrBusy) {
+		t.Errorf("removed: %v", err)
+	}
+	testbed.RBD(t, "snap", "rm", cfg.Pool+"/"+cfg.Namespace+"/a@s")
+	if err := p.Remove(t.Context(), image); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARecordThatIsNotOursIsLeftAlone(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	testbed.Run(t, "sh", "-c", "echo not json | rados -c "+testbed.Conf()+" -p "+cfg.Pool+" -N "+cfg.Namespace+" put docker_volume.guard.x -")
+	var g driver.Guard
+	_, err := p.Load(t.Context(), "guard.x", &g)
+	if err == nil || errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func BenchmarkCreateBare(b *testing.B) { benchmarkCreate(b, connectB(b)) }
+
+func connectB(b *testing.B) *rbd.Pool {
+	p := rbd.New(testbed.Namespace(b))
+	b.Cleanup(p.Close)
+	return p
+}
+
+// benchmarkCreate is librbd's own image create, what driver's is held against.
+func benchmarkCreate(b *testing.B, p *rbd.Pool) {
+	for i := 0; b.Loop(); i++ {
+		name := "bench" + string(rune('a'+i%26)) + time.Now().Format("150405.000000000")
+		if err := p.Create(b.Context(), driver.ImageSpec{Name: name, Size: 1 << 30, Features: drivertest.Features}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,308 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The engine is restarted while a container has a volume.
+func TestEngineRestart(t *testing.T) {
+	engineEnds(t, func() error {
+		_, err := sh("engine.sh", "restart", engine)
+		return err
+	})
+}
+
+// The engine is killed while a container has a volume: nobody unmounts it.
+func TestEngineCrash(t *testing.T) {
+	engineEnds(t, func() error {
+		_, err := sh("engine.sh", "kill", engine)
+		if err == nil {
+			_, err = sh("engine.sh", "start", engine)
+		}
+		return err
+	})
+}
+
+func engineEnds(t *testing.T, end func() error) {
+	story(t)
+	name, idle := volumeName(t), volumeName(t)
+	for _, v := range []string{name, idle} {
+		docker(t, "volume", "create", "-d", "rbd", "-o", "size=64M", "--label", "team=blue", v)
+	}
+	c := container(t, on(name))
+	write(t, c, "kept")
+
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "plugin enabled", docker(t, "plugin", "inspect", "-f", "{{.Enabled}}", pluginName), "true")
+	for _, v := range []string{name, idle} {
+		if !listed(t, v, "label=team=blue") {
+			t.Errorf("docker volume ls does not list %s with its label", v)
+		}
+		equal(t, "option", inspect(t, v).Options["size"], "64M")
+	}
+	equal(t, "container running", docker(t, "inspect", "-f", "{{.State.Running}}", c), "false")
+	equal(t, "in a new container", once(t, name, "cat /data/file"), "kept")
+	docker(t, "start", c)
+	equal(t, "in the old container, started again", in(t, c, "cat /data/file"), "kept")
+	in(t, c, "echo more >>/data/file")
+	docker(t, "rm", "-f", c)
+	equal(t, "in a new container", once(t, name, "cat /data/file"), "kept\nmore")
+}
+
+// The plugin crashes while a container has a volume. In userspace the data path
+// is a process of the plugin's container and dies with it: the old container has
+// lost its volume, a new one gets it.
+func TestPluginCrash(t *testing.T) {
+	story(t)
+	name, idle := newVolume(t, "size=64M"), newVolume(t, "size=64M")
+	c := container(t, on(name))
+	write(t, c, "kept")
+	device, _ := inspect(t, name).Status["device"].(string)
+
+	pid := crash(t)
+	wait(t, 20*time.Second, func() error {
+		now, err := pluginPID()
+		if err == nil && now == pid {
+			err = fmt.Errorf("process %d has not ended", pid)
+		}
+		return errors.Join(err, activate())
+	})
+	if _, err := try(synced(c, "lost")...); err == nil {
+		t.Error("a container that has lost its volume can write")
+	}
+	for _, v := range []string{name, idle} {
+		if !listed(t, v) {
+			t.Errorf("docker volume ls does not list %s", v)
+		}
+	}
+	equal(t, "another volume", once(t, idle, "echo ok >/data/file; cat /data/file"), "ok")
+	docker(t, "rm", "-f", c)
+	wait(t, 20*time.Second, func() error { return noDeadLoop(device) })
+	equal(t, "in a new container", once(t, name, "cat /data/file; echo more >>/data/file"), "kept")
+
+	c = container(t, on(name))
+	equal(t, "in a container that stays", in(t, c, "cat /data/file"), "kept\nmore")
+	docker(t, "rm", "-f", c)
+	equal(t, "status device", inspect(t, name).Status["device"], nil)
+}
+
+// The same, and the containers that lost the volume are simply restarted.
+func TestPluginCrashContainerRestarted(t *testing.T) {
+	story(t)
+	name := newVolume(t, "size=64M")
+	c := container(t, on(name))
+	write(t, c, "kept")
+	crash(t)
+	docker(t, "restart", c)
+	equal(t, "after docker restart", in(t, c, "cat /data/file; echo more >>/data/file"), "kept")
+}
+
+// crash kills the plugin's main process. Docker starts it again.
+func crash(t *testing.T) (pid int) {
+	t.Helper()
+	pid, err := pluginPID()
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// noDeadLoop fails if a device is on a file of a filesystem that is mounted
+// nowhere any more: only the path inside that filesystem is left of the name.
+func noDeadLoop(device string) error {
+	file, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	if err == nil && string(file) == "/image\n" {
+		return fmt.Errorf("%s of a dead mapping is still there", device)
+	}
+	return nil // it has gone, or is another's now
+}
+
+// The plugin is disabled and enabled again.
+func TestPluginDisabled(t *testing.T) {
+	story(t)
+	name := newVolume(t, "size=64M")
+	once(t, name, "echo kept >/data/file")
+	docker(t, "plugin", "disable", "-f", pluginName)
+	t.Cleanup(enable)
+	if processes, err := pluginProcesses(); err != nil || len(processes) > 0 {
+		t.Errorf("processes of a disabled plugin: %v, %v", processes, err)
+	}
+	contains(t, "docker run", dockerFails(t, "volume", "create", "-d", "rbd", "-o", "size=64M", unique(t)), "plugin rbd found but disabled")
+	docker(t, "plugin", "enable", pluginName)
+	if !listed(t, name) {
+		t.Error("docker volume ls does not list it")
+	}
+	equal(t, "in a new container", once(t, name, "cat /data/file"), "kept")
+}
+
+// The plugin is disabled by force under a running container.
+func TestPluginDisabledInUse(t *testing.T) {
+	story(t)
+	name := newVolume(t, "size=64M")
+	c := container(t, on(name))
+	write(t, c, "kept")
+	docker(t, "plugin", "disable", "-f", pluginName)
+	t.Cleanup(enable)
+	docker(t, "plugin", "enable", pluginName)
+	docker(t, "rm", "-f", c)
+	equal(t, "in a new container", once(t, name, "cat /data/file"), "kept")
+}
+
+func enable() { _, _ = try("plugin", "enable", pluginName) }
+
+// Ceph hangs: Docker goes on answering, forgets no volume, and when Ceph is back
+// everything works as before; even a write that was under way ends well.
+func TestCephHangs(t *testing.T) {
+	story(t)
+	name, idle := volumeName(t), volumeName(t)
+	for _, v := range []string{name, idle} {
+		docker(t, "volume", "create", "-d", "rbd", "-o", "size=64M", "--label", "team=blue", v)
+	}
+	once(t, idle, "echo kept >/data/file")
+	c := container(t, on(name))
+	write(t, c, "one")
+
+	resume := pauseCeph(t)
+	written := make(chan error, 1)
+	go func() {
+		_, err := try(synced(c, "two")...)
+		written <- err
+	}()
+	started := make(chan error, 1)
+	go func() { // it waits, and is given up by Docker before or after Ceph is back
+		_, err := try("run", "--rm", "--network=none", on(idle), image, "cat", "/data/file")
+		started <- err
+	}()
+	known := func() {
+		t.Helper()
+		bounded(t, 15*time.Second, "docker volume ls without Ceph", func() {
+			for _, v := range []string{name, idle} {
+				if !listed(t, v) {
+					t.Errorf("docker volume ls does not list %s", v)
+				}
+			}
+		})
+		bounded(t, 15*time.Second, "docker volume inspect without Ceph", func() {
+			v := inspect(t, name)
+			equal(t, "label", v.Labels["team"], "blue")
+			contains(t, "status ceph", fmt.Sprint(v.Status["ceph"]), "unavailable")
+		})
+	}
+	known()
+	bounded(t, 5*time.Second, "docker ps without Ceph", func() {
+		contains(t, "docker ps", docker(t, "ps", "--format={{.Names}}"), c)
+	})
+	known()
+	select {
+	case err := <-written:
+		t.Errorf("a write ended while Ceph was away: %v", err)
+	default:
+	}
+
+	resume()
+	wait(t, time.Minute, func() error {
+		if v := inspect(t, name); v.Status["ceph"] != nil {
+			return fmt.Errorf("status: %v", v.Status)
+		}
+		return nil
+	})
+	if err := <-written; err != nil {
+		t.Errorf("the write under way: %v", err)
+	}
+	t.Logf("docker run while Ceph was away: %v", <-started)
+	wait(t, 20*time.Second, func() error {
+		if device := inspect(t, idle).Status["device"]; device != nil {
+			return fmt.Errorf("nobody uses %s, but it is mapped as %v", idle, device)
+		}
+		return nil
+	})
+	equal(t, "in the container", in(t, c, "cat /data/file"), "two")
+	equal(t, "the other volume", once(t, idle, "cat /data/file"), "kept")
+	for _, v := range []string{name, idle} {
+		if !listed(t, v, "label=team=blue") {
+			t.Errorf("docker volume ls does not list %s with its label", v)
+		}
+	}
+	docker(t, "rm", "-f", c)
+	equal(t, "in a new container", once(t, name, "cat /data/file"), "two")
+}
+
+// The plugin starts while Ceph hangs, as after a power cut: it answers from what
+// it wrote down, and works when Ceph is back.
+func TestStartWithoutCeph(t *testing.T) {
+	story(t)
+	name := newVolume(t, "size=64M")
+	once(t, name, "echo kept >/data/file")
+	docker(t, "plugin", "disable", "-f", pluginName)
+	t.Cleanup(enable)
+	resume := pauseCeph(t)
+	bounded(t, 10*time.Second, "docker plugin enable without Ceph", func() { docker(t, "plugin", "enable", pluginName) })
+	bounded(t, 15*time.Second, "docker volume ls without Ceph", func() {
+		if !listed(t, name) {
+			t.Error("docker volume ls does not list it")
+		}
+	})
+	resume()
+	wait(t, time.Minute, func() error {
+		_, err := try("run", "--rm", "--network=none", on(name), image, "cat", "/data/file")
+		return err
+	})
+}
+
+// pauseCeph stops the monitor and the OSD as a hanging network would, until
+// resume or the end of the test.
+func pauseCeph(t *testing.T) (resume func()) {
+	t.Helper()
+	var pids []int
+	for _, daemon := range []string{"osd.0", "mon.a"} {
+		text, err := os.ReadFile(filepath.Join(cluster, daemon+".pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || !strings.Contains(string(cmdline), filepath.Join(cluster, "ceph.conf")) {
+			t.Fatalf("process %d is no %s of this cluster: %q, %v", pid, daemon, cmdline, err)
+		}
+		pids = append(pids, pid)
+	}
+	signal := func(s syscall.Signal) {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, s); err != nil {
+				t.Errorf("signal %v to %d: %v", s, pid, err)
+			}
+		}
+	}
+	resume = sync.OnceFunc(func() {
+		signal(syscall.SIGCONT)
+		// A lone OSD that has slept through its read lease may leave PGs "laggy" for
+		// ever (seen with 16.2). Told that it was down, it peers anew.
+		conf := filepath.Join(cluster, "ceph.conf")
+		if _, err := command(10*time.Second, "rados", "-c", conf, "-p", "rbd", "ls"); err != nil {
+			wait(t, limit, func() error {
+				_, err := command(10*time.Second, "ceph", "-c", conf, "osd", "down", "osd.0")
+				return err
+			})
+		}
+	})
+	t.Cleanup(resume)
+	signal(syscall.SIGSTOP)
+	return resume
+}

@@ -1,0 +1,270 @@
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The bed that all stories lie in.
+var (
+	cluster string // directory of the cluster
+	engine  string // directory of the engine
+	dir     string // directory of the plugin: config.json, rootfs
+	plugin  string // the plugin's id
+	prefix  string // of every name that this run makes
+)
+
+const (
+	pluginName = "rbd:latest"
+	image      = "busybox:test"
+)
+
+func TestMain(m *testing.M) {
+	prefix = "e2e-" + strings.ToLower(rand.Text()[:6])
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	failed := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			code = 1
+		}
+	}
+	stop, err := start()
+	defer func() { failed(stop()) }()
+	if err == nil {
+		var remove func() error
+		remove, err = install()
+		defer func() { failed(remove()) }()
+	}
+	if err != nil {
+		dumpLog(os.Stderr, 0)
+		failed(err)
+		return code
+	}
+	code = m.Run()
+	failed(eventually(time.Minute, nothingLeft))
+	return code
+}
+
+// start makes what test/run.sh has not.
+func start() (stop func() error, err error) {
+	var stops []func() error
+	stop = func() (err error) {
+		for _, s := range slices.Backward(stops) {
+			err = errors.Join(err, s())
+		}
+		return err
+	}
+	cluster, engine, dir = os.Getenv("TEST_CLUSTER"), os.Getenv("TEST_ENGINE"), os.Getenv("TEST_PLUGIN")
+	tmp, err := os.MkdirTemp("", "rbd")
+	if err != nil {
+		return stop, err
+	}
+	stops = append(stops, func() error { return os.RemoveAll(tmp) })
+	for _, part := range []struct {
+		dir                 *string
+		name, script, start string
+	}{
+		{&cluster, "c", "cluster.sh", "start"},
+		{&engine, "e", "engine.sh", "start"},
+	} {
+		if *part.dir != "" {
+			continue
+		}
+		*part.dir = filepath.Join(tmp, part.name)
+		if _, err := sh(part.script, part.start, *part.dir); err != nil {
+			return stop, err
+		}
+		stops = append(stops, func() error {
+			_, err := sh(part.script, "stop", *part.dir)
+			return err
+		})
+	}
+	if dir == "" {
+		dir = filepath.Join(tmp, "plugin")
+		fmt.Println("==> building the managed plugin")
+		if _, err := command(15*time.Minute, filepath.Join("..", "..", "cmd", "plugin.sh"), dir); err != nil {
+			return stop, err
+		}
+	}
+	return stop, nil
+}
+
+// install creates the plugin in the engine, points it at the cluster and
+// enables it.
+func install() (remove func() error, err error) {
+	remove = func() error {
+		_, err := try("plugin", "rm", "-f", pluginName)
+		return errors.Join(err, noMounts(filepath.Join(engine, "data", "plugins")))
+	}
+	if _, err = sh("engine.sh", "image", engine); err != nil {
+		return remove, err
+	}
+	if _, err = command(3*time.Minute, "docker", "plugin", "create", pluginName, dir); err != nil {
+		return remove, err
+	}
+	if plugin, err = try("plugin", "inspect", "-f", "{{.ID}}", pluginName); err != nil {
+		return remove, err
+	}
+	if _, err = try("plugin", "set", pluginName, "ceph.source="+filepath.Join(cluster, "etc-ceph"),
+		"LOG_LEVEL=debug", "RBD_MAPPER=fuse"); err != nil {
+		return remove, err
+	}
+	ready := make(chan time.Duration, 1)
+	began := time.Now()
+	go func() {
+		for activate() != nil && time.Since(began) < limit {
+			time.Sleep(2 * time.Millisecond)
+		}
+		ready <- time.Since(began)
+	}()
+	if _, err = try("plugin", "enable", pluginName); err != nil {
+		return remove, err
+	}
+	fmt.Printf("figure: docker plugin enable, first answer on the socket: %d ms\n", (<-ready).Milliseconds())
+	return remove, nil
+}
+
+// activate asks the plugin what Docker asks first.
+func activate() error {
+	socket := filepath.Join("/run/docker/plugins", plugin, "rbd.sock")
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	answer, err := client.Post("http://plugin/Plugin.Activate", "application/json", nil)
+	if err != nil {
+		return err
+	}
+	return answer.Body.Close()
+}
+
+// limit bounds a command. None takes a tenth of it unless something hangs.
+const limit = 90 * time.Second
+
+// command runs a program, and returns what it prints; its error says what it
+// says on its standard error.
+func command(limit time.Duration, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var stdout, stderr strings.Builder
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+filepath.Join(engine, "docker.sock"))
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("no end within %v", limit)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return strings.TrimSpace(stdout.String()), err
+}
+
+// sh runs one of the scripts of folder test.
+func sh(script string, args ...string) (string, error) {
+	return command(2*limit, filepath.Join("..", script), args...)
+}
+
+// try runs the docker client.
+func try(args ...string) (string, error) { return command(limit, "docker", args...) }
+
+// onCluster runs one of Ceph's tools.
+func onCluster(tool string, args ...string) (string, error) {
+	return command(limit, tool, append([]string{"-c", filepath.Join(cluster, "ceph.conf"), "-p", "rbd"}, args...)...)
+}
+
+// nothingLeft looks for what the stories should have taken with them.
+func nothingLeft() error {
+	var errs []error
+	objects, err := onCluster("rados", "ls")
+	errs = append(errs, err)
+	for object := range strings.FieldsSeq(objects) {
+		// The data of removed images goes by and by: the manager does that.
+		if strings.HasPrefix(object, "docker_volume.") || strings.HasPrefix(object, "rbd_data.") {
+			errs = append(errs, fmt.Errorf("object %s is left", object))
+		}
+	}
+	errs = append(errs, noMounts(filepath.Join(engine, "data", "plugins", plugin, "propagated-mount", "volumes")))
+	mounts, err := mountinfo("/proc/self/mountinfo")
+	errs = append(errs, err)
+	for _, m := range mounts {
+		if m.fstype == "fuse.docker-volume-rbd" && strings.Contains(m.source, prefix) {
+			errs = append(errs, fmt.Errorf("the host sees the userspace mapper's %s (%s)", m.point, m.source))
+		}
+	}
+	processes, err := pluginProcesses()
+	errs = append(errs, err)
+	for _, p := range processes {
+		if len(p.args) > 1 {
+			errs = append(errs, fmt.Errorf("process %d is left: %s", p.pid, strings.Join(p.args, " ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// noMounts fails if the host has anything mounted below the directory.
+func noMounts(dir string) error {
+	mounts, err := mountinfo("/proc/self/mountinfo")
+	for _, m := range mounts {
+		if strings.HasPrefix(m.point, dir+"/") {
+			err = errors.Join(err, fmt.Errorf("%s is still mounted (%s on %s)", m.point, m.fstype, m.source))
+		}
+	}
+	return err
+}
+
+// mountLine is a line of mountinfo(5).
+type mountLine struct{ point, fstype, source string }
+
+func mountinfo(file string) (mounts []mountLine, err error) {
+	text, err := os.ReadFile(file)
+	for line := range strings.Lines(string(text)) {
+		before, after, _ := strings.Cut(line, " - ")
+		b, a := strings.Fields(before), strings.Fields(after)
+		if len(b) > 4 && len(a) > 1 {
+			mounts = append(mounts, mountLine{point: b[4], fstype: a[0], source: a[1]})
+		}
+	}
+	return mounts, err
+}
+
+// dumpLog writes the plugin's lines of the engine's log.
+func dumpLog(w io.Writer, from int64) {
+	log, err := os.ReadFile(filepath.Join(engine, "dockerd.log"))
+	if err != nil || from > int64(len(log)) {
+		return
+	}
+	for line := range strings.Lines(string(log[from:])) {
+		line, ours := strings.CutSuffix(strings.TrimSpace(line), " plugin="+plugin)
+		if _, said, ok := strings.Cut(line, " msg="); ours && ok {
+			_, _ = fmt.Fprintln(w, strings.ReplaceAll(strings.Trim(said, `"`), `\"`, `"`))
+		}
+	}
+}
+
+// logSize is where the log of the engine ends now.
+func logSize() int64 {
+	info, err := os.Stat(filepath.Join(engine, "dockerd.log"))
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}

@@ -1,0 +1,132 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+)
+
+// device is a loop device on a sparse file.
+func device(t *testing.T, size uint64) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, int64(size)); err != nil {
+		t.Fatal(err)
+	}
+	dev := strings.TrimSpace(testbed.Run(t, "losetup", "--show", "--find", file))
+	t.Cleanup(func() { testbed.Run(t, "losetup", "--detach", dev) })
+	return dev
+}
+
+func TestFilesystemContract(t *testing.T) {
+	drivertest.Filesystem(t, fsys.FS{HostMounts: "/proc/1/mountinfo"}, drivertest.Devices{
+		New: device,
+		Dir: t.TempDir(),
+		Use: func(t *testing.T, path string) func() {
+			f, err := os.Create(filepath.Join(path, "open"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = f.Close() }
+		},
+	})
+}
+
+func TestARootIsPreparedAsItWasAskedFor(t *testing.T) {
+	dev, fs, path := device(t, 16<<20), fsys.FS{}, filepath.Join(t.TempDir(), "v")
+	if err := fs.Format(t.Context(), dev, "ext4", nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := fs.Mount(t.Context(), driver.Mount{Device: dev, Path: path, FSType: "ext4", Options: "noatime"}); err != nil {
+		t.Fatal(err)
+	}
+	uid, gid, mode := uint32(1001), uint32(1002), uint32(0o2770)
+	if err := fs.Prepare(t.Context(), path, driver.Owner{UID: &uid, GID: &gid, Mode: &mode}); err != nil {
+		t.Fatal(err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		t.Fatal(err)
+	}
+	if stat.Uid != uid || stat.Gid != gid || stat.Mode&0o7777 != mode {
+		t.Errorf("owner %d:%d, mode %o", stat.Uid, stat.Gid, stat.Mode&0o7777)
+	}
+	if files, err := os.ReadDir(path); err != nil || len(files) != 0 {
+		t.Errorf("not empty, so that docker would not copy into it: %v, %v", files, err)
+	}
+	if err := fs.Unmount(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A fresh image stays thin: what mkfs writes to 20 GiB is a few MiB.
+func TestAFreshFilesystemIsThin(t *testing.T) {
+	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
+		dev := device(t, 20<<30)
+		if err := (fsys.FS{}).Format(t.Context(), dev, fstype, nil, true); err != nil {
+			t.Fatal(err)
+		}
+		backing := strings.TrimSpace(testbed.Run(t, "losetup", "--noheadings", "--output", "BACK-FILE", dev))
+		var stat unix.Stat_t
+		if err := unix.Stat(backing, &stat); err != nil {
+			t.Fatal(err)
+		}
+		if mb := stat.Blocks * 512 >> 20; mb > 80 {
+			t.Errorf("%s wrote %d MiB", fstype, mb)
+		}
+	}
+}
+
+func TestADamagedFilesystemIsCheckedBeforeItIsMounted(t *testing.T) {
+	dev, fs := device(t, 64<<20), fsys.FS{}
+	if err := fs.Format(t.Context(), dev, "ext4", nil, true); err != nil {
+		t.Fatal(err)
+	}
+	// What e2fsck -p repairs by itself ...
+	testbed.Run(t, "debugfs", "-w", "-R", "set_super_value free_blocks_count 7", dev)
+	testbed.Run(t, "debugfs", "-w", "-R", "set_super_value state 2", dev) // errors: look at all of it
+	if err := fs.Check(t.Context(), dev, "ext4"); err != nil {
+		t.Errorf("a wrong count: %v", err)
+	}
+	// ... and what needs a decision.
+	testbed.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=4k", "seek=20", "count=200", "conv=fsync")
+	err := fs.Check(t.Context(), dev, "ext4")
+	if err == nil || !strings.Contains(err.Error(), "run e2fsck") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("lost inodes: %v", err)
+	}
+}
+
+func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
+	dev, path := device(t, 16<<20), filepath.Join(t.TempDir(), "v")
+	hosts := filepath.Join(t.TempDir(), "mountinfo")
+	data, err := os.ReadFile("/proc/self/mountinfo") // of before the mount
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(hosts, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fs := fsys.FS{HostMounts: hosts}
+	if err := fs.Format(t.Context(), dev, "ext4", nil, true); err != nil {
+		t.Fatal(err)
+	}
+	err = fs.Mount(t.Context(), driver.Mount{Device: dev, Path: path, FSType: "ext4"})
+	if err == nil || !strings.Contains(err.Error(), "does not reach the host") {
+		t.Errorf("got %v", err)
+	}
+	if err := exec.Command("mountpoint", "-q", path).Run(); err == nil {
+		t.Error("the mount was left behind")
+	}
+}

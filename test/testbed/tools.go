@@ -1,0 +1,141 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Run runs a program and returns what it says; the test ends if it fails.
+func Run(tb testing.TB, name string, args ...string) string {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own has ended when it cleans up
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		tb.Fatalf("%s %v: %v: %s%s", name, args, err, errs.Bytes(), out)
+	}
+	return string(out)
+}
+
+// RBD runs Ceph's rbd.
+func RBD(tb testing.TB, args ...string) string {
+	tb.Helper()
+	return Run(tb, "rbd", append([]string{"-c", Conf()}, args...)...)
+}
+
+// Ceph runs Ceph's ceph.
+func Ceph(tb testing.TB, args ...string) string {
+	tb.Helper()
+	return Run(tb, "ceph", append([]string{"-c", Conf()}, args...)...)
+}
+
+// BlocklistedUntil tells until when an address is on the blocklist.
+func BlocklistedUntil(tb testing.TB, addr string) time.Time {
+	tb.Helper()
+	dec := json.NewDecoder(bytes.NewReader([]byte(Ceph(tb, "osd", "blocklist", "ls", "-f", "json"))))
+	for {
+		var list []struct{ Addr, Until string }
+		if err := dec.Decode(&list); err == io.EOF {
+			tb.Fatalf("%s is not on the blocklist", addr)
+		} else if err != nil {
+			tb.Fatal(err)
+		}
+		for _, e := range list {
+			if e.Addr == addr {
+				until, err := time.Parse("2006-01-02T15:04:05.000000-0700", e.Until)
+				if err != nil {
+					tb.Fatal(err)
+				}
+				return until
+			}
+		}
+	}
+}
+
+// Loops lists the loop devices on files below a directory.
+func Loops(tb testing.TB, dir string) (devices []string) {
+	tb.Helper()
+	for line := range strings.Lines(Run(tb, "losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")) {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
+			devices = append(devices, fields[0])
+		}
+	}
+	return devices
+}
+
+// KillServer ends an image server of the userspace mapper as a crash does.
+func KillServer(tb testing.TB, dir, imageID string) {
+	tb.Helper()
+	pid := server(tb, dir, imageID)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		tb.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			tb.Fatalf("image server %d does not end", pid)
+		}
+	}
+}
+
+// StopServer stops an image server without ending it, until resume is called.
+func StopServer(tb testing.TB, dir, imageID string) (resume func()) {
+	tb.Helper()
+	pid := server(tb, dir, imageID)
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		tb.Fatal(err)
+	}
+	return func() { _ = unix.Kill(pid, unix.SIGCONT) }
+}
+
+func server(tb testing.TB, dir, imageID string) int {
+	tb.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, imageID+".lock"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pid
+}
+
+// NothingLeft fails a test that leaves files, mounts or loop devices in its
+// directories. What is on its way out gets a moment.
+func NothingLeft(tb testing.TB, dirs ...string) {
+	tb.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var left []string
+		for _, dir := range dirs {
+			left = append(left, Loops(tb, dir)...)
+			files, err := os.ReadDir(dir)
+			if err != nil && !os.IsNotExist(err) {
+				tb.Fatal(err)
+			}
+			for _, f := range files {
+				left = append(left, f.Name())
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			tb.Errorf("left behind in %v: %v", dirs, left)
+			return
+		}
+	}
+}

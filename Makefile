@@ -48,7 +48,7 @@ plugin: ## build the managed plugin and create it in the engine, disabled
 
 install: plugin ## create the plugin and enable it; settings: make install SET="RBD_CONF_POOL=x ..."
 	$(if $(SET),docker plugin set $(PLUGIN) $(SET))
-	docker plugin enable $(PLUGIN)
+	docker plugin enable --timeout 0 $(PLUGIN)
 
 uninstall: ## disable and remove the plugin
 	docker plugin rm -f $(PLUGIN)

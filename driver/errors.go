@@ -25,7 +25,7 @@ var (
 	ErrLost = errors.New("guard lost")
 	// ErrUnavailable: Ceph does not answer. Nothing is known about the volume;
 	// in particular it must not be called missing.
-	ErrUnavailable = errors.New("ceph is unavailable")
+	ErrUnavailable = errors.New("ceph cannot be asked")
 	// ErrContent: what the device holds is not what this operation may touch.
 	ErrContent = errors.New("unexpected content")
 )

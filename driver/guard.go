@@ -31,6 +31,13 @@ type Guard struct {
 	Since time.Time `json:"since"` // by the holder's clock: to be shown, never compared
 }
 
+// covers tells whether a mapping, and nothing else, may write under the guard.
+// While a filesystem is being made the control client may as well: what a crash
+// then leaves is not continued but begun anew.
+func (g Guard) covers(m Mapping) bool {
+	return g.State == guardMapped && slices.Equal(g.Addrs, []string{m.Addr})
+}
+
 func guardKey(imageID string) string { return "guard." + imageID }
 
 func (d *Driver) loadGuard(ctx context.Context, imageID string) (g Guard, version Version, err error) {
@@ -57,11 +64,16 @@ type lease struct {
 // acquire gets the guard of a volume's image, or says who has it. It waits for
 // a live holder as long as the context lasts.
 func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
+	var inUse error
 	for {
-		l, inUse, err := d.tryAcquire(ctx, name)
+		l, now, err := d.tryAcquire(ctx, name)
+		if err != nil && inUse != nil && ctx.Err() != nil {
+			return nil, inUse // says more than that the time was up
+		}
 		if err != nil || l != nil {
 			return l, err
 		}
+		inUse = now
 		d.log.WithField("volume", name).Debugf("waiting: %v", inUse)
 		if !d.pause(ctx) {
 			return nil, inUse
@@ -109,14 +121,14 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 
 // adopt continues with what this boot of this node has mapped under its guard.
 // It returns nil if there is nothing to continue with. A mapping that is not
-// under the guard was dropped before (see reclaim).
+// under the guard, an orphan of a killed plugin that came up late, is dropped.
 func (d *Driver) adopt(ctx context.Context, name string, held Guard, version Version) (*lease, error) {
 	m, found, err := d.mapping(ctx, name)
 	if err != nil || !found {
 		return nil, err
 	}
-	if held.State != guardMapped || !slices.Contains(held.Addrs, m.Addr) {
-		return nil, fmt.Errorf("%w: %s was mapped as %s while the guard was being read", ErrBusy, m.Name, m.Device)
+	if !held.covers(m) {
+		return nil, d.drop(ctx, m)
 	}
 	h, err := d.images.Open(ctx, name, ReadWrite)
 	if err != nil {
@@ -203,8 +215,12 @@ func (d *Driver) giveBack(ctx context.Context, id string, version Version) error
 // open. gone are clients of the holder before us: fenced, or bound to lose
 // their next swap.
 func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) error {
+	var inUse error
 	for {
 		watchers, err := l.Watchers(ctx)
+		if err != nil && inUse != nil && ctx.Err() != nil {
+			return inUse
+		}
 		if err != nil {
 			return err
 		}
@@ -214,9 +230,10 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		if len(others) == 0 {
 			return nil
 		}
+		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin?): "+
+			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
 		if !d.pause(ctx) {
-			return fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin?): "+
-				"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
+			return inUse
 		}
 	}
 }

@@ -53,8 +53,8 @@ func TestADeadHolderIsFencedForGood(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	stale, g := one.device("v"), driver.Guard{}
-	g, _, _ = one.guard("v")
+	stale := one.device("v")
+	g, _, _ := one.guard("v")
 	one.crash()
 	one.Host.Cut() // partitioned: the kernel, the mount and its containers live on
 	two.mount("v", "2")

@@ -103,7 +103,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 }
 
 const (
-	soon = 60 * time.Millisecond
+	soon = 300 * time.Millisecond
 	ever = 10 * time.Second
 )
 

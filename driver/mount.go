@@ -279,8 +279,17 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its Ceph client is dead or fenced; "+
 		"containers that still use it must be restarted", m.Device, m.Addr)
 	d.refs.forget(m.Name)
-	err := d.fs.Detach(ctx, d.path(m.Name))
-	return errors.Join(err, d.mapper.Drop(ctx, m.ID))
+	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
+		return err
+	}
+	if err := d.mapper.Drop(ctx, m.ID); err != nil {
+		return err
+	}
+	// Its watch would last for another 30 s. Without Ceph it does.
+	if err := d.fences.Fence(ctx, m.Addr); err != nil {
+		d.log.WithField("volume", m.Name).Infof("fence what was dropped: %v", err)
+	}
+	return nil
 }
 
 func sleep(ctx context.Context, t time.Duration) bool {

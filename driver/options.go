@@ -77,6 +77,11 @@ func parseOptions(pool string, defaults, given map[string]string) (o options, er
 			return o, invalidf("option %q: allowed are %s", name, strings.Join(OptionNames, ", "))
 		}
 	}
+	for name, value := range given {
+		if err := checkWords(name, value); err != nil {
+			return o, err
+		}
+	}
 	get := func(name string) string {
 		for _, from := range []map[string]string{given, defaults, BuiltinDefaults} {
 			if v := strings.TrimSpace(from[name]); v != "" {
@@ -104,6 +109,11 @@ func parseOptions(pool string, defaults, given map[string]string) (o options, er
 	}
 	if err = checkWords(OptMkfsOptions, o.mkfsOptions); err != nil {
 		return o, err
+	}
+	for word := range strings.FieldsSeq(o.mkfsOptions) {
+		if strings.HasPrefix(word, "/") || strings.Contains(word, "=/") { // mkfs.btrfs formats all devices that it is told
+			return o, invalidf("option %s=%q: %s names a file, and a volume has no other than its own", OptMkfsOptions, o.mkfsOptions, word)
+		}
 	}
 	if o.mountOptions, err = parseMountOptions(OptMountOptions, given[OptMountOptions]); err != nil {
 		return o, err
@@ -178,13 +188,21 @@ func parseMountOptions(option, value string) (string, error) {
 	if strings.ContainsAny(v, " \t\n\x00") {
 		return "", invalidf("option %s=%q: give mount options with commas and no spaces, for example noatime,discard", option, value)
 	}
+	if err := checkWords(option, v); err != nil {
+		return "", err
+	}
 	for o := range strings.SplitSeq(v, ",") {
 		switch strings.TrimPrefix(o, "r") {
 		case "bind", "emount", "move", "shared", "private", "slave", "unbindable":
 			return "", invalidf("option %s=%q: %s is not an option of a filesystem", option, value, o)
+		case "o":
+			return "", invalidf("option %s=%q: a new volume must be written once; mount it read-only into the container instead", option, value)
+		}
+		if strings.Contains(o, "=/") { // device=, logdev=, journal_path=
+			return "", invalidf("option %s=%q: %s names a file, and a volume has no other than its own", option, value, o)
 		}
 	}
-	return v, checkWords(option, v)
+	return v, nil
 }
 
 func checkWords(option, value string) error {

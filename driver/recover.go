@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 )
@@ -126,7 +125,7 @@ func (d *Driver) lost(ctx context.Context, m Mapping) (bool, error) {
 	}
 	guard, _, err := d.loadGuard(ctx, m.ID)
 	if err == nil {
-		return !slices.Contains(guard.Addrs, m.Addr), nil
+		return !guard.covers(m), nil
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return false, err

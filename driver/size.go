@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"fmt"
 	"math/bits"
 	"regexp"
 
@@ -55,4 +56,15 @@ func parseBytes(value string, bare uint64) (uint64, bool) {
 	return uint64(n) * scale, true
 }
 
-func formatSize(bytes uint64) string { return units.BytesSize(float64(bytes)) }
+// formatSize is exact, so that two sizes that differ look different.
+func formatSize(bytes uint64) string {
+	for _, unit := range []struct {
+		size uint64
+		name string
+	}{{1 << 50, "PiB"}, {1 << 40, "TiB"}, {1 << 30, "GiB"}, {mib, "MiB"}, {1 << 10, "KiB"}} {
+		if bytes != 0 && bytes%unit.size == 0 {
+			return fmt.Sprintf("%d%s", bytes/unit.size, unit.name)
+		}
+	}
+	return fmt.Sprintf("%dB", bytes)
+}

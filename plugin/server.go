@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
@@ -34,6 +35,36 @@ type Server struct {
 	Driver Driver
 	Log    logrus.FieldLogger
 }
+
+// Broken is the Driver of a plugin that cannot work, for a setting that is
+// wrong say: whoever wants a volume is told why. Had the plugin ended instead,
+// Docker would only say that there is no socket.
+type Broken struct{ Reason error }
+
+var _ Driver = Broken{}
+
+// Create tells the reason.
+func (b Broken) Create(context.Context, string, map[string]string) error { return b.Reason }
+
+// Get returns the reason, which is not that there is no such volume.
+func (b Broken) Get(context.Context, string) (driver.Volume, error) {
+	return driver.Volume{}, b.Reason
+}
+
+// List tells the reason.
+func (b Broken) List(context.Context) ([]driver.Volume, error) { return nil, b.Reason }
+
+// Path knows no mounts.
+func (b Broken) Path(context.Context, string) string { return "" }
+
+// Mount tells the reason.
+func (b Broken) Mount(context.Context, string, string) (string, error) { return "", b.Reason }
+
+// Unmount tells the reason.
+func (b Broken) Unmount(context.Context, string, string) error { return b.Reason }
+
+// Remove tells the reason.
+func (b Broken) Remove(context.Context, string) error { return b.Reason }
 
 // Docker waits two minutes for Create and Mount and one for everything else
 // (moby, daemon/volume/drivers/proxy.go). Ending a little earlier gets the
@@ -78,7 +109,10 @@ func (s *Server) mount(ctx context.Context, r volume.MountRequest) (volume.Mount
 		// Docker has hung up: nobody would ever unmount this.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shortDeadline)
 		defer cancel()
-		err = errors.Join(errHungUp, s.Driver.Unmount(ctx, r.Name, r.ID))
+		err = errHungUp
+		if undo := s.Driver.Unmount(ctx, r.Name, r.ID); undo != nil {
+			err = fmt.Errorf("%w; and then: %w", err, undo)
+		}
 	}
 	return volume.MountResponse{Mountpoint: path}, err
 }
@@ -213,12 +247,14 @@ func logRequest(log logrus.FieldLogger, op string, err error) {
 func Listen(path string) (net.Listener, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
+	switch conn, err := new(net.Dialer).DialContext(ctx, "unix", path); {
+	case err == nil:
 		_ = conn.Close()
 		return nil, fmt.Errorf("listen on %s: another plugin answers there", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	case errors.Is(err, syscall.ECONNREFUSED):
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
@@ -228,7 +264,7 @@ func Listen(path string) (net.Listener, error) {
 }
 
 // Serve answers until the context ends, and then gives the requests under way
-// as long as Docker gives a plugin to end (10 s) to do so.
+// 5 of the 10 s that Docker gives a plugin to end.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
 		Handler:           s.Handler(),

@@ -23,7 +23,7 @@ const fenceSeconds = "157784760.0"
 
 var _ driver.Fences = (*Pool)(nil)
 
-// Fence puts clients on the cluster's blocklist; see driver.Guards. An entry
+// Fence puts clients on the cluster's blocklist; see driver.Fences. An entry
 // that is there is never shortened by a later, shorter one, such as krbd's own
 // of an hour (16.2).
 func (p *Pool) Fence(ctx context.Context, addrs ...string) error {
@@ -46,7 +46,7 @@ func (p *Pool) Fence(ctx context.Context, addrs ...string) error {
 	})
 }
 
-// Fenced looks addresses up in the blocklist; see driver.Guards.
+// Fenced looks addresses up in the blocklist; see driver.Fences.
 func (p *Pool) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
 	fenced := map[string]bool{}
 	err := p.do(ctx, "read the blocklist", reads, func(c *client, _ *rados.IOContext) error {

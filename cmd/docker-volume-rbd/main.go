@@ -59,34 +59,52 @@ func main() {
 	log := logrus.New()
 	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
-	if err := start(log, *socket, *root, *run, *conf); err != nil {
+	if err := serve(log, *socket, *root, *run, *conf); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func start(log *logrus.Logger, socket, root, run, conf string) error {
-	values := read(os.Getenv)
-	level, err := parseLevel(values["LOG_LEVEL"])
-	if err != nil {
-		return err
-	}
-	log.SetLevel(level)
-
-	// Listen before anything that may take time: dockerd disables a plugin
-	// that has not answered 9.5 s after its start.
+// serve listens before anything that may take time or fail: dockerd disables a
+// plugin that has not answered 9.5 s after its start.
+func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	listener, err := plugin.Listen(socket)
 	if err != nil {
 		return err
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	d, err := newDriver(log, root, run, conf)
+	if err != nil {
+		err = fmt.Errorf("the plugin cannot work: %w", err)
+		log.Error(err)
+		server := plugin.Server{Driver: plugin.Broken{Reason: err}, Log: log}
+		return server.Serve(ctx, listener)
+	}
+	go d.Watch(ctx, watchInterval)
+	server := plugin.Server{Driver: d, Log: log}
+	err = server.Serve(ctx, listener)
+	ending, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	d.LetGo(ending)
+	return err
+}
+
+func newDriver(log *logrus.Logger, root, run, conf string) (*driver.Driver, error) {
+	values := read(os.Getenv)
+	level, err := parseLevel(values["LOG_LEVEL"])
+	if err != nil {
+		return nil, err
+	}
+	log.SetLevel(level)
 	if err := os.MkdirAll(filepath.Join(root, "volumes"), 0o700); err != nil {
-		return err
+		return nil, err
 	}
 	if root, err = filepath.EvalSymlinks(root); err != nil { // as mountinfo will show it
-		return err
+		return nil, err
 	}
 	node, err := thisNode(values["NODE_NAME"])
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ceph := rbd.Config{
 		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: conf, User: values["RBD_CONF_KEYRING_USER"],
@@ -95,9 +113,10 @@ func start(log *logrus.Logger, socket, root, run, conf string) error {
 	pool := rbd.New(ceph)
 	mapper, err := chooseMapper(log, values["RBD_MAPPER"], pool, ceph, run)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	d, err := driver.New(driver.Config{
+	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %T", version, node.Name, ceph.Pool, ceph.User, mapper)
+	return driver.New(driver.Config{
 		Images: pool, Records: pool, Fences: pool, Mapper: mapper,
 		// The process that started us is in the mount namespace from which
 		// Docker starts containers; with pidhost it can be seen.
@@ -105,20 +124,6 @@ func start(log *logrus.Logger, socket, root, run, conf string) error {
 		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
 		Defaults: defaults(values), Root: root, Log: log,
 	})
-	if err != nil {
-		return err
-	}
-	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %T", version, node.Name, ceph.Pool, ceph.User, mapper)
-
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	go d.Watch(ctx, watchInterval)
-	server := plugin.Server{Driver: d, Log: log}
-	err = server.Serve(ctx, listener)
-	ending, cancel := context.WithTimeout(context.Background(), 8*time.Second)
-	defer cancel()
-	d.LetGo(ending)
-	return err
 }
 
 func chooseMapper(log *logrus.Logger, name string, pool *rbd.Pool, ceph rbd.Config, run string) (driver.Mapper, error) {

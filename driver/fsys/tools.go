@@ -25,8 +25,9 @@ var mkfs = map[string]struct{ always, fresh []string }{
 	"btrfs": {[]string{"mkfs.btrfs", "-q", "-f"}, []string{"-K"}},
 }
 
-// Format makes a filesystem; see driver.Filesystem. The options come last, so
-// that they win over ours.
+// Format makes a filesystem; see driver.Filesystem. The user's options come
+// last, so that they win over ours, and behind the device, so that no word of
+// them can be taken for it.
 func (f FS) Format(ctx context.Context, device, fstype string, options []string, fresh bool) error {
 	tool, ok := mkfs[fstype]
 	if !ok {
@@ -36,7 +37,7 @@ func (f FS) Format(ctx context.Context, device, fstype string, options []string,
 	if fresh {
 		args = append(args, tool.fresh...)
 	}
-	args = append(append(args, options...), device)
+	args = append(append(args, device), options...)
 	// Exclusively open, a device is nobody's mount. mkfs looks too, but only
 	// into its own mount namespace.
 	if busy, err := inUse(device); err != nil || busy {

@@ -32,6 +32,12 @@ type job struct {
 // start runs a child until it serves the image, or leaves nothing of it.
 func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
 	lock, err := takeLock(m.lockfile(image.ID))
+	if errors.Is(err, driver.ErrBusy) { // an orphan that has not come as far as its mount
+		if err := m.Drop(ctx, image.ID); err != nil {
+			return driver.Mapping{}, err
+		}
+		lock, err = takeLock(m.lockfile(image.ID))
+	}
 	if err != nil {
 		return driver.Mapping{}, err
 	}
@@ -101,15 +107,25 @@ func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMo
 // takeLock creates and locks the file that stands for a living child. The
 // child inherits the lock and writes its pid there.
 func takeLock(path string) (*os.File, error) {
-	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
+	for {
+		lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			_ = lock.Close()
+			return nil, fmt.Errorf("%w: an image server is still there (%s)", driver.ErrBusy, path)
+		}
+		mine, err := lock.Stat()
+		if err != nil {
+			_ = lock.Close()
+			return nil, err
+		}
+		if there, err := os.Stat(path); err == nil && os.SameFile(mine, there) {
+			return lock, lock.Truncate(0)
+		}
+		_ = lock.Close() // its last holder has removed it meanwhile
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("%w: an image server is still there (%s)", driver.ErrBusy, path)
-	}
-	return lock, lock.Truncate(0)
 }
 
 // childAlive asks the lock, not the process: it is free once the child is gone.

@@ -186,11 +186,14 @@ func (m *Mapper) Drop(ctx context.Context, id string) error {
 	if err := killChild(m.lockfile(id)); err != nil {
 		return err
 	}
-	if err := m.waitForChild(ctx, id); err != nil {
+	device, err := m.device(id)
+	if err != nil {
 		return err
 	}
-	device, err := loopOf(m.file(id))
-	if err != nil {
+	// By force it only ends the connection, so that whoever waits for an answer
+	// of the child gets an error.
+	_ = unix.Unmount(m.mountpoint(id), unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	if err := m.waitForChild(ctx, id); err != nil {
 		return err
 	}
 	if device != "" {
@@ -232,7 +235,7 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if s.Pool != m.Ceph.Pool || s.Namespace != m.Ceph.Namespace {
 			continue
 		}
-		device, err := loopOf(m.file(s.ID))
+		device, err := loopOf(m.file(s.ID), unix.Mkdev(uint32(mount.Major), uint32(mount.Minor)))
 		if err != nil {
 			return nil, err
 		}
@@ -243,6 +246,15 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		all = append(all, driver.Mapping{Name: s.Name, ID: s.ID, Device: device, Addr: s.Addr, Alive: alive})
 	}
 	return all, nil
+}
+
+// device is the loop device of an image's mount, "" if there is none.
+func (m *Mapper) device(id string) (string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.mountpoint(id)))
+	if err != nil || len(mounts) == 0 {
+		return "", err
+	}
+	return loopOf(m.file(id), unix.Mkdev(uint32(mounts[0].Major), uint32(mounts[0].Minor)))
 }
 
 func (m *Mapper) find(ctx context.Context, id string) (driver.Mapping, bool, error) {

@@ -42,14 +42,17 @@ var clientOptions = map[string]string{
 // is ready or why not, and serves the image until its filesystem is unmounted.
 func Serve(in io.Reader, out io.Writer) error {
 	signal.Ignore(syscall.SIGPIPE) // librados' threads may meet it, and Go would die of it
-	err := serve(in, func(addr string) { _, _ = fmt.Fprintln(out, readyPrefix+addr) })
+	err := serve(in, func(addr string) error {
+		_, err := fmt.Fprintln(out, readyPrefix+addr)
+		return err
+	})
 	if err != nil {
 		_, _ = fmt.Fprintf(out, "%s%v\n", failedPrefix, err)
 	}
 	return err
 }
 
-func serve(in io.Reader, ready func(addr string)) error {
+func serve(in io.Reader, ready func(addr string) error) error {
 	lock := os.NewFile(lockFd, "lock")
 	defer func() { _ = lock.Close() }() // and not before: the garbage collector would
 	unix.CloseOnExec(lockFd)
@@ -91,15 +94,24 @@ func serve(in io.Reader, ready func(addr string)) error {
 	}
 	root := &directory{image: &image{img: img, size: size, readOnly: j.ReadOnly}}
 	src := source{Pool: j.Pool, Namespace: j.Namespace, ID: j.ID, Addr: addr, Name: j.Name}
-	server, err := fs.Mount(j.Mountpoint, root, &fs.Options{MountOptions: fuse.MountOptions{
+	options := &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: src.String(), Name: "docker-volume-rbd", DirectMount: true, DirectMountStrict: true,
 		MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, DisableXAttrs: true, DisableSplice: true,
-	}})
+	}}
+	// Not fs.Mount: it opens a file of the new filesystem in this very process,
+	// which, killed at that moment, waits for its own answer and never dies.
+	// The mount is there when NewServer returns; what comes before Serve waits.
+	server, err := fuse.NewServer(fs.NewNodeFS(root, options), j.Mountpoint, &options.MountOptions)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", j.Mountpoint, err)
 	}
-	ready(addr)
-	server.Wait()
+	if err := ready(addr); err != nil { // its parent was killed: nobody knows of it
+		_ = unix.Unmount(j.Mountpoint, unix.MNT_DETACH)
+		_ = os.Remove(j.Mountpoint)
+		_ = os.Remove(j.Mountpoint + ".lock")
+		return err
+	}
+	server.Serve()
 	return nil
 }
 

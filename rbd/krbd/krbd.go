@@ -157,7 +157,10 @@ func (m *Mapper) write(what, text string) error {
 // explain says what the kernel's error numbers mean here.
 func explain(err error) error {
 	hint := "see the kernel's log"
+	var file *fs.PathError
 	switch {
+	case errors.As(err, &file): // of the file in sysfs, not of the image
+		return fmt.Errorf("%w: is /sys of the host there, and writable?", err)
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%w: the kernel finds no such pool or image", driver.ErrNotFound)
 	case errors.Is(err, unix.ENXIO):
@@ -230,7 +233,10 @@ func (m *Mapper) remove(ctx context.Context, id, force string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("the kernel has not unmapped %s in time: %w", found.Device, ctx.Err())
 	}
-	if errors.Is(err, unix.EBUSY) {
+	switch {
+	case errors.Is(err, unix.ENOENT): // gone since
+		return nil
+	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%s is %w: a container or another process has it open", found.Device, driver.ErrBusy)
 	}
 	return err

@@ -293,11 +293,18 @@ func pauseCeph(t *testing.T) (resume func()) {
 	resume = sync.OnceFunc(func() {
 		signal(syscall.SIGCONT)
 		// A lone OSD that has slept through its read lease may leave PGs "laggy" for
-		// ever (seen with 16.2). Told that it was down, it peers anew.
+		// ever (seen with 16.2). Told that it was down, it peers anew, though not
+		// more than five times in ten minutes if that is not allowed.
 		conf := filepath.Join(cluster, "ceph.conf")
-		if _, err := command(10*time.Second, "rados", "-c", conf, "-p", "rbd", "ls"); err != nil {
+		if _, err := command(10*time.Second, "rados", "-c", conf, "-p", "rbd", "ls"); err == nil {
+			return
+		}
+		for _, args := range [][]string{
+			{"config", "set", "osd", "osd_max_markdown_count", "1000"},
+			{"osd", "down", "osd.0"},
+		} {
 			wait(t, limit, func() error {
-				_, err := command(10*time.Second, "ceph", "-c", conf, "osd", "down", "osd.0")
+				_, err := command(10*time.Second, "ceph", append([]string{"-c", conf}, args...)...)
 				return err
 			})
 		}

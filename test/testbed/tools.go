@@ -139,3 +139,11 @@ func NothingLeft(tb testing.TB, dirs ...string) {
 		}
 	}
 }
+
+// WatchTimeout shortens, for one test, how long Ceph waits for a sign of life of
+// a watcher; its default is 30 s. Clients give one every 5 s.
+func WatchTimeout(tb testing.TB, seconds int) {
+	tb.Helper()
+	Ceph(tb, "config", "set", "osd", "osd_client_watch_timeout", strconv.Itoa(seconds))
+	tb.Cleanup(func() { Ceph(tb, "config", "rm", "osd", "osd_client_watch_timeout") })
+}

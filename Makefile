@@ -39,7 +39,7 @@ fuzz: ## every fuzz test for FUZZTIME (20s) each
 	@TAGS="$(TAGS)" test/fuzz.sh
 
 bench: deps ## the figures of the README, on a throw-away cluster (as root)
-	@TAGS="$(TAGS)" test/run.sh -run '^$$' -bench . -benchtime 20x ./rbd/... ./test/...
+	@TAGS="$(TAGS)" test/run.sh -run '^$$' -bench . -benchtime 20x ./test/integration
 
 plugin: ## build the managed plugin and create it in the engine, disabled
 	VERSION="$(VERSION)" cmd/plugin.sh build/plugin

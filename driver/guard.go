@@ -93,6 +93,7 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, nil, err
 	}
+	fence := held.State != guardMapping
 	if version != 0 {
 		switch mine, err := d.isMine(held); {
 		case err != nil:
@@ -102,7 +103,10 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 			if err != nil || l != nil {
 				return l, nil, err
 			}
-		case !mine: // an earlier boot of our own needs no look: its kernel is gone
+			fence = true
+		case mine: // an earlier boot needs no look: its kernel is gone
+			fence = true
+		default:
 			alive, err := d.alive(ctx, look, held)
 			if err != nil {
 				return nil, nil, err
@@ -112,7 +116,7 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 			}
 		}
 	}
-	l, err = d.take(ctx, name, image.ID, held, version)
+	l, err = d.take(ctx, name, image.ID, held, version, fence)
 	if errors.Is(err, ErrLost) {
 		return nil, fmt.Errorf("%w: another node was faster to get the volume", ErrInUse), nil
 	}
@@ -140,7 +144,7 @@ func (d *Driver) adopt(ctx context.Context, name string, held Guard, version Ver
 // take fences, if it must, and swaps the record for one of our own; ErrLost if
 // another node was faster. The control client is a watcher of the image before
 // the record names it.
-func (d *Driver) take(ctx context.Context, name, id string, prev Guard, version Version) (_ *lease, err error) {
+func (d *Driver) take(ctx context.Context, name, id string, prev Guard, version Version, fence bool) (_ *lease, err error) {
 	h, err := d.images.Open(ctx, name, ReadWrite)
 	if err != nil {
 		return nil, err
@@ -154,7 +158,7 @@ func (d *Driver) take(ctx context.Context, name, id string, prev Guard, version 
 	if h.Image().ID != id {
 		return nil, fmt.Errorf("%w: the image was replaced", ErrLost)
 	}
-	if prev.State == guardMapped || prev.State == guardRemoving {
+	if fence {
 		if err = d.fence(ctx, l, prev); err != nil {
 			return nil, err
 		}
@@ -184,7 +188,7 @@ func (d *Driver) fence(ctx context.Context, l *lease, prev Guard) error {
 		return fmt.Errorf("fence %s of node %s: %w", strings.Join(addrs, ", "), prev.Node, err)
 	}
 	d.log.WithField("volume", l.Image().Name).
-		Warnf("fenced %s: it belonged to node %s, which no longer watches the image (state %q since %s)",
+		Warnf("fenced %s, the dead client of node %s (%s since %s)",
 			strings.Join(addrs, ", "), prev.Node, prev.State, prev.Since.Format(time.RFC3339))
 	return nil
 }

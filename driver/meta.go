@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"strconv"
 )
 
@@ -30,8 +31,8 @@ const stateFormatted = "formatted"
 // can be completed, and because only the holder of the guard may change it, how
 // late a write of another may ever arrive.
 type blank struct {
-	Size uint64            `json:"size"`
-	Meta map[string]string `json:"meta"`
+	Image ImageSpec         `json:"image"`
+	Meta  map[string]string `json:"meta"`
 	// Begun is the id of the image on which a filesystem was begun: that image
 	// may hold remains of it. "" = not begun, so the image must be empty.
 	Begun string `json:"begun,omitempty"`
@@ -45,7 +46,7 @@ func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version
 }
 
 func (b blank) equal(other blank) bool {
-	return b.Size == other.Size && maps.Equal(b.Meta, other.Meta)
+	return reflect.DeepEqual(b.Image, other.Image) && maps.Equal(b.Meta, other.Meta)
 }
 
 // metaOf returns the metadata of a volume: the image's own or, before

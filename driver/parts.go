@@ -16,18 +16,18 @@ type Image struct {
 
 // ImageSpec says how an image is to be made.
 type ImageSpec struct {
-	Name       string
-	Size       uint64   // bytes
-	ObjectSize uint64   // bytes, a power of two; 0 = Ceph's default
-	DataPool   string   // pool for the data objects; "" = the image's own
-	Features   []string // librbd's names
+	Name       string   `json:"name"`
+	Size       uint64   `json:"size"`                 // bytes
+	ObjectSize uint64   `json:"objectSize,omitempty"` // bytes, a power of two; 0 = Ceph's default
+	DataPool   string   `json:"dataPool,omitempty"`   // pool for the data objects; "" = the image's own
+	Features   []string `json:"features"`             // librbd's names
 }
 
 // Images is one pool (and namespace) of a Ceph cluster. Every method returns
 // ErrUnavailable, and within its context's deadline, when Ceph does not answer.
 type Images interface {
 	// Create makes an image. ErrExists if the name is taken; the image there is
-	// not touched.
+	// not touched. ErrInvalid if it can never be made as it is asked for.
 	Create(ctx context.Context, spec ImageSpec) error
 	// Open opens an image; ErrNotFound if there is none. Opened read-write the
 	// image has this node's control client among its watchers until Close.

@@ -40,14 +40,15 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 
 	err = d.agree(ctx, name, o)
 	if errors.Is(err, ErrNotFound) {
-		if err = d.promise(ctx, name, blank{Size: o.size, Meta: o.meta()}); err != nil {
+		spec := ImageSpec{Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features}
+		if err = d.promise(ctx, name, blank{Image: spec, Meta: o.meta()}); err != nil {
 			return err
 		}
-		err = d.images.Create(ctx, ImageSpec{
-			Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
-		})
-		if errors.Is(err, ErrExists) {
+		switch err = d.images.Create(ctx, spec); {
+		case errors.Is(err, ErrExists):
 			err = d.agree(ctx, name, o)
+		case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
+			err = also(err, "clean up", d.forgetBlank(ctx, name))
 		}
 	}
 	if err == nil {

@@ -142,21 +142,3 @@ func TestARecordThatIsNotOursIsLeftAlone(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
-
-func BenchmarkCreateBare(b *testing.B) { benchmarkCreate(b, connectB(b)) }
-
-func connectB(b *testing.B) *rbd.Pool {
-	p := rbd.New(testbed.Namespace(b))
-	b.Cleanup(p.Close)
-	return p
-}
-
-// benchmarkCreate is librbd's own image create, what driver's is held against.
-func benchmarkCreate(b *testing.B, p *rbd.Pool) {
-	for i := 0; b.Loop(); i++ {
-		name := "bench" + string(rune('a'+i%26)) + time.Now().Format("150405.000000000")
-		if err := p.Create(b.Context(), driver.ImageSpec{Name: name, Size: 1 << 30, Features: drivertest.Features}); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -9,6 +9,7 @@ packages=(
 	gcc libc6-dev make git curl ca-certificates shellcheck # build
 	librbd-dev librados-dev
 	ceph-mon ceph-mgr ceph-osd ceph-common # test/cluster.sh
+	rbd-fuse                               # what make bench is held against
 	docker.io busybox-static               # test/engine.sh
 	debootstrap                            # cmd/base.sh
 	e2fsprogs xfsprogs btrfs-progs cryptsetup-bin fdisk util-linux iproute2
@@ -23,6 +24,8 @@ missing() {
 	done
 }
 
+# Another engine, docker-ce say, serves as well, and docker.io would replace it.
+[[ -z $(type -P dockerd) ]] || packages=("${packages[@]/docker.io/busybox-static}")
 mapfile -t wanted < <(missing "${packages[@]}")
 # Newer releases ship the client apart from docker.io.
 cli=$(type -P docker || true)

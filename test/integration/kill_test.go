@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -32,19 +31,6 @@ type plugin struct {
 	cmd            *exec.Cmd
 	http           http.Client
 }
-
-var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "rbd")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "docker-volume-rbd")
-	out, err := exec.Command("go", "build", "-tags", os.Getenv("TAGS"), "-o", path, "../../cmd/docker-volume-rbd").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w: %s (is TAGS set, as make test does?)", err, out)
-	}
-	return path, nil
-})
 
 func newPlugin(tb testing.TB, cfg rbd.Config, name string) *plugin {
 	tb.Helper()
@@ -72,10 +58,7 @@ func newPlugin(tb testing.TB, cfg rbd.Config, name string) *plugin {
 
 func (p *plugin) start() {
 	p.tb.Helper()
-	path, err := program()
-	if err != nil {
-		p.tb.Fatal(err)
-	}
+	path := testbed.Program(p.tb)
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		p.tb.Fatal(err)

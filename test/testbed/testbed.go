@@ -30,6 +30,7 @@ func Main(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	defer func() { _ = os.RemoveAll(programDir) }()
 	dir = os.Getenv(Env)
 	if dir == "" {
 		tmp, err := os.MkdirTemp("", "rbd")

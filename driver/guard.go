@@ -65,8 +65,8 @@ type lease struct {
 // a live holder as long as the context lasts.
 func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
 	var inUse error
-	for {
-		l, now, err := d.tryAcquire(ctx, name)
+	for mode := ReadWrite; ; mode = ReadOnly {
+		l, now, err := d.tryAcquire(ctx, name, mode)
 		if err != nil && inUse != nil && ctx.Err() != nil {
 			return nil, inUse // says more than that the time was up
 		}
@@ -82,32 +82,36 @@ func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
 }
 
 // tryAcquire looks once. It returns a lease, or whom to wait for, or an error.
-func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, err error) {
-	look, err := d.images.Open(ctx, name, ReadOnly)
+// Whoever waits looks at the image read-only: else those who wait would see one
+// another among its watchers.
+func (d *Driver) tryAcquire(ctx context.Context, name string, mode OpenMode) (l *lease, inUse, err error) {
+	h, err := d.images.Open(ctx, name, mode)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer d.closeHandle(ctx, look)
-	image := look.Image()
-	held, version, err := d.loadGuard(ctx, image.ID)
+	defer func() {
+		if l == nil || l.Handle != h {
+			d.closeHandle(ctx, h)
+		}
+	}()
+	held, version, err := d.loadGuard(ctx, h.Image().ID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, nil, err
 	}
-	fence := held.State != guardMapping
+	fence, adopt := held.State != guardMapping, false
 	if version != 0 {
 		switch mine, err := d.isMine(held); {
 		case err != nil:
 			return nil, nil, err
 		case mine && held.Boot == d.node.Boot:
-			l, err := d.adopt(ctx, name, held, version)
-			if err != nil || l != nil {
-				return l, nil, err
-			}
 			fence = true
+			if adopt, err = d.adopts(ctx, name, held); err != nil {
+				return nil, nil, err
+			}
 		case mine: // an earlier boot needs no look: its kernel is gone
 			fence = true
 		default:
-			alive, err := d.alive(ctx, look, held)
+			alive, err := d.alive(ctx, h, held)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -116,63 +120,65 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 			}
 		}
 	}
-	l, err = d.take(ctx, name, image.ID, held, version, fence)
+	writer := h
+	if mode == ReadOnly {
+		if writer, err = d.images.Open(ctx, name, ReadWrite); err != nil {
+			return nil, nil, err
+		}
+	}
+	l = &lease{Handle: writer, guard: held, version: version, adopted: adopt}
+	if !adopt {
+		err = d.take(ctx, l, h.Image().ID, fence)
+	}
+	if err != nil && writer != h {
+		d.closeHandle(ctx, writer)
+	}
 	if errors.Is(err, ErrLost) {
 		return nil, fmt.Errorf("%w: another node was faster to get the volume", ErrInUse), nil
 	}
-	return l, nil, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return l, nil, nil
 }
 
-// adopt continues with what this boot of this node has mapped under its guard.
-// It returns nil if there is nothing to continue with. A mapping that is not
-// under the guard, an orphan of a killed plugin that came up late, is dropped.
-func (d *Driver) adopt(ctx context.Context, name string, held Guard, version Version) (*lease, error) {
+// adopts tells whether to continue with what this boot of this node has mapped
+// under its guard. A mapping that is not under the guard, an orphan of a killed
+// plugin that came up late, is dropped.
+func (d *Driver) adopts(ctx context.Context, name string, held Guard) (bool, error) {
 	m, found, err := d.mapping(ctx, name)
 	if err != nil || !found {
-		return nil, err
+		return false, err
 	}
 	if !held.covers(m) {
-		return nil, d.drop(ctx, m)
+		return false, d.drop(ctx, m)
 	}
-	h, err := d.images.Open(ctx, name, ReadWrite)
-	if err != nil {
-		return nil, err
-	}
-	return &lease{Handle: h, guard: held, version: version, adopted: true}, nil
+	return true, nil
 }
 
-// take fences, if it must, and swaps the record for one of our own; ErrLost if
-// another node was faster. The control client is a watcher of the image before
-// the record names it.
-func (d *Driver) take(ctx context.Context, name, id string, prev Guard, version Version, fence bool) (_ *lease, err error) {
-	h, err := d.images.Open(ctx, name, ReadWrite)
-	if err != nil {
-		return nil, err
+// take fences, if it must, and swaps the record, that of the holder before, for
+// one of our own; ErrLost if another node was faster. The control client is a
+// watcher of the image before the record names it.
+func (d *Driver) take(ctx context.Context, l *lease, id string, fence bool) error {
+	if l.Image().ID != id {
+		return fmt.Errorf("%w: the image was replaced", ErrLost)
 	}
-	l := &lease{Handle: h, version: version}
-	defer func() {
-		if err != nil {
-			d.closeHandle(ctx, h)
-		}
-	}()
-	if h.Image().ID != id {
-		return nil, fmt.Errorf("%w: the image was replaced", ErrLost)
-	}
+	prev := l.guard
 	if fence {
-		if err = d.fence(ctx, l, prev); err != nil {
-			return nil, err
+		if err := d.fence(ctx, l, prev); err != nil {
+			return err
 		}
 	}
 	l.guard = Guard{Node: d.node.Name, Boot: d.node.Boot, Since: d.now()}
-	if err = d.swap(ctx, l, guardMapping, h.Client()); err != nil {
-		return nil, err
+	if err := d.swap(ctx, l, guardMapping, l.Client()); err != nil {
+		return err
 	}
-	if err = d.waitForWatchers(ctx, l, prev.Addrs); err != nil {
+	if err := d.waitForWatchers(ctx, l, prev.Addrs); err != nil {
 		ctx, cancel := aftermath(ctx)
 		defer cancel()
-		return nil, also(err, "give the guard back", d.giveBack(ctx, id, l.version))
+		return also(err, "give the guard back", d.giveBack(ctx, id, l.version))
 	}
-	return l, nil
+	return nil
 }
 
 // fence bars every client that may write under the record, but for our own

@@ -242,6 +242,11 @@ func (p *tap) Create(ctx context.Context, s driver.ImageSpec) error {
 	return p.call("create", func() error { return p.client.Create(ctx, s) })
 }
 
+func (p *tap) Exists(ctx context.Context, name string) (ok bool, err error) {
+	err = p.call("exists", func() (err error) { ok, err = p.client.Exists(ctx, name); return err })
+	return ok, err
+}
+
 func (p *tap) Names(ctx context.Context) (names []string, err error) {
 	err = p.call("names", func() (err error) { names, err = p.client.Names(ctx); return err })
 	return names, err

@@ -9,21 +9,19 @@ import (
 	"strconv"
 )
 
-// Keys of a volume's metadata. In Ceph each has the prefix that package rbd
-// gives it, so that an operator can read and mend them with rbd image-meta.
+// Keys of what Create was told. It waits in the volume's blank; what is needed
+// for longer than the first mount then goes to the image's metadata, under the
+// prefix that package rbd gives it, where an operator can read and mend it with
+// rbd image-meta. It is never taken back there, so that a write that comes late
+// does no harm.
 const (
-	metaState        = "state"
-	metaFSType       = "fstype"
+	metaFSType       = "fstype" // there means: the filesystem is complete
 	metaMkfsOptions  = "mkfsOptions"
 	metaMountOptions = "mountOptions"
 	metaUID          = "uid"
 	metaGID          = "gid"
 	metaMode         = "mode"
 )
-
-// stateFormatted is the one state that metadata can bear: the filesystem is
-// complete. It is never taken back, so that a write that comes late does no harm.
-const stateFormatted = "formatted"
 
 // blank is the promise of a filesystem, made by Create before it makes the
 // image and kept by the first Mount. It is a record of its own because it has
@@ -53,7 +51,7 @@ func (b blank) equal(other blank) bool {
 // the first mount, what its blank promises.
 func (d *Driver) metaOf(ctx context.Context, h Handle) (meta map[string]string, formatted bool, err error) {
 	meta, err = h.Meta(ctx)
-	if err != nil || meta[metaState] != "" {
+	if err != nil || meta[metaFSType] != "" {
 		return meta, err == nil, err
 	}
 	b, _, err := d.loadBlank(ctx, h.Image().Name)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -78,7 +77,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
 	}
-	if meta[metaState] == "" {
+	if meta[metaFSType] == "" {
 		b, version, err := d.loadBlank(ctx, name)
 		if err == nil {
 			return d.makeFilesystem(ctx, l, m, b, version)
@@ -93,7 +92,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		}
 	}
 	fstype := meta[metaFSType]
-	if meta[metaState] == "" {
+	if fstype == "" {
 		if fstype, err = d.fs.Probe(ctx, m.Device); err != nil {
 			return fmt.Errorf("%w; the image was not made by this plugin, so it is not formatted: "+
 				"make a filesystem on it yourself, or remove it", err)
@@ -138,8 +137,8 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b blan
 		}
 		if used != 0 {
 			return fmt.Errorf("%w: the volume was never mounted, yet its image holds %s of data; it is not formatted. "+
-				"If that is a filesystem, say so: rbd image-meta set %s docker_volume.state formatted, and docker_volume.fstype",
-				ErrContent, formatSize(used), name)
+				"If that is %s, say so: rbd image-meta set %s docker_volume.fstype %s",
+				ErrContent, formatSize(used), fstype, name, fstype)
 		}
 	}
 	// The control client writes too until this is done, the volume's state:
@@ -164,9 +163,12 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b blan
 	if err := d.fs.Prepare(ctx, path, owner); err != nil {
 		return err
 	}
-	meta := maps.Clone(b.Meta)
-	meta[metaState] = stateFormatted
-	if err := l.SetMeta(ctx, meta); err != nil {
+	if options := b.Meta[metaMountOptions]; options != "" {
+		if err := l.SetMeta(ctx, map[string]string{metaMountOptions: options}); err != nil {
+			return err
+		}
+	}
+	if err := l.SetMeta(ctx, map[string]string{metaFSType: fstype}); err != nil {
 		return err
 	}
 	if err := d.records.Delete(ctx, blankKey(name), version); err != nil {

@@ -29,6 +29,8 @@ type Images interface {
 	// Create makes an image. ErrExists if the name is taken; the image there is
 	// not touched. ErrInvalid if it can never be made as it is asked for.
 	Create(ctx context.Context, spec ImageSpec) error
+	// Exists tells whether the name is taken; much faster than to open in vain.
+	Exists(ctx context.Context, name string) (bool, error)
 	// Open opens an image; ErrNotFound if there is none. Opened read-write the
 	// image has this node's control client among its watchers until Close.
 	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)

@@ -38,8 +38,13 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 	}
 	defer unlock()
 
-	err = d.agree(ctx, name, o)
-	if errors.Is(err, ErrNotFound) {
+	exists, err := d.images.Exists(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case exists:
+		err = d.agree(ctx, name, o)
+	default:
 		spec := ImageSpec{Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features}
 		if err = d.promise(ctx, name, blank{Image: spec, Meta: o.meta()}); err != nil {
 			return err

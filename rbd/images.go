@@ -60,6 +60,19 @@ func setMeta(img *rbd.Image, meta map[string]string) error {
 	return nil
 }
 
+// Exists looks for the object that librbd keeps under an image's name; see
+// driver.Images.
+func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error) {
+	err = p.do(ctx, "look for image", reads, func(_ *client, ioctx *rados.IOContext) error {
+		_, err := ioctx.Stat("rbd_id." + name)
+		return err
+	})
+	if errors.Is(err, driver.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Names lists the images of the pool; see driver.Images.
 func (p *Pool) Names(ctx context.Context) (names []string, err error) {
 	err = p.do(ctx, "list images", reads, func(_ *client, ioctx *rados.IOContext) error {

@@ -140,6 +140,13 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	})
 	t.Run("what is missing is not found", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
+		if exists, err := c.Exists(ctx, "a"); err != nil || exists {
+			t.Errorf("exists: %v, %v", exists, err)
+		}
+		Create(t, c, "b", 8*mib)
+		if exists, err := c.Exists(ctx, "b"); err != nil || !exists {
+			t.Errorf("exists: %v, %v", exists, err)
+		}
 		_, err := c.Open(ctx, "a", driver.ReadOnly)
 		want(t, err, driver.ErrNotFound)
 		_, err = c.Open(ctx, "a", driver.ReadWrite)

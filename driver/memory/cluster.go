@@ -106,6 +106,16 @@ func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
 	return nil
 }
 
+// Exists looks for an image; see driver.Images.
+func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	return c.cluster.images[name] != nil, nil
+}
+
 // Names lists the images; see driver.Images.
 func (c *Client) Names(ctx context.Context) ([]string, error) {
 	leave, err := c.enter(ctx)

@@ -74,6 +74,14 @@ func New(c Config) (*Driver, error) {
 	return d, nil
 }
 
+// begin checks a name and waits for its volume's turn.
+func (d *Driver) begin(ctx context.Context, name, op string) (unlock func(), err error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	return d.locks.lock(ctx, name, op)
+}
+
 // path is where a volume is mounted.
 func (d *Driver) path(volume string) string { return filepath.Join(d.mounts, volume) }
 

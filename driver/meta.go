@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"reflect"
 	"strconv"
 )
 
@@ -22,30 +20,6 @@ const (
 	metaGID          = "gid"
 	metaMode         = "mode"
 )
-
-// blank is the promise of a filesystem, made by Create before it makes the
-// image and kept by the first Mount. It is a record of its own because it has
-// to be there before the image, so that a crash in between leaves a volume that
-// can be completed, and because only the holder of the guard may change it, how
-// late a write of another may ever arrive.
-type blank struct {
-	Image ImageSpec         `json:"image"`
-	Meta  map[string]string `json:"meta"`
-	// Begun is the id of the image on which a filesystem was begun: that image
-	// may hold remains of it. "" = not begun, so the image must be empty.
-	Begun string `json:"begun,omitempty"`
-}
-
-func blankKey(volume string) string { return "blank." + volume }
-
-func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version Version, err error) {
-	version, err = d.records.Load(ctx, blankKey(volume), &b)
-	return b, version, err
-}
-
-func (b blank) equal(other blank) bool {
-	return reflect.DeepEqual(b.Image, other.Image) && maps.Equal(b.Meta, other.Meta)
-}
 
 // metaOf returns the metadata of a volume: the image's own or, before
 // the first mount, what its blank promises.

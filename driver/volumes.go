@@ -77,28 +77,6 @@ func (d *Driver) agree(ctx context.Context, name string, o options) error {
 	return o.agree(h.Image(), meta)
 }
 
-// promise writes the blank of a volume whose image is to be made. One that is
-// there is of a Create that died or that another node is just at; the image of
-// the latter will be there in a moment, and then Create finds it.
-func (d *Driver) promise(ctx context.Context, name string, b blank) error {
-	for first := true; ; first = false {
-		there, version, err := d.loadBlank(ctx, name)
-		switch {
-		case err != nil && !errors.Is(err, ErrNotFound):
-			return err
-		case err == nil && there.Begun == "" && there.equal(b):
-			return nil
-		case err == nil && first:
-			if d.pause(ctx) {
-				continue
-			}
-		}
-		if _, err = d.records.Swap(ctx, blankKey(name), version, b); !errors.Is(err, ErrLost) {
-			return err
-		}
-	}
-}
-
 // Get describes a volume. ErrNotFound means that Ceph said so; while Ceph
 // cannot be asked the record answers, and for a volume that it does not know
 // the error is ErrUnavailable.
@@ -227,10 +205,7 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 }
 
 func (d *Driver) remove(ctx context.Context, name string) (err error) {
-	if err := checkName(name); err != nil {
-		return err
-	}
-	unlock, err := d.locks.lock(ctx, name, "remove")
+	unlock, err := d.begin(ctx, name, "remove")
 	if err != nil {
 		return err
 	}
@@ -265,19 +240,6 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	d.record.remove(name)
 	return d.giveBack(ctx, l.Image().ID, l.version)
-}
-
-// forgetBlank takes away the blank of a volume that is gone or formatted. A
-// crash before it does no harm: the next Create of the name replaces it.
-func (d *Driver) forgetBlank(ctx context.Context, name string) error {
-	_, version, err := d.loadBlank(ctx, name)
-	if err == nil {
-		err = d.records.Delete(ctx, blankKey(name), version)
-	}
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrLost) {
-		return nil
-	}
-	return err
 }
 
 // also adds what went wrong while a failure was being undone, in one line.

@@ -3,7 +3,6 @@ package drivertest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -215,105 +214,5 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		want(t, err, driver.ErrUnavailable)
 		_, err = c.Open(ctx, "a", driver.ReadOnly)
 		want(t, err, driver.ErrUnavailable)
-	})
-}
-
-// Records is the contract of driver.Records. connect returns a new client of
-// one and the same empty pool each time.
-func Records(t *testing.T, connect func(*testing.T) Ceph) {
-	type record struct{ Text string }
-	t.Run("compare and swap", func(t *testing.T) {
-		a, b, ctx := connect(t), connect(t), testContext(t)
-		var r record
-		_, err := a.Load(ctx, "k", &r)
-		want(t, err, driver.ErrNotFound)
-
-		v1, err := a.Swap(ctx, "k", 0, record{"one"})
-		must(t, err)
-		_, err = b.Swap(ctx, "k", 0, record{"late"})
-		want(t, err, driver.ErrLost)
-		got, err := b.Load(ctx, "k", &r)
-		must(t, err)
-		if got != v1 || r.Text != "one" {
-			t.Fatalf("read %v of version %d, wrote version %d", r, got, v1)
-		}
-		v2, err := b.Swap(ctx, "k", got, record{"two"})
-		must(t, err)
-		_, err = a.Swap(ctx, "k", v1, record{"stale"})
-		want(t, err, driver.ErrLost)
-		want(t, a.Delete(ctx, "k", v1), driver.ErrLost)
-		must(t, a.Delete(ctx, "k", v2))
-		_, err = a.Load(ctx, "k", &r)
-		want(t, err, driver.ErrNotFound)
-	})
-	t.Run("what was deleted and made again is another version", func(t *testing.T) {
-		a, ctx := connect(t), testContext(t)
-		v1, err := a.Swap(ctx, "again", 0, record{"one"})
-		must(t, err)
-		must(t, a.Delete(ctx, "again", v1))
-		_, err = a.Swap(ctx, "again", v1, record{"stale"})
-		want(t, err, driver.ErrLost)
-		v2, err := a.Swap(ctx, "again", 0, record{"one"})
-		must(t, err)
-		if v1 == v2 {
-			t.Error("the version came again")
-		}
-		_, err = a.Swap(ctx, "again", v1, record{"stale"})
-		want(t, err, driver.ErrLost)
-		want(t, a.Delete(ctx, "again", v1), driver.ErrLost)
-	})
-	t.Run("of many writers one wins each round", func(t *testing.T) {
-		ctx := testContext(t)
-		clients := []Ceph{connect(t), connect(t)}
-		version := driver.Version(0)
-		for round := range 10 {
-			var won atomic.Uint64
-			var wins atomic.Int32
-			var wg sync.WaitGroup
-			for i := range 6 {
-				wg.Go(func() {
-					v, err := clients[i%2].Swap(ctx, "race", version, record{fmt.Sprint(round, i)})
-					if err == nil {
-						won.Store(uint64(v))
-						wins.Add(1)
-					} else if !errors.Is(err, driver.ErrLost) {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
-			if wins.Load() != 1 {
-				t.Fatalf("round %d: %d writers won", round, wins.Load())
-			}
-			version = driver.Version(won.Load())
-		}
-	})
-}
-
-// Fences is the contract of driver.Fences. connect returns a new client of the
-// same pool each time.
-func Fences(t *testing.T, connect func(*testing.T) Ceph) {
-	t.Run("a fenced client cannot write, and its watch is gone", func(t *testing.T) {
-		a, b, ctx := connect(t), connect(t), testContext(t)
-		Create(t, a, "a", 8*mib)
-		h, err := a.Open(ctx, "a", driver.ReadWrite)
-		must(t, err)
-		fenced, err := b.Fenced(ctx, h.Client())
-		must(t, err)
-		if fenced[h.Client()] {
-			t.Fatal("fenced before it was")
-		}
-		must(t, b.Fence(ctx, h.Client(), "192.0.2.1:0/1"))
-		must(t, b.Fence(ctx, h.Client())) // again
-		fenced, err = b.Fenced(ctx, h.Client(), "192.0.2.1:0/1", "192.0.2.1:0/2")
-		must(t, err)
-		if !maps.Equal(fenced, map[string]bool{h.Client(): true, "192.0.2.1:0/1": true}) {
-			t.Errorf("fenced: %v", fenced)
-		}
-		want(t, h.SetMeta(ctx, map[string]string{"x": "1"}), driver.ErrUnavailable)
-		if w := Watchers(t, b, "a"); len(w) != 0 {
-			t.Errorf("watchers after the fence: %v", w)
-		}
-		_ = h.Close(ctx)
 	})
 }

@@ -27,7 +27,7 @@ var _ driver.Filesystem = FS{}
 
 // Mount mounts; see driver.Filesystem.
 func (f FS) Mount(ctx context.Context, m driver.Mount) error {
-	return within(ctx, "mount "+m.Device, func() error { return f.mount(m) })
+	return driver.Within(ctx, "mount "+m.Device, func() error { return f.mount(m) })
 }
 
 func (f FS) mount(m driver.Mount) error {
@@ -85,12 +85,12 @@ func (f FS) reachesHost(path string) error {
 
 // Unmount unmounts; see driver.Filesystem.
 func (f FS) Unmount(ctx context.Context, path string) error {
-	return within(ctx, "unmount "+path, func() error { return f.unmount(path, 0) })
+	return driver.Within(ctx, "unmount "+path, func() error { return f.unmount(path, 0) })
 }
 
 // Detach unmounts at once; see driver.Filesystem.
 func (f FS) Detach(ctx context.Context, path string) error {
-	return within(ctx, "detach "+path, func() error { return f.unmount(path, unix.MNT_DETACH) })
+	return driver.Within(ctx, "detach "+path, func() error { return f.unmount(path, unix.MNT_DETACH) })
 }
 
 func (f FS) unmount(path string, flags int) error {
@@ -140,7 +140,7 @@ func mountedAt(path string) (*mountinfo.Info, error) {
 // copies an image's content into an empty volume only, and lost+found would
 // make it not empty; e2fsck makes it anew when it needs it.
 func (f FS) Prepare(ctx context.Context, path string, owner driver.Owner) error {
-	return within(ctx, "prepare "+path, func() error {
+	return driver.Within(ctx, "prepare "+path, func() error {
 		if err := os.Remove(filepath.Join(path, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -177,18 +177,6 @@ func errno(err error) error {
 		return number
 	}
 	return err
-}
-
-// within runs a system call that may hang no longer than the context lasts.
-func within(ctx context.Context, what string, fn func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- fn() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%s: the kernel has not answered: %w", what, ctx.Err())
-	}
 }
 
 func oneLine(text []byte) string { return strings.Join(strings.Fields(string(text)), " ") }

@@ -127,7 +127,7 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	// A tool in the midst of I/O that never ends cannot be killed.
-	if err := within(ctx, args[0], cmd.Run); err != nil {
+	if err := driver.Within(ctx, args[0], cmd.Run); err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: stopped: %w", args[0], ctx.Err())
 		}

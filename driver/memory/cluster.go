@@ -160,66 +160,6 @@ func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (d
 	return &handle{client: c, image: i, mode: mode}, nil
 }
 
-type handle struct {
-	client *Client
-	image  *image
-	mode   driver.OpenMode
-	closed bool
-}
-
-func (h *handle) Image() driver.Image { return h.image.Image }
-func (h *handle) Client() string      { return h.client.addr }
-
-func (h *handle) Watchers(ctx context.Context) ([]string, error) {
-	leave, err := h.client.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	return slices.Sorted(maps.Keys(h.image.watchers)), nil
-}
-
-func (h *handle) Used(ctx context.Context) (uint64, error) {
-	leave, err := h.client.enter(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer leave()
-	return uint64(len(h.image.data)), nil
-}
-
-func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
-	leave, err := h.client.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	return maps.Clone(h.image.meta), nil
-}
-
-func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
-	leave, err := h.client.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	maps.Copy(h.image.meta, meta)
-	return nil
-}
-
-func (h *handle) Close(context.Context) error {
-	h.client.cluster.mu.Lock()
-	defer h.client.cluster.mu.Unlock()
-	if h.closed || h.mode == driver.ReadOnly {
-		return nil
-	}
-	h.closed = true
-	if h.image.watchers[h.client.addr]--; h.image.watchers[h.client.addr] <= 0 {
-		delete(h.image.watchers, h.client.addr)
-	}
-	return nil
-}
-
 // Load reads a record; see driver.Records.
 func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version, error) {
 	leave, err := c.enter(ctx)

@@ -2,7 +2,7 @@
 // image through librbd as one file of a FUSE filesystem, and a loop device on
 // that file is the block device.
 //
-//	mount --- /dev/loopN --- <dir>/<id>/image --- FUSE --- child --- librbd --- Ceph
+//	mount --- /dev/loopN --- <dir>/<id>/image-<nonce> --- FUSE --- child --- librbd --- Ceph
 //
 // It is for kernels without rbd, for trying the plugin out, and for tests: the
 // child is a process of the plugin's container, so the data path ends with it.

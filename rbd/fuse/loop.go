@@ -92,42 +92,25 @@ func clearFd(dev *os.File) error {
 	return nil
 }
 
-// loopOf finds the loop device on a file of a filesystem, "" if there is none.
-// The name alone is not enough: another plugin's container has the same names.
-func loopOf(file string, fsDevice uint64) (string, error) {
+// loopOf finds the loop device on a file, "" if there is none. The name is all
+// that may be asked for: LOOP_GET_STATUS asks the filesystem of the file, and
+// waits for a server that has stopped.
+func loopOf(file string) (string, error) {
 	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return "", err
 	}
 	for _, path := range backing {
 		name, err := os.ReadFile(path)
-		if freed(err) {
-			continue
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+			continue // freed since
 		}
 		if err != nil {
 			return "", err
 		}
-		device := "/dev/" + strings.Split(path, "/")[3]
-		if strings.TrimSuffix(string(name), "\n") != file {
-			continue
-		}
-		dev, err := os.Open(device)
-		if freed(err) {
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
-		_ = dev.Close()
-		if err == nil && info.Device == fsDevice {
-			return device, nil
+		if strings.TrimSuffix(string(name), "\n") == file {
+			return "/dev/" + strings.Split(path, "/")[3], nil
 		}
 	}
 	return "", nil
-}
-
-// freed tells that a loop device went while it was looked at.
-func freed(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +36,6 @@ type Mapper struct {
 var _ driver.Mapper = (*Mapper)(nil)
 
 func (m *Mapper) mountpoint(id string) string { return filepath.Join(m.Dir, id) }
-func (m *Mapper) file(id string) string       { return filepath.Join(m.Dir, id, imageFile) }
 func (m *Mapper) lockfile(id string) string   { return filepath.Join(m.Dir, id+".lock") }
 
 // Map starts a child and a loop device; see driver.Mapper. What an earlier,
@@ -59,7 +57,7 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 		}
 	}
 	if found.Device == "" {
-		found.Device, err = m.attach(ctx, image.ID, mode)
+		found.Device, err = m.attach(ctx, found, mode)
 	} else {
 		err = m.hold(image.ID, found.Device)
 	}
@@ -75,14 +73,14 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 }
 
 // attach puts a loop device on the image's file.
-func (m *Mapper) attach(ctx context.Context, id string, mode driver.OpenMode) (string, error) {
+func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.OpenMode) (string, error) {
 	type result struct {
 		dev *os.File
 		err error
 	}
 	done := make(chan result, 1)
 	go func() { // opening a file of a FUSE filesystem takes as long as its server
-		dev, err := attachLoop(m.file(id), mode)
+		dev, err := attachLoop(filepath.Join(m.mountpoint(found.ID), fileName(found.Addr)), mode)
 		done <- result{dev, err}
 	}()
 	select {
@@ -90,7 +88,7 @@ func (m *Mapper) attach(ctx context.Context, id string, mode driver.OpenMode) (s
 		if r.err != nil {
 			return "", r.err
 		}
-		m.keep(id, r.dev)
+		m.keep(found.ID, r.dev)
 		return r.dev.Name(), nil
 	case <-ctx.Done():
 		go func() {
@@ -152,12 +150,12 @@ func (m *Mapper) Unmap(ctx context.Context, id string) error {
 		return m.Drop(ctx, id)
 	}
 	if found.Device != "" {
-		if err := within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
+		if err := driver.Within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
 			return err
 		}
 		m.letGo(id)
 	}
-	if err := within(ctx, "unmount "+m.mountpoint(id), func() error { return m.unmount(ctx, id) }); err != nil {
+	if err := driver.Within(ctx, "unmount "+m.mountpoint(id), func() error { return m.unmount(ctx, id) }); err != nil {
 		return err
 	}
 	if err := m.waitForChild(ctx, id); err != nil {
@@ -186,7 +184,7 @@ func (m *Mapper) Drop(ctx context.Context, id string) error {
 	if err := killChild(m.lockfile(id)); err != nil {
 		return err
 	}
-	device, err := m.device(id)
+	left, _, err := m.find(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -196,8 +194,8 @@ func (m *Mapper) Drop(ctx context.Context, id string) error {
 	if err := m.waitForChild(ctx, id); err != nil {
 		return err
 	}
-	if device != "" {
-		clearLoop(device) // at once if nobody has it open, else with the last user
+	if left.Device != "" {
+		clearLoop(left.Device) // at once if nobody has it open, else with the last user
 	}
 	m.letGo(id)
 	err = unix.Unmount(m.mountpoint(id), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -235,7 +233,7 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if s.Pool != m.Ceph.Pool || s.Namespace != m.Ceph.Namespace {
 			continue
 		}
-		device, err := loopOf(m.file(s.ID), unix.Mkdev(uint32(mount.Major), uint32(mount.Minor)))
+		device, err := loopOf(filepath.Join(mount.Mountpoint, fileName(s.Addr)))
 		if err != nil {
 			return nil, err
 		}
@@ -248,15 +246,6 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 	return all, nil
 }
 
-// device is the loop device of an image's mount, "" if there is none.
-func (m *Mapper) device(id string) (string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.mountpoint(id)))
-	if err != nil || len(mounts) == 0 {
-		return "", err
-	}
-	return loopOf(m.file(id), unix.Mkdev(uint32(mounts[0].Major), uint32(mounts[0].Minor)))
-}
-
 func (m *Mapper) find(ctx context.Context, id string) (driver.Mapping, bool, error) {
 	all, err := m.Mappings(ctx)
 	for _, found := range all {
@@ -265,36 +254,6 @@ func (m *Mapper) find(ctx context.Context, id string) (driver.Mapping, bool, err
 		}
 	}
 	return driver.Mapping{}, false, err
-}
-
-// source is what the FUSE mount says of itself in mountinfo. The name comes
-// last: it alone may be anything.
-type source struct {
-	Pool, Namespace, ID, Addr, Name string
-}
-
-func (s source) String() string {
-	return strings.Join([]string{"rbd", s.Pool, s.Namespace, s.ID, s.Addr, s.Name}, "|")
-}
-
-func parseSource(text string) (s source, err error) {
-	f := strings.SplitN(text, "|", 6)
-	if len(f) != 6 || f[0] != "rbd" {
-		return s, fmt.Errorf("its source %q names no image", text)
-	}
-	return source{Pool: f[1], Namespace: f[2], ID: f[3], Addr: f[4], Name: f[5]}, nil
-}
-
-// within runs a system call that may hang no longer than the context lasts.
-func within(ctx context.Context, what string, fn func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- fn() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", what, ctx.Err())
-	}
 }
 
 func pause(ctx context.Context) bool {

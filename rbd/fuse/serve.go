@@ -21,8 +21,7 @@ import (
 )
 
 const (
-	imageFile    = "image" // the one file of the filesystem
-	lockFd       = 3       // see Mapper.start
+	lockFd       = 3 // see Mapper.start
 	readyPrefix  = "ready "
 	failedPrefix = "failed "
 )
@@ -92,7 +91,7 @@ func serve(in io.Reader, ready func(addr string) error) error {
 	if err != nil {
 		return err
 	}
-	root := &directory{image: &image{img: img, size: size, readOnly: j.ReadOnly}}
+	root := &directory{name: fileName(addr), image: &image{img: img, size: size, readOnly: j.ReadOnly}}
 	src := source{Pool: j.Pool, Namespace: j.Namespace, ID: j.ID, Addr: addr, Name: j.Name}
 	options := &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: src.String(), Name: "docker-volume-rbd", DirectMount: true, DirectMountStrict: true,
@@ -125,13 +124,14 @@ func open(ioctx *rados.IOContext, id string, readOnly bool) (*rbd.Image, error) 
 // directory is the root of the filesystem.
 type directory struct {
 	fs.Inode
+	name  string
 	image *image
 }
 
 var _ fs.NodeOnAdder = (*directory)(nil)
 
 func (d *directory) OnAdd(ctx context.Context) {
-	d.AddChild(imageFile, d.NewPersistentInode(ctx, d.image, fs.StableAttr{Mode: fuse.S_IFREG}), false)
+	d.AddChild(d.name, d.NewPersistentInode(ctx, d.image, fs.StableAttr{Mode: fuse.S_IFREG}), false)
 }
 
 // image is the file. go-fuse calls it from many goroutines at once, and librbd

@@ -80,14 +80,8 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	if err != nil {
 		return driver.Mapping{}, err
 	}
-	done := make(chan error, 1)
-	go func() { done <- m.add(k, spec) }() // it waits for the monitors up to 60 s, and for the exclusive lock
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		return driver.Mapping{}, fmt.Errorf("the kernel has not mapped the image in time: %w", ctx.Err())
-	}
-	if err != nil {
+	// The kernel waits for the monitors up to 60 s, and for the exclusive lock.
+	if err := driver.Within(ctx, "map in the kernel", func() error { return m.add(k, spec) }); err != nil {
 		return driver.Mapping{}, explain(err)
 	}
 	found, ok, err := m.find(ctx, image.ID)
@@ -226,13 +220,7 @@ func (m *Mapper) remove(ctx context.Context, id, force string) error {
 		return err
 	}
 	number := strings.TrimPrefix(filepath.Base(found.Device), "rbd")
-	done := make(chan error, 1)
-	go func() { done <- m.write("remove", number+force) }()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		return fmt.Errorf("the kernel has not unmapped %s in time: %w", found.Device, ctx.Err())
-	}
+	err = driver.Within(ctx, "unmap "+found.Device, func() error { return m.write("remove", number+force) })
 	switch {
 	case errors.Is(err, unix.ENOENT): // gone since
 		return nil

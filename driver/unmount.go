@@ -1,0 +1,116 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// Unmount takes one user of a volume away and, with the last one, lets the
+// volume go. An id from before a restart of the plugin is not known and does no
+// harm: what a container still holds, the kernel does not let go.
+func (d *Driver) Unmount(ctx context.Context, name, id string) error {
+	return wrap("unmount", name, d.unmount(ctx, name, id))
+}
+
+func (d *Driver) unmount(ctx context.Context, name, id string) error {
+	unlock, err := d.begin(ctx, name, "unmount")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if d.refs.drop(name, id) > 0 {
+		return nil
+	}
+	err = d.letGo(ctx, name)
+	if errors.Is(err, ErrBusy) {
+		d.log.WithField("volume", name).Warnf("unmount: kept, a container on this node still uses it: %v", err)
+		return nil
+	}
+	return err
+}
+
+// letGo unmounts, unmaps and gives the guard back, as far as there is anything.
+// ErrBusy if a container holds the volume; it is then mounted and guarded as before.
+func (d *Driver) letGo(ctx context.Context, name string) error {
+	if err := d.detachStale(ctx, name); err != nil {
+		return err
+	}
+	m, mapped, err := d.mapping(ctx, name)
+	if err != nil || !mapped {
+		return err
+	}
+	if !m.Alive {
+		return d.drop(ctx, m)
+	}
+	mount, mounted, err := d.mounted(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
+		return err
+	}
+	if err := d.unmap(ctx, m); err != nil {
+		if mounted && errors.Is(err, ErrBusy) {
+			err = also(err, "mount again", d.fs.Mount(ctx, mount))
+		}
+		return err
+	}
+	guard, version, err := d.loadGuard(ctx, m.ID)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil || !slices.Contains(guard.Addrs, m.Addr) {
+		return err
+	}
+	return d.giveBack(ctx, m.ID, version)
+}
+
+// unstage undoes stage. A guard whose device cannot be unmapped is kept.
+func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
+	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
+		return err
+	}
+	if err := d.unmap(ctx, Mapping{ID: l.Image().ID}); err != nil {
+		return err
+	}
+	return d.giveBack(ctx, l.Image().ID, l.version)
+}
+
+// unmap gives a device that is about to be free a moment: udev looks into what
+// was just closed, and a dead container's mounts go a little after it.
+func (d *Driver) unmap(ctx context.Context, m Mapping) error {
+	for end := time.Now().Add(2 * time.Second); ; {
+		err := d.mapper.Unmap(ctx, m.ID)
+		if !errors.Is(err, ErrBusy) || time.Now().After(end) || !sleep(ctx, 50*time.Millisecond) {
+			return err
+		}
+	}
+}
+
+func (d *Driver) drop(ctx context.Context, m Mapping) error {
+	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its Ceph client is dead or fenced; "+
+		"containers that still use it must be restarted", m.Device, m.Addr)
+	d.refs.forget(m.Name)
+	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
+		return err
+	}
+	if err := d.mapper.Drop(ctx, m.ID); err != nil {
+		return err
+	}
+	// Its watch would last for another 30 s. Without Ceph it does.
+	if err := d.fences.Fence(ctx, m.Addr); err != nil {
+		d.log.WithField("volume", m.Name).Infof("fence what was dropped: %v", err)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, t time.Duration) bool {
+	select {
+	case <-time.After(t):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,20 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+)
+
+// Within waits for a call that cannot be interrupted, a system call or one of
+// librbd, no longer than the context lasts. The call then goes on alone: what
+// it returns is lost.
+func Within(ctx context.Context, what string, call func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%s has not ended in time: %w", what, ctx.Err())
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
@@ -29,6 +30,8 @@ func TestALiveHolderIsNamedAndLeftAlone(t *testing.T) {
 
 func TestTheNextNodeHasTheVolumeWhenTheFirstLetsGo(t *testing.T) {
 	_, one, two := twoNodes(t)
+	two.poll = 100 * time.Millisecond // much longer than to unmap and then give the guard back
+	two.start()
 	one.create("v", nil)
 	one.mount("v", "1")
 	got := make(chan error)
@@ -288,4 +291,86 @@ func TestABrokenDataPathIsReplaced(t *testing.T) {
 		t.Error("the new mount went with the old reference")
 	}
 	one.unmount("v", "2")
+}
+
+// An operator has fenced the node; nobody has taken over yet.
+func TestAFencedMappingIsDropped(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	g, _, _ := one.guard("v")
+	if err := two.client.Fence(within(t, ever), g.Addrs...); err != nil {
+		t.Fatal(err)
+	}
+	one.Reconcile(within(t, ever))
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+	one.mount("v", "2")
+	one.holds("v", "ext4")
+}
+
+// A node stands still in the midst of a removal, and another takes the volume:
+// when the first wakes up, nothing may be removed.
+func TestALateRemovalRemovesNothing(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.tap.before = func(call string) error {
+		if call == "remove" {
+			one.tap.before = nil
+			one.client.Kill()
+			two.mount("v", "2")
+		}
+		return nil
+	}
+	if err := one.Driver.Remove(within(t, ever), "v"); err == nil {
+		t.Error("it was removed")
+	}
+	two.holds("v", "ext4")
+	two.unmount("v", "2")
+	two.mount("v", "3")
+}
+
+// The plugin dies before it has mapped. Its control client may be a watcher for
+// another 30 s, and every notification of librbd would wait for it.
+func TestTheDeadControlClientOfTheSameNodeIsFenced(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	dead := ""
+	one.tap.before = func(call string) error {
+		if call == "map" {
+			g, _, _ := one.guard("v")
+			dead = g.Addrs[0]
+			one.tap.die()
+		}
+		return nil
+	}
+	if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil || dead == "" {
+		t.Fatal("it was mounted")
+	}
+	one.start() // and Ceph still believes in the dead one
+	one.mount("v", "1")
+	if fenced, err := one.client.Fenced(within(t, ever), dead); err != nil || !fenced[dead] {
+		t.Errorf("fenced: %v, %v", fenced, err)
+	}
+}
+
+// Somebody has overwritten the guard by hand: what is in doubt is not ours.
+func TestAMappingUnderAnothersGuardIsDropped(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	g, version, _ := one.guard("v")
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Node, g.Addrs = "two", []string{"10.0.0.2:0/77"}
+	if _, err := one.client.Swap(within(t, ever), "guard."+h.Image().ID, version, g); err != nil {
+		t.Fatal(err)
+	}
+	one.Reconcile(within(t, ever))
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
 }

@@ -27,12 +27,13 @@ type node struct {
 	name    string
 	boot    string
 	root    string
+	poll    time.Duration
 	tap     *tap
 	log     *safeBuffer
 }
 
 func newNode(t *testing.T, c *memory.Cluster, name, ip string) *node {
-	n := &node{t: t, cluster: c, name: name, boot: name + " boot 1", root: t.TempDir(), Host: memory.NewHost(c, ip), log: &safeBuffer{}}
+	n := &node{t: t, cluster: c, name: name, boot: name + " boot 1", root: t.TempDir(), poll: time.Millisecond, Host: memory.NewHost(c, ip), log: &safeBuffer{}}
 	n.start()
 	return n
 }
@@ -50,7 +51,7 @@ func (n *node) start() {
 		Node: driver.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
-		Pool: "rbd", Root: n.root, Log: log, Poll: time.Millisecond, Patience: 50 * time.Millisecond,
+		Pool: "rbd", Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -4,10 +4,10 @@ SHELL := /bin/bash
 PLUGIN  ?= rbd:latest
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
-# go-ceph wants to know the release of the headers, up to reef.
-RELEASES := 16=pacific 17=quincy 18=reef
-HEADERS  := $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut -d. -f1)
-TAGS     := $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
+# go-ceph wants to know the release of the headers, up to reef. Not ":=": make deps may have to install them first.
+RELEASES  = 16=pacific 17=quincy 18=reef
+HEADERS   = $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut -d. -f1)
+TAGS      = $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
 .PHONY: help deps build lint test fuzz bench plugin install uninstall push demo demo-clean clean

@@ -80,12 +80,8 @@ const maxBody = 1 << 20
 // Handler routes the paths of the protocol.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {
-		sdk.EncodeResponse(w, map[string][]string{"Implements": {"VolumeDriver"}}, false)
-	})
-	mux.HandleFunc("/VolumeDriver.Capabilities", func(w http.ResponseWriter, _ *http.Request) {
-		sdk.EncodeResponse(w, volume.CapabilitiesResponse{Capabilities: volume.Capability{Scope: "global"}}, false)
-	})
+	mux.HandleFunc("/Plugin.Activate", serve(s, "activate", shortDeadline, s.activate))
+	mux.HandleFunc("/VolumeDriver.Capabilities", serve(s, "capabilities", shortDeadline, s.capabilities))
 	mux.HandleFunc("/VolumeDriver.Create", serve(s, "create", longDeadline, s.create))
 	mux.HandleFunc("/VolumeDriver.Mount", serve(s, "mount", longDeadline, s.mount))
 	mux.HandleFunc("/VolumeDriver.Unmount", serve(s, "unmount", shortDeadline, s.unmount))
@@ -98,6 +94,14 @@ func (s *Server) Handler() http.Handler {
 
 // empty is the answer of what answers nothing: Docker wants an object.
 type empty struct{}
+
+func (s *Server) activate(context.Context, empty) (map[string][]string, error) {
+	return map[string][]string{"Implements": {"VolumeDriver"}}, nil
+}
+
+func (s *Server) capabilities(context.Context, empty) (volume.CapabilitiesResponse, error) {
+	return volume.CapabilitiesResponse{Capabilities: volume.Capability{Scope: "global"}}, nil
+}
 
 func (s *Server) create(ctx context.Context, r volume.CreateRequest) (empty, error) {
 	return empty{}, s.Driver.Create(ctx, r.Name, r.Options)
@@ -229,7 +233,11 @@ func shorten(s string) string {
 // logRequest writes the one line of a request. What Docker asks all the time
 // and what changes nothing is for debugging, as long as it works.
 func logRequest(log logrus.FieldLogger, op string, err error) {
-	looks := op == "get" || op == "list" || op == "path"
+	looks := false
+	switch op {
+	case "activate", "capabilities", "get", "list", "path":
+		looks = true
+	}
 	switch {
 	case err == nil && looks:
 		log.Debug("ok")

@@ -53,7 +53,7 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, mode OpenMode) (l 
 			return nil, nil, err
 		case mine && held.Boot == d.node.Boot:
 			fence = true
-			if adopt, err = d.adopts(ctx, name, held); err != nil {
+			if adopt, err = d.adopts(ctx, h.Image(), held); err != nil {
 				return nil, nil, err
 			}
 		case mine: // an earlier boot needs no look: its kernel is gone
@@ -93,15 +93,23 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, mode OpenMode) (l 
 // adopts tells whether to continue with what this boot of this node has mapped
 // under its guard. A mapping that is not under the guard, an orphan of a killed
 // plugin that came up late, is dropped.
-func (d *Driver) adopts(ctx context.Context, name string, held Guard) (bool, error) {
-	m, found, err := d.mapping(ctx, name)
-	if err != nil || !found {
+func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, error) {
+	all, err := d.mapper.Mappings(ctx)
+	if err != nil {
 		return false, err
 	}
-	if !held.covers(m) {
-		return false, d.drop(ctx, m)
+	for _, m := range all {
+		switch {
+		case m.ID != image.ID:
+		case m.Name != image.Name:
+			return false, fmt.Errorf("%w: the image is mapped here as %s, its name of before; stop what uses that", ErrInUse, m.Name)
+		case !held.covers(m):
+			return false, d.drop(ctx, m)
+		default:
+			return true, nil
+		}
 	}
-	return true, nil
+	return false, nil
 }
 
 // take fences, if it must, and swaps the record, that of the holder before, for
@@ -132,7 +140,6 @@ func (d *Driver) take(ctx context.Context, l *lease, id string, fence bool) erro
 // fence bars every client that may write under the record, but for our own
 // control client: a call of ours that was left unfinished took its client with
 // it (see package rbd), so the present one has none.
-
 func (d *Driver) fence(ctx context.Context, l *lease, prev Guard) error {
 	addrs := slices.DeleteFunc(slices.Clone(prev.Addrs), func(a string) bool { return a == l.Client() })
 	if len(addrs) == 0 {

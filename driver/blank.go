@@ -12,8 +12,8 @@ import (
 // blank is the promise of a filesystem, made by Create before it makes the
 // image and kept by the first Mount. It is a record of its own because it has
 // to be there before the image, so that a crash in between leaves a volume that
-// can be completed, and because only the holder of the guard may change it, how
-// late a write of another may ever arrive.
+// can be completed, and because what was written by one who has lost the guard
+// must not count, however late it arrives.
 type blank struct {
 	Image ImageSpec         `json:"image"`
 	Meta  map[string]string `json:"meta"`
@@ -33,24 +33,29 @@ func (b blank) equal(other blank) bool {
 	return reflect.DeepEqual(b.Image, other.Image) && maps.Equal(b.Meta, other.Meta)
 }
 
-// promise writes the blank of a volume whose image is to be made. One that is
-// there is of a Create that died or that another node is just at; the image of
-// the latter will be there in a moment, and then Create finds it.
-func (d *Driver) promise(ctx context.Context, name string, b blank) error {
+// promise writes the blank of a volume whose image is to be made, and returns
+// its version. One that is there is of a Create that died or that another node
+// is just at; in a moment the image of the latter will be there, and then the
+// blank is not ours to touch: Create finds the image and compares.
+func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, error) {
 	for first := true; ; first = false {
 		there, version, err := d.loadBlank(ctx, name)
 		switch {
 		case err != nil && !errors.Is(err, ErrNotFound):
-			return err
+			return 0, err
 		case err == nil && there.Begun == "" && there.equal(b):
-			return nil
+			return version, nil
 		case err == nil && first:
 			if d.pause(ctx) {
 				continue
 			}
 		}
-		if _, err = d.records.Swap(ctx, blankKey(name), version, b); !errors.Is(err, ErrLost) {
-			return err
+		if exists, err := d.images.Exists(ctx, name); err != nil || exists {
+			return version, err
+		}
+		written, err := d.records.Swap(ctx, blankKey(name), version, b)
+		if !errors.Is(err, ErrLost) {
+			return written, err
 		}
 	}
 }
@@ -71,8 +76,8 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b blan
 		}
 		if used != 0 {
 			return fmt.Errorf("%w: the volume was never mounted, yet its image holds %s of data; it is not formatted. "+
-				"If that is %s, say so: rbd image-meta set %s docker_volume.fstype %s",
-				ErrContent, formatSize(used), fstype, name, fstype)
+				"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
+				ErrContent, formatSize(used), fstype, d.pool, name, fstype)
 		}
 	}
 	// The control client writes too until this is done, the volume's state:
@@ -111,13 +116,14 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b blan
 	return d.swap(ctx, l, guardMapped, m.Addr)
 }
 
-// forgetBlank takes away the blank of a volume that is gone or formatted. A
-// crash before it does no harm: the next Create of the name replaces it.
-func (d *Driver) forgetBlank(ctx context.Context, name string) error {
-	_, version, err := d.loadBlank(ctx, name)
-	if err == nil {
-		err = d.records.Delete(ctx, blankKey(name), version)
+// forgetBlank takes a blank away that has no volume any more. A crash before it
+// does no harm: the next Create of the name replaces it. Another version is
+// another's promise.
+func (d *Driver) forgetBlank(ctx context.Context, name string, version Version) error {
+	if version == 0 {
+		return nil
 	}
+	err := d.records.Delete(ctx, blankKey(name), version)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrLost) {
 		return nil
 	}

@@ -53,7 +53,7 @@ func wrap(op, volume string, err error) error {
 		return nil
 	}
 	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrInUse) && !errors.Is(err, ErrUnavailable) {
-		err = fmt.Errorf("%w: gave up at the request's deadline; the reason is in the plugin's log", err)
+		err = fmt.Errorf("%w: no time left for this request; is ceph slow (ceph -s)? Try again", err)
 	}
 	return &opError{op: op, volume: volume, err: err}
 }

@@ -253,8 +253,8 @@ func (p *tap) Names(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-func (p *tap) Remove(ctx context.Context, i driver.Image) error {
-	return p.call("remove", func() error { return p.client.Remove(ctx, i) })
+func (h tappedHandle) Remove(ctx context.Context) error {
+	return h.tap.call("remove", func() error { return h.Handle.Remove(ctx) })
 }
 
 func (p *tap) Open(ctx context.Context, name string, mode driver.OpenMode) (h driver.Handle, err error) {

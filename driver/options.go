@@ -111,8 +111,11 @@ func parseOptions(pool string, defaults, given map[string]string) (o options, er
 		return o, err
 	}
 	for word := range strings.FieldsSeq(o.mkfsOptions) {
-		if strings.HasPrefix(word, "/") || strings.Contains(word, "=/") { // mkfs.btrfs formats all devices that it is told
+		if strings.Contains(word, "/") { // mkfs.btrfs formats all devices that it is told, however they are named
 			return o, invalidf("option %s=%q: %s names a file, and a volume has no other than its own", OptMkfsOptions, o.mkfsOptions, word)
+		}
+		if o.fstype == "ext4" && strings.HasPrefix(word, "-d") { // copies a directory of the plugin's
+			return o, invalidf("option %s=%q: -d is not allowed", OptMkfsOptions, o.mkfsOptions)
 		}
 	}
 	if o.mountOptions, err = parseMountOptions(OptMountOptions, given[OptMountOptions]); err != nil {
@@ -198,7 +201,7 @@ func parseMountOptions(option, value string) (string, error) {
 		case "o":
 			return "", invalidf("option %s=%q: a new volume must be written once; mount it read-only into the container instead", option, value)
 		}
-		if strings.Contains(o, "=/") { // device=, logdev=, journal_path=
+		if strings.Contains(o, "/") { // device=, logdev=, journal_path=
 			return "", invalidf("option %s=%q: %s names a file, and a volume has no other than its own", option, value, o)
 		}
 	}
@@ -258,6 +261,11 @@ func parseFeatures(value string) ([]string, error) {
 		if need != "" && !slices.Contains(features, need) {
 			return nil, invalidf("option %s=%q: %s needs %s", OptFeatures, value, f, need)
 		}
+	}
+	// Without it the kernel's client could read what is older than a fence: it
+	// learns of the fence while it takes over the dead one's lock.
+	if !slices.Contains(features, "exclusive-lock") {
+		return nil, invalidf("option %s=%q: exclusive-lock must be among them", OptFeatures, value)
 	}
 	return features, nil
 }

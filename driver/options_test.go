@@ -32,10 +32,10 @@ func TestOptionsAndTheirDefaults(t *testing.T) {
 			nil, opts{OptSize: "1024", OptFSType: "ext4", OptMkfsOptions: "-O mmp", OptMountOptions: "--options=noatime", OptOrder: "22"},
 			options{size: 1 << 30, fstype: "ext4", mkfsOptions: "-O mmp", mountOptions: "noatime", objectSize: 4 << 20}},
 		{"settings stand in",
-			opts{OptSize: "2G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptOrder: "23", OptDataPool: "ec", OptFeatures: "layering"}, nil,
-			options{size: 2 << 30, fstype: "xfs", mkfsOptions: "-m reflink=0", objectSize: 8 << 20, dataPool: "ec", features: []string{"layering"}}},
+			opts{OptSize: "2G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptOrder: "23", OptDataPool: "ec", OptFeatures: "exclusive-lock"}, nil,
+			options{size: 2 << 30, fstype: "xfs", mkfsOptions: "-m reflink=0", objectSize: 8 << 20, dataPool: "ec", features: []string{"exclusive-lock"}}},
 		{"options come before settings",
-			opts{OptSize: "2G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptDataPool: "ec", OptFeatures: "layering"},
+			opts{OptSize: "2G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptDataPool: "ec", OptFeatures: "exclusive-lock"},
 			opts{OptSize: "3G", OptFSType: "xfs", OptMkfsOptions: "-m crc=1", OptDataPool: "ec2", OptFeatures: "layering,exclusive-lock"},
 			options{size: 3 << 30, fstype: "xfs", mkfsOptions: "-m crc=1", dataPool: "ec2", features: []string{"layering", "exclusive-lock"}}},
 

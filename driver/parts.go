@@ -36,10 +36,6 @@ type Images interface {
 	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)
 	// Names lists the images that can be volumes, sorted.
 	Names(ctx context.Context) ([]string, error)
-	// Remove makes the name free again at once and has the data deleted.
-	// ErrNotFound if there is no image of this name and id, ErrBusy if it has
-	// snapshots. Whether anybody uses the image is for the caller to know.
-	Remove(ctx context.Context, image Image) error
 }
 
 // OpenMode tells a look from an intent to change.
@@ -69,6 +65,12 @@ type Handle interface {
 	Meta(ctx context.Context) (map[string]string, error)
 	// SetMeta sets the given keys of the metadata and leaves the others.
 	SetMeta(ctx context.Context, meta map[string]string) error
+	// Remove makes the name free again at once, closes the handle, and has the
+	// data deleted. It is done by the handle's own client, so that a fence of
+	// that client is a fence of the removal, however late. ErrNotFound if the
+	// image is no longer there under its name, ErrBusy if it has snapshots.
+	// Whether anybody uses the image is for the caller to know.
+	Remove(ctx context.Context) error
 	// Close takes the watcher back. It may be called twice.
 	Close(ctx context.Context) error
 }

@@ -28,7 +28,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 //     says that a container has it, it stays.
 //   - mounted without a mapping: what a dead userspace mapper leaves.
 func (d *Driver) Reconcile(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	mappings, err := d.mapper.Mappings(ctx)
 	if err != nil {
@@ -116,8 +116,9 @@ func (d *Driver) reclaim(ctx context.Context, name string) error {
 }
 
 // lost tells whether a mapping has lost its right to write: its client is
-// fenced, or another has the guard. A guard that is missing altogether, deleted
-// by hand perhaps, is put back: nobody else can have taken it.
+// fenced, or another has the guard. The guard of a mounted volume that is
+// missing altogether, deleted by hand perhaps, is put back: whoever had it in
+// between would have fenced us.
 func (d *Driver) lost(ctx context.Context, m Mapping) (bool, error) {
 	fenced, err := d.fences.Fenced(ctx, m.Addr)
 	if err != nil || fenced[m.Addr] {
@@ -129,6 +130,9 @@ func (d *Driver) lost(ctx context.Context, m Mapping) (bool, error) {
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return false, err
+	}
+	if _, mounted, err := d.mounted(ctx, m.Name); err != nil || !mounted {
+		return true, err
 	}
 	_, err = d.records.Swap(ctx, guardKey(m.ID), 0, Guard{
 		Node: d.node.Name, Boot: d.node.Boot, State: guardMapped, Addrs: []string{m.Addr}, Since: d.now(),

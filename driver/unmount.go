@@ -15,12 +15,13 @@ func (d *Driver) Unmount(ctx context.Context, name, id string) error {
 }
 
 func (d *Driver) unmount(ctx context.Context, name, id string) error {
+	d.refs.drop(name, id) // Docker does not repeat it if there is no time for the rest
 	unlock, err := d.begin(ctx, name, "unmount")
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if d.refs.drop(name, id) > 0 {
+	if d.refs.count(name) > 0 {
 		return nil
 	}
 	err = d.letGo(ctx, name)

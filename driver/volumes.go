@@ -46,14 +46,17 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 		err = d.agree(ctx, name, o)
 	default:
 		spec := ImageSpec{Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features}
-		if err = d.promise(ctx, name, blank{Image: spec, Meta: o.meta()}); err != nil {
+		promised, err := d.promise(ctx, name, blank{Image: spec, Meta: o.meta()})
+		if err != nil {
 			return err
 		}
 		switch err = d.images.Create(ctx, spec); {
 		case errors.Is(err, ErrExists):
-			err = d.agree(ctx, name, o)
+			return d.agree(ctx, name, o)
 		case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
-			err = also(err, "clean up", d.forgetBlank(ctx, name))
+			return also(err, "clean up", d.forgetBlank(ctx, name, promised))
+		case err != nil:
+			return err
 		}
 	}
 	if err == nil {
@@ -126,13 +129,6 @@ func (d *Driver) describe(ctx context.Context, v *Volume) error {
 	if d.space != "" {
 		v.Status["namespace"] = d.space
 	}
-	// Without fast-diff the answer takes a question per object: too long for a
-	// call that every start of a container makes.
-	if slices.Contains(image.Features, "fast-diff") {
-		if used, err := h.Used(ctx); err == nil {
-			v.Status["used"] = formatSize(used)
-		}
-	}
 	switch guard, _, err := d.loadGuard(ctx, image.ID); {
 	case err == nil:
 		v.Status["node"] = guard.Node
@@ -143,6 +139,15 @@ func (d *Driver) describe(ctx context.Context, v *Volume) error {
 	}
 	if m, found, _ := d.mapping(ctx, v.Name); found {
 		v.Status["device"] = m.Device
+	}
+	// Without fast-diff, or with an object map that is not valid, it takes a
+	// question per object: too long for what every start of a container asks.
+	if slices.Contains(image.Features, "fast-diff") {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if used, err := h.Used(ctx); err == nil {
+			v.Status["used"] = formatSize(used)
+		}
 	}
 	return nil
 }
@@ -227,10 +232,18 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer d.closeHandle(ctx, l)
-	if err = d.swap(ctx, l, guardRemoving, l.Client()); err == nil {
-		if err = d.images.Remove(ctx, l.Image()); err == nil {
-			err = d.forgetBlank(ctx, name)
-		}
+	_, promised, err := d.loadBlank(ctx, name) // before the name is free for another's
+	if err == nil || errors.Is(err, ErrNotFound) {
+		err = d.swap(ctx, l, guardRemoving, l.Client())
+	}
+	if err == nil {
+		err = l.Remove(ctx)
+	}
+	if errors.Is(err, ErrNotFound) { // removed by another way meanwhile
+		err = nil
+	}
+	if err == nil {
+		err = d.forgetBlank(ctx, name, promised)
 	}
 	if errors.Is(err, ErrUnavailable) {
 		return err // it may yet happen: the guard stays, and its next taker fences us first

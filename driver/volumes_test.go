@@ -171,7 +171,7 @@ func TestABlankVolumeThatHoldsDataIsNotFormatted(t *testing.T) {
 	if err := host.Unmap(within(t, ever), m.ID); err != nil {
 		t.Fatal(err)
 	}
-	one.refused("v", "1", driver.ErrContent, "it is not formatted", "rbd image-meta set v")
+	one.refused("v", "1", driver.ErrContent, "it is not formatted", "rbd image-meta set rbd/v")
 	one.refused("v", "1", driver.ErrContent)
 	m, err = host.Map(within(t, ever), h.Image(), driver.ReadOnly)
 	if err != nil {
@@ -189,11 +189,11 @@ func TestAnImageThatReplacedABegunOneIsNotFormatted(t *testing.T) {
 	if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil {
 		t.Fatal("mounted")
 	}
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := one.client.Remove(within(t, ever), h.Image()); err != nil {
+	if err := h.Remove(within(t, ever)); err != nil {
 		t.Fatal(err)
 	}
 	foreign(t, c, "v", "restored from a backup")

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -73,6 +74,24 @@ var timeouts = map[string]string{
 // Connect makes a connection as the configuration says; options come on top.
 // The caller shuts it down.
 func Connect(cfg Config, options map[string]string) (*rados.Conn, error) {
+	conn, err := newConn(cfg, options)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.Connect(); err != nil {
+		user := strings.TrimPrefix(cfg.User, "client.")
+		switch errno(err) {
+		case syscall.ENOENT:
+			return nil, fmt.Errorf("connect as client.%s: no key found (%w); put its keyring beside %s", user, err, cfg.ConfFile)
+		case syscall.EACCES, syscall.EPERM:
+			return nil, fmt.Errorf("connect as client.%s: the cluster does not accept the key (%w)", user, err)
+		}
+		return nil, fmt.Errorf("connect as client.%s: %w", user, err)
+	}
+	return conn, nil
+}
+
+func newConn(cfg Config, options map[string]string) (*rados.Conn, error) {
 	user := strings.TrimPrefix(cfg.User, "client.")
 	conn, err := rados.NewConnWithClusterAndUser(cfg.Cluster, "client."+user)
 	if err != nil {
@@ -94,19 +113,7 @@ func Connect(cfg Config, options map[string]string) (*rados.Conn, error) {
 	for option, value := range options {
 		set(option, value)
 	}
-	if err != nil {
-		return nil, err
-	}
-	if err := conn.Connect(); err != nil {
-		switch errno(err) {
-		case syscall.ENOENT:
-			return nil, fmt.Errorf("connect as client.%s: no key found (%w); put its keyring beside %s", user, err, cfg.ConfFile)
-		case syscall.EACCES, syscall.EPERM:
-			return nil, fmt.Errorf("connect as client.%s: the cluster does not accept the key (%w)", user, err)
-		}
-		return nil, fmt.Errorf("connect as client.%s: %w", user, err)
-	}
-	return conn, nil
+	return conn, err
 }
 
 // get returns the current client, connecting if there is none.
@@ -140,7 +147,10 @@ func (p *Pool) connect(d *dial) {
 	var c *client
 	if err == nil {
 		c = &client{conn: conn}
-		if c.addr, err = conn.GetAddrs(); err != nil {
+		if c.addr, err = conn.GetAddrs(); err == nil {
+			err = p.checkNamespace(c)
+		}
+		if err != nil {
 			conn.Shutdown()
 		}
 	}
@@ -152,6 +162,30 @@ func (p *Pool) connect(d *dial) {
 	}
 	d.err, p.dialing = err, nil
 	close(d.done)
+}
+
+// checkNamespace keeps a namespace that does not exist from looking like one
+// without volumes: dockerd would forget all that it knows of them.
+func (p *Pool) checkNamespace(c *client) error {
+	if p.cfg.Namespace == "" {
+		return nil
+	}
+	ioctx, err := c.conn.OpenIOContext(p.cfg.Pool)
+	if err != nil {
+		return fmt.Errorf("pool %q: %w", p.cfg.Pool, err)
+	}
+	defer ioctx.Destroy()
+	exists, err := rbd.NamespaceExists(ioctx, p.cfg.Namespace)
+	if errno(err) == syscall.EACCES || errno(err) == syscall.EPERM {
+		return nil // a key for this namespace only may not look; it would not be there without it
+	}
+	if err == nil && !exists {
+		err = fmt.Errorf("it does not exist; make it with rbd namespace create %s/%s", p.cfg.Pool, p.cfg.Namespace)
+	}
+	if err != nil {
+		return fmt.Errorf("namespace %q: %w", p.cfg.Namespace, err)
+	}
+	return nil
 }
 
 // put ends a use of a client.

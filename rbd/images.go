@@ -44,6 +44,12 @@ func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
 			}
 		}
 		err := rbd.CreateImage(ioctx, spec.Name, spec.Size, opts)
+		if errno(err) == syscall.EEXIST && halfMade(ioctx, spec.Name) {
+			p.cfg.Log.Warnf("removing what a killed create has left of image %s", spec.Name)
+			if err = rbd.RemoveImage(ioctx, spec.Name); err == nil {
+				err = rbd.CreateImage(ioctx, spec.Name, spec.Size, opts)
+			}
+		}
 		if spec.DataPool != "" && errno(err) == syscall.ENOENT {
 			return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, spec.DataPool)
 		}
@@ -60,12 +66,36 @@ func setMeta(img *rbd.Image, meta map[string]string) error {
 	return nil
 }
 
-// Exists looks for the object that librbd keeps under an image's name; see
+// halfMade tells that a name is taken and has no image: librbd takes the name
+// first, and was killed before it had made the rest. One that is just being made
+// is given the time to be whole.
+func halfMade(ioctx *rados.IOContext, name string) bool {
+	for range 10 {
+		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
+		if err == nil {
+			_ = img.Close()
+		}
+		if !errors.Is(err, rbd.ErrNotFound) {
+			return false
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return true
+}
+
+// Exists looks for the object that librbd keeps under an image's name, and only
+// if it is there for the image, which a killed create may not have made; see
 // driver.Images.
 func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error) {
 	err = p.do(ctx, "look for image", reads, func(_ *client, ioctx *rados.IOContext) error {
-		_, err := ioctx.Stat("rbd_id." + name)
-		return err
+		if _, err := ioctx.Stat("rbd_id." + name); err != nil {
+			return err
+		}
+		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
+		if err != nil {
+			return err
+		}
+		return img.Close()
 	})
 	if errors.Is(err, driver.ErrNotFound) {
 		return false, nil
@@ -85,38 +115,6 @@ func (p *Pool) Names(ctx context.Context) (names []string, err error) {
 		return nil, err // a call left alone may still write to names
 	}
 	return names, nil
-}
-
-// Remove moves the image to the trash, which is done at once, and has the
-// manager empty it, which takes as long as the image is large and survives the
-// death of this plugin; see driver.Images.
-func (p *Pool) Remove(ctx context.Context, image driver.Image) error {
-	return p.do(ctx, "remove image", changes, func(c *client, ioctx *rados.IOContext) error {
-		img, err := rbd.OpenImageReadOnly(ioctx, image.Name, rbd.NoSnapshot)
-		if err != nil {
-			return err
-		}
-		id, err := img.GetId()
-		snaps, snapErr := img.GetSnapshotNames()
-		if err := errors.Join(err, snapErr, img.Close()); err != nil {
-			return err
-		}
-		if id != image.ID {
-			return rbd.ErrNotFound
-		}
-		if len(snaps) > 0 {
-			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s", driver.ErrBusy, len(snaps), image.Name)
-		}
-		if err := rbd.GetImage(ioctx, image.Name).Trash(0); err != nil {
-			return err
-		}
-		spec := admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id)
-		if _, err := admin.NewFromConn(c.conn).Task().AddTrashRemove(spec); err != nil {
-			p.cfg.Log.Debugf("the manager takes no task (%v), removing %s (%s) ourselves", err, image.Name, id)
-			return rbd.TrashRemove(ioctx, id, true)
-		}
-		return nil
-	})
 }
 
 // handle is an open image; see driver.Handle.
@@ -194,6 +192,57 @@ func describe(img *rbd.Image, name string) (image driver.Image, err error) {
 	return image, err
 }
 
+// Remove moves the image to the trash, which is done at once, and has the
+// manager empty it, which takes as long as the image is large and survives the
+// death of this plugin. Without the manager we do it ourselves. The handle is
+// closed in between: librbd deletes no image that has a watcher.
+func (h *handle) Remove(ctx context.Context) error {
+	err := h.call(ctx, "remove image", changes, func() error {
+		snaps, err := h.img.GetSnapshotNames()
+		if err != nil {
+			return err
+		}
+		if len(snaps) > 0 {
+			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s", driver.ErrBusy, len(snaps), h.image.Name)
+		}
+		there, err := rbd.OpenImageReadOnly(h.ioctx, h.image.Name, rbd.NoSnapshot)
+		if err != nil {
+			return err
+		}
+		id, err := there.GetId()
+		if err := errors.Join(err, there.Close()); err != nil {
+			return err
+		}
+		if id != h.image.ID {
+			return rbd.ErrNotFound
+		}
+		return rbd.GetImage(h.ioctx, h.image.Name).Trash(0)
+	})
+	if err != nil {
+		return err
+	}
+	if err := h.Close(ctx); err != nil {
+		h.pool.cfg.Log.Warnf("close %s before its data is deleted: %v", h.image.Name, err)
+	}
+	// The volume is gone, whatever becomes of the data.
+	if err := h.pool.emptyTrash(ctx, h.image.ID); err != nil {
+		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
+			h.image.Name, h.pool.cfg.Pool, h.image.ID, err)
+	}
+	return nil
+}
+
+// emptyTrash deletes an image that is in the trash.
+func (p *Pool) emptyTrash(ctx context.Context, id string) error {
+	return p.do(ctx, "empty the trash", reads, func(c *client, ioctx *rados.IOContext) error {
+		spec := admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id)
+		if _, err := admin.NewFromConn(c.conn).Task().AddTrashRemove(spec); err == nil {
+			return nil
+		}
+		return rbd.TrashRemove(ioctx, id, true)
+	})
+}
+
 func (h *handle) Image() driver.Image { return h.image }
 func (h *handle) Client() string      { return h.client.addr }
 
@@ -225,7 +274,7 @@ func (h *handle) Used(ctx context.Context) (uint64, error) {
 	var used uint64
 	err := h.call(ctx, "measure image", reads, func() error {
 		return h.img.DiffIterate(rbd.DiffIterateConfig{
-			Length: h.image.Size, WholeObject: rbd.EnableWholeObject, IncludeParent: rbd.ExcludeParent,
+			Length: h.image.Size, WholeObject: rbd.EnableWholeObject, IncludeParent: rbd.IncludeParent,
 			Callback: func(_, length uint64, exists int, _ any) int {
 				if exists != 0 {
 					used += length

@@ -14,19 +14,14 @@ import (
 // Kernel is what the kernel's client needs to know of a cluster and what
 // librados finds out by itself.
 type Kernel struct {
-	FSID       string
-	V1, V2     []string // addresses of the monitors, "ip:port", by version of the protocol
-	Key        string   // base64, as in the keyring
-	ConfigUser string   // without "client."
+	V1, V2 []string // addresses of the monitors, "ip:port", by version of the protocol
+	Key    string   // base64, as in the keyring
+	User   string   // without "client."
 }
 
 // Kernel asks the cluster and reads the keyring.
 func (p *Pool) Kernel(ctx context.Context) (k Kernel, err error) {
 	err = p.do(ctx, "ask for the monitors", reads, func(c *client, _ *rados.IOContext) error {
-		fsid, err := c.conn.GetFSID()
-		if err != nil {
-			return err
-		}
 		out, err := monCommand(c.conn, map[string]any{"prefix": "mon dump", "format": "json"})
 		if err != nil {
 			return err
@@ -41,13 +36,28 @@ func (p *Pool) Kernel(ctx context.Context) (k Kernel, err error) {
 		}
 		user := strings.TrimPrefix(p.cfg.User, "client.")
 		key, err := keyOf("client."+user, strings.FieldsFunc(files, func(r rune) bool { return r == ',' || r == ' ' }))
-		k = Kernel{FSID: fsid, V1: v1, V2: v2, Key: key, ConfigUser: user}
+		k = Kernel{V1: v1, V2: v2, Key: key, User: user}
 		return err
 	})
 	if err != nil {
 		return Kernel{}, err
 	}
 	return k, nil
+}
+
+// FSID reads the id of the cluster from its configuration, without asking it;
+// "" if it does not say.
+func (cfg Config) FSID() (string, error) {
+	conn, err := newConn(cfg, nil)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Shutdown()
+	fsid, err := conn.GetConfigOption("fsid")
+	if strings.Trim(fsid, "0-") == "" {
+		fsid = ""
+	}
+	return fsid, err
 }
 
 func monitors(dump []byte) (v1, v2 []string, err error) {

@@ -103,6 +103,7 @@ func TestTroubleIsNeverNotFound(t *testing.T) {
 	good := testbed.Namespace(t)
 	for name, change := range map[string]func(*rbd.Config){
 		"no such pool":      func(c *rbd.Config) { c.Pool = "missing" },
+		"no such namespace": func(c *rbd.Config) { c.Namespace = "missing" },
 		"no such user":      func(c *rbd.Config) { c.User = "client.missing" },
 		"no configuration":  func(c *rbd.Config) { c.ConfFile = "/nonexistent/ceph.conf" },
 		"a key without cap": func(c *rbd.Config) { c.User, c.Pool = "client.docker", "other" },
@@ -123,13 +124,88 @@ func TestSnapshotsKeepAnImage(t *testing.T) {
 	p := connect(t, cfg)
 	image := drivertest.Create(t, p, "a", 8<<20)
 	testbed.RBD(t, "snap", "create", cfg.Pool+"/"+cfg.Namespace+"/a@s")
-	if err := p.Remove(t.Context(), image); !errors.Is(err, driver.ErrBusy) {
+	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Remove(t.Context()); !errors.Is(err, driver.ErrBusy) {
 		t.Errorf("removed: %v", err)
 	}
-	testbed.RBD(t, "snap", "rm", cfg.Pool+"/"+cfg.Namespace+"/a@s")
-	if err := p.Remove(t.Context(), image); err != nil {
+	testbed.RBD(t, "snap", "rm", "--no-progress", cfg.Pool+"/"+cfg.Namespace+"/a@s")
+	if err := h.Remove(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// The manager deletes the data of what was removed; without its cap, or without
+// a manager, we do it ourselves.
+func TestTheDataOfARemovedImageIsDeleted(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	for _, user := range []string{"client.tests", "client.nomgr"} {
+		t.Run(user, func(t *testing.T) {
+			cfg := cfg
+			if user == "client.nomgr" {
+				cfg.User, cfg.Keyring = user, testbed.User(t, user, "mon", "profile rbd", "osd", "profile rbd")
+			}
+			p := connect(t, cfg)
+			image := drivertest.Create(t, p, "a", 8<<20)
+			h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+				left := testbed.RBD(t, "trash", "ls", "--all", cfg.Pool+"/"+cfg.Namespace)
+				if left == "" {
+					return
+				}
+				if time.Now().After(end) {
+					t.Fatalf("in the trash: %s", left)
+				}
+			}
+		})
+	}
+}
+
+// Killed in the midst of librbd's own create, the plugin leaves a name without
+// an image.
+func TestAnImageThatWasHalfMadeIsMadeAnew(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	at := []string{"-c", testbed.Conf(), "-p", cfg.Pool, "-N", cfg.Namespace}
+	image := drivertest.Create(t, p, "a", 8<<20)
+	testbed.Run(t, "rados", append(at, "rm", "rbd_header."+image.ID, "rbd_object_map."+image.ID)...)
+	if exists, err := p.Exists(t.Context(), "a"); err != nil || exists {
+		t.Errorf("exists: %v, %v", exists, err)
+	}
+	again := drivertest.Create(t, p, "a", 16<<20)
+	if again.ID == image.ID || again.Size != 16<<20 {
+		t.Errorf("made anew: %+v, was %+v", again, image)
+	}
+	names, err := p.Names(t.Context())
+	if err != nil || len(names) != 1 {
+		t.Errorf("names: %v, %v", names, err)
+	}
+}
+
+// A clone that was never written holds what its parent holds.
+func TestACloneIsNotEmpty(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	at := cfg.Pool + "/" + cfg.Namespace + "/"
+	testbed.Run(t, "sh", "-c", "head -c 8M /dev/urandom | rbd -c "+testbed.Conf()+" import --no-progress - "+at+"golden")
+	testbed.RBD(t, "snap", "create", at+"golden@s")
+	testbed.RBD(t, "clone", "--rbd-default-clone-format", "2", at+"golden@s", at+"clone")
+	h, err := p.Open(t.Context(), "clone", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used, err := h.Used(t.Context()); err != nil || used == 0 {
+		t.Errorf("used: %d, %v", used, err)
+	}
+	_ = h.Close(t.Context())
 }
 
 func TestARecordThatIsNotOursIsLeftAlone(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -110,6 +111,9 @@ func newDriver(log *logrus.Logger, root, run, conf string) (*driver.Driver, erro
 		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: conf, User: values["RBD_CONF_KEYRING_USER"],
 		Pool: values["RBD_CONF_POOL"], Namespace: values["RBD_CONF_NAMESPACE"], Log: log,
 	}.WithDefaults()
+	if err := alone(node.Name, ceph); err != nil {
+		return nil, err
+	}
 	pool := rbd.New(ceph)
 	mapper, err := chooseMapper(log, values["RBD_MAPPER"], pool, ceph, run)
 	if err != nil {
@@ -137,7 +141,11 @@ func chooseMapper(log *logrus.Logger, name string, pool *rbd.Pool, ceph rbd.Conf
 	}
 	switch name {
 	case "krbd":
-		return &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, User: ceph.User, Log: log}, krbd.Available()
+		if err := krbd.Available(); err != nil {
+			return nil, err
+		}
+		fsid, err := ceph.FSID()
+		return &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, User: ceph.User, FSID: fsid}, err
 	case "fuse":
 		self, err := os.Executable()
 		if err != nil {
@@ -151,6 +159,26 @@ func chooseMapper(log *logrus.Logger, name string, pool *rbd.Pool, ceph rbd.Conf
 	}
 	return nil, fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
 }
+
+// alone keeps a second plugin from the volumes of this node's first one, under
+// another alias say: each would take the other's clients for dead remains of its
+// own. The name is free again when this process ends, and it is the host's, with
+// the host's network.
+func alone(node string, ceph rbd.Config) error {
+	name := fmt.Sprintf("@docker-volume-rbd/%s/%s/%s/%s", ceph.Cluster, ceph.Pool, ceph.Namespace, node)
+	addr := &net.UnixAddr{Net: "unixgram", Name: name}
+	socket, err := net.ListenUnixgram("unixgram", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("another plugin on node %s has pool %s already; disable it first", node, ceph.Pool)
+	}
+	if err == nil {
+		keep = append(keep, socket)
+	}
+	return err
+}
+
+// keep holds what lives as long as the process.
+var keep []io.Closer
 
 func thisNode(name string) (driver.Node, error) {
 	if name == "" {
@@ -179,7 +207,7 @@ func hostAddrs() ([]netip.Addr, error) {
 
 func hostMounts(log *logrus.Logger) string {
 	path := fmt.Sprintf("/proc/%d/mountinfo", os.Getppid())
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || os.Getppid() == 0 {
 		log.Warn("the host's processes are not visible: whether mounts reach the host is not checked")
 		return ""
 	}

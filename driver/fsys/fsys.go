@@ -107,7 +107,7 @@ func (f FS) unmount(path string, flags int) error {
 // removeEmpty removes a mount point. What is in it is never touched.
 func removeEmpty(path string) error {
 	err := os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
 		return nil
 	}
 	return err

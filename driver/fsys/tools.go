@@ -40,10 +40,14 @@ func (f FS) Format(ctx context.Context, device, fstype string, options []string,
 	args = append(append(args, device), options...)
 	// Exclusively open, a device is nobody's mount. mkfs looks too, but only
 	// into its own mount namespace.
-	if busy, err := inUse(device); err != nil || busy {
-		return errors.Join(err, fmt.Errorf("%s: %w, so it is not formatted", device, driver.ErrBusy))
+	busy, err := inUse(device)
+	if err != nil {
+		return err
 	}
-	_, err := run(ctx, args...)
+	if busy {
+		return fmt.Errorf("%s: %w, so it is not formatted", device, driver.ErrBusy)
+	}
+	_, err = run(ctx, args...)
 	return err
 }
 
@@ -123,6 +127,7 @@ func inUse(device string) (bool, error) {
 // run runs a tool; its error says what the tool said.
 func run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = "/proc" // no word of the user's shall name a file that it could write
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -26,7 +26,6 @@ type image struct {
 	meta     map[string]string
 	watchers map[string]int // by address
 	data     []byte         // what is on it; empty = nothing was ever written
-	removed  bool
 }
 
 type entry struct {
@@ -125,22 +124,6 @@ func (c *Client) Names(ctx context.Context) ([]string, error) {
 	defer leave()
 	names := slices.Sorted(maps.Keys(c.cluster.images))
 	return slices.DeleteFunc(names, func(n string) bool { return !driver.ValidName(n) }), nil
-}
-
-// Remove removes an image; see driver.Images.
-func (c *Client) Remove(ctx context.Context, want driver.Image) error {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	i := c.cluster.images[want.Name]
-	if i == nil || i.ID != want.ID {
-		return fmt.Errorf("remove image: %w", driver.ErrNotFound)
-	}
-	i.removed = true
-	delete(c.cluster.images, want.Name)
-	return nil
 }
 
 // Open opens an image; see driver.Images.

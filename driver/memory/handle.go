@@ -2,6 +2,7 @@ package memory
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -53,6 +54,23 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	defer leave()
 	maps.Copy(h.image.meta, meta)
 	return nil
+}
+
+func (h *handle) Remove(ctx context.Context) error {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return err
+	}
+	images := h.client.cluster.images
+	gone := images[h.image.Name] != h.image
+	if !gone {
+		delete(images, h.image.Name)
+	}
+	leave()
+	if gone {
+		return fmt.Errorf("remove image: %w", driver.ErrNotFound)
+	}
+	return h.Close(ctx)
 }
 
 func (h *handle) Close(context.Context) error {

@@ -138,7 +138,7 @@ func childAlive(path string) (bool, error) {
 		return false, err
 	}
 	defer func() { _ = lock.Close() }()
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB) // shared: two may ask at once
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return true, nil
 	}

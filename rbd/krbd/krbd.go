@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -35,8 +35,10 @@ type Mapper struct {
 	Pool      string
 	Namespace string
 	User      string
-	Log       logrus.FieldLogger
+	FSID      string // of the cluster, as another may have a pool of the same name; "" = not known
 	Sys       string // "" = /sys/bus/rbd
+
+	adding singleflight.Group // by image id: a map that outlived its request is joined, not doubled
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
@@ -72,6 +74,12 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	if err := m.checkFeatures(image.Features); err != nil {
 		return driver.Mapping{}, err
 	}
+	if mode == driver.ReadWrite && !slices.Contains(image.Features, "exclusive-lock") {
+		// With it the kernel waits for the newest OSD map, and so for the fence
+		// of a dead holder, before it lets anything through.
+		return driver.Mapping{}, fmt.Errorf("%w: the image lacks the feature exclusive-lock; switch it on while nobody uses it: "+
+			"rbd feature enable %s/%s exclusive-lock", driver.ErrInvalid, m.Pool, image.Name)
+	}
 	k, err := m.Ceph.Kernel(ctx)
 	if err != nil {
 		return driver.Mapping{}, err
@@ -81,7 +89,10 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 		return driver.Mapping{}, err
 	}
 	// The kernel waits for the monitors up to 60 s, and for the exclusive lock.
-	if err := driver.Within(ctx, "map in the kernel", func() error { return m.add(k, spec) }); err != nil {
+	if err := driver.Within(ctx, "map in the kernel", func() error {
+		_, err, _ := m.adding.Do(image.ID, func() (any, error) { return nil, m.add(k, spec) })
+		return err
+	}); err != nil {
 		return driver.Mapping{}, explain(err)
 	}
 	found, ok, err := m.find(ctx, image.ID)
@@ -91,11 +102,22 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	return found, err
 }
 
+// ourOptions begin the options of every mapping of ours. The queue depth is the
+// kernel's own default: nobody writes it by hand, so that it tells our mappings
+// from an admin's.
+func ourOptions(user string) string {
+	user = strings.TrimPrefix(user, "client.")
+	return "name=" + user + ",key=client." + user + ",noshare,queue_depth=128"
+}
+
 // addString is the line that maps an image (drivers/block/rbd.c,
 // rbd_add_parse_args). The kernel splits it at white space; names that could
 // be volumes have none.
 func addString(k rbd.Kernel, pool, namespace, image string, mode driver.OpenMode, kernel [2]int) (string, error) {
-	options := []string{"name=" + k.ConfigUser, "key=client." + k.ConfigUser, "noshare"}
+	options := []string{ourOptions(k.User)}
+	if kernel[0] > 4 || kernel[0] == 4 && kernel[1] >= 17 {
+		options = append(options, "lock_timeout=60") // else it would wait for ever
+	}
 	mons := k.V1
 	// msgr2 came to the kernel with 5.11; before, ms_mode is an unknown option.
 	if len(k.V2) > 0 && (kernel[0] > 5 || kernel[0] == 5 && kernel[1] >= 11) {
@@ -127,7 +149,7 @@ func (m *Mapper) add(k rbd.Kernel, spec string) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if _, err := unix.AddKey("ceph", "client."+k.ConfigUser, key, unix.KEY_SPEC_PROCESS_KEYRING); err != nil {
+	if _, err := unix.AddKey("ceph", "client."+k.User, key, unix.KEY_SPEC_PROCESS_KEYRING); err != nil {
 		return fmt.Errorf("add the key to the kernel's keyring: %w", err)
 	}
 	return m.write("add", spec)
@@ -160,7 +182,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.ENXIO):
 		hint = "the image has features that this kernel does not know; see the kernel's log"
 	case errors.Is(err, unix.EPERM):
-		hint = "the plugin needs CAP_SYS_ADMIN on the host"
+		hint = "the kernel finds no key, or the plugin lacks CAP_SYS_ADMIN on the host"
 	case errors.Is(err, unix.EACCES):
 		hint = "the key lacks caps; the README lists them"
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EBUSY):
@@ -242,7 +264,8 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
 			return strings.TrimSuffix(string(text), "\n")
 		}
-		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || attr("current_snap") != "-" {
+		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || attr("current_snap") != "-" ||
+			m.FSID != "" && attr("cluster_fsid") != m.FSID || !m.ours(attr("config_info")) {
 			continue
 		}
 		all = append(all, driver.Mapping{
@@ -250,6 +273,14 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		})
 	}
 	return all, nil
+}
+
+// ours tells a device that this plugin mapped, from the line that was written
+// for it (monitors, options, pool, image, snapshot): what an admin has mapped is
+// none of our business.
+func (m *Mapper) ours(configInfo string) bool {
+	fields := strings.Fields(configInfo)
+	return len(fields) == 5 && strings.HasPrefix(fields[1]+",", ourOptions(m.User)+",")
 }
 
 func (m *Mapper) find(ctx context.Context, id string) (driver.Mapping, bool, error) {

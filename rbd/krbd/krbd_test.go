@@ -16,6 +16,8 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
+const fsid = "bb4e41bc-95df-4e57-9d4d-36c3516b51ca"
+
 // tree is /sys/bus/rbd as a kernel shows it: every value ends in a line feed.
 type tree struct {
 	t   *testing.T
@@ -47,8 +49,8 @@ func (tr tree) device(id string, attrs map[string]string) {
 	all := map[string]string{
 		"pool": "rbd", "pool_id": "1", "pool_ns": "", "name": "db1", "image_id": "5e4a6b8b4567", "current_snap": "-",
 		"snap_id": "18446744073709551614", "size": "536870912", "major": "252", "minor": "0", "features": "0x000000000000003d",
-		"client_addr": "192.168.1.5:0/1913726304", "client_id": "client4157", "cluster_fsid": "bb4e41bc-95df-4e57-9d4d-36c3516b51ca",
-		"config_info": "192.168.1.1:6789 name=docker,key=client.docker,noshare rbd db1 -", "parent": "(no parent image)",
+		"client_addr": "192.168.1.5:0/1913726304", "client_id": "client4157", "cluster_fsid": fsid,
+		"config_info": "192.168.1.1:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -", "parent": "(no parent image)",
 	}
 	for name, value := range attrs {
 		all[name] = value
@@ -72,7 +74,9 @@ func (tr tree) want(name, text string) {
 	}
 }
 
-func (tr tree) mapper() *Mapper { return &Mapper{Pool: "rbd", Sys: tr.dir, Ceph: noCluster{tr.t}} }
+func (tr tree) mapper() *Mapper {
+	return &Mapper{Pool: "rbd", User: "client.docker", FSID: fsid, Sys: tr.dir, Ceph: noCluster{tr.t}}
+}
 
 // noCluster fails the test when it is asked.
 type noCluster struct{ t *testing.T }
@@ -95,6 +99,12 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 	tr.device("10", map[string]string{"name": "db2", "image_id": "10", "client_addr": "[fd00::5]:0/7"})
 	tr.device("11", map[string]string{"pool_ns": "absent", "name": "old", "image_id": "11"}) // before 4.19 there are no namespaces
 	tr.device("12", map[string]string{"pool": "rbd2", "image_id": "12"})
+	tr.device("14", map[string]string{"image_id": "14", "cluster_fsid": "00000000-95df-4e57-9d4d-36c3516b51ca"})
+	for id, options := range map[string]string{ // what an admin maps is not ours
+		"15": "name=admin,key=client.admin", "16": "name=docker,key=client.docker,noshare", "17": "name=docker,key=client.docker,ro",
+	} {
+		tr.device(id, map[string]string{"image_id": id, "config_info": "192.168.1.1:6789 " + options + " rbd db1 -"})
+	}
 	if err := os.Mkdir(filepath.Join(tr.dir, "devices", "13"), 0o755); err != nil { // just going away
 		t.Fatal(err)
 	}
@@ -116,7 +126,7 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 		{"a pool with nothing mapped", "none", "", nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			m := &Mapper{Pool: row.pool, Namespace: row.namespace, Sys: tr.dir}
+			m := &Mapper{Pool: row.pool, Namespace: row.namespace, User: "client.docker", FSID: fsid, Sys: tr.dir}
 			got, err := m.Mappings(t.Context())
 			if err != nil || !slices.Equal(got, row.want) {
 				t.Errorf("\n got %+v (%v)\nwant %+v", got, err, row.want)
@@ -187,7 +197,7 @@ var (
 	linux510 = [2]int{5, 10}
 	linux61  = [2]int{6, 1}
 	both     = rbd.Kernel{
-		V1: []string{"10.0.0.1:6789", "10.0.0.2:6789"}, V2: []string{"10.0.0.1:3300", "10.0.0.2:3300"}, Key: secret, ConfigUser: "docker",
+		V1: []string{"10.0.0.1:6789", "10.0.0.2:6789"}, V2: []string{"10.0.0.1:3300", "10.0.0.2:3300"}, Key: secret, User: "docker",
 	}
 )
 
@@ -203,23 +213,23 @@ func TestTheLineThatMapsAnImage(t *testing.T) {
 		want      string
 	}{
 		{"5.10 knows only v1", both, "", driver.ReadWrite, linux510,
-			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare rbd db1 -"},
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
 		{"5.11 knows v2", both, "", driver.ReadWrite, [2]int{5, 11},
-			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
 		{"6.1", both, "", driver.ReadWrite, linux61,
-			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
 		{"6.1, monitors with v1 only", v1, "", driver.ReadWrite, linux61,
-			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare rbd db1 -"},
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
 		{"6.1, monitors with v2 only", v2, "", driver.ReadWrite, linux61,
-			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
 		{"4.19 with a namespace", both, "team", driver.ReadWrite, [2]int{4, 19},
-			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,_pool_ns=team rbd db1 -"},
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,_pool_ns=team rbd db1 -"},
 		{"read-only", both, "", driver.ReadOnly, linux510,
-			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,ro rbd db1 -"},
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ro rbd db1 -"},
 		{"all at once", both, "team", driver.ReadOnly, linux61,
-			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc,ro,_pool_ns=team rbd db1 -"},
-		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, ConfigUser: "docker"}, "", driver.ReadWrite, linux61,
-			"[fd00::1]:3300 name=docker,key=client.docker,noshare,ms_mode=prefer-crc rbd db1 -"},
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc,ro,_pool_ns=team rbd db1 -"},
+		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, User: "docker"}, "", driver.ReadWrite, linux61,
+			"[fd00::1]:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			got, err := addString(row.kernel, "rbd", row.namespace, "db1", row.mode, row.release)
@@ -244,7 +254,7 @@ func TestWhatTheKernelCannotMap(t *testing.T) {
 	if line, err := addString(v2, "rbd", "", "db1", driver.ReadWrite, linux510); err == nil || !strings.Contains(err.Error(), "v1") {
 		t.Errorf("v2 monitors on 5.10: %s, %v", line, err)
 	}
-	if line, err := addString(rbd.Kernel{ConfigUser: "docker"}, "rbd", "", "db1", driver.ReadWrite, linux61); err == nil {
+	if line, err := addString(rbd.Kernel{User: "docker"}, "rbd", "", "db1", driver.ReadWrite, linux61); err == nil {
 		t.Errorf("no monitors: %s", line)
 	}
 	for _, names := range [][3]string{
@@ -377,7 +387,7 @@ func TestMapOfAMappedImageIsTheMappingThatIsThere(t *testing.T) {
 }
 
 func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
-	image := driver.Image{Name: "db1", ID: "new", Features: []string{"layering"}}
+	image := driver.Image{Name: "db1", ID: "new", Features: []string{"layering", "exclusive-lock"}}
 	for _, row := range []struct {
 		name  string
 		image driver.Image
@@ -385,9 +395,10 @@ func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
 		kind  error
 	}{
 		{"features", driver.Image{Name: "db1", ID: "new", Features: []string{"journaling"}}, nil, driver.ErrInvalid},
+		{"no exclusive-lock", driver.Image{Name: "db1", ID: "new", Features: []string{"layering"}}, nil, driver.ErrInvalid},
 		{"Ceph does not answer", image, func() (rbd.Kernel, error) { return rbd.Kernel{}, driver.ErrUnavailable }, driver.ErrUnavailable},
-		{"no monitors", image, func() (rbd.Kernel, error) { return rbd.Kernel{ConfigUser: "docker", Key: secret}, nil }, nil},
-		{"name with a blank", driver.Image{Name: "db 1", ID: "new"}, func() (rbd.Kernel, error) { return both, nil }, driver.ErrInvalid},
+		{"no monitors", image, func() (rbd.Kernel, error) { return rbd.Kernel{User: "docker", Key: secret}, nil }, nil},
+		{"name with a blank", driver.Image{Name: "db 1", ID: "new", Features: image.Features}, func() (rbd.Kernel, error) { return both, nil }, driver.ErrInvalid},
 		{"the key is none", image, func() (rbd.Kernel, error) {
 			k := both
 			k.Key = "hunter2!"

@@ -147,3 +147,11 @@ func WatchTimeout(tb testing.TB, seconds int) {
 	Ceph(tb, "config", "set", "osd", "osd_client_watch_timeout", strconv.Itoa(seconds))
 	tb.Cleanup(func() { Ceph(tb, "config", "rm", "osd", "osd_client_watch_timeout") })
 }
+
+// User makes a Ceph user with these caps and returns its keyring.
+func User(tb testing.TB, name string, caps ...string) (keyring string) {
+	tb.Helper()
+	keyring = filepath.Join(tb.TempDir(), "keyring")
+	Ceph(tb, append([]string{"auth", "get-or-create", name, "-o", keyring}, caps...)...)
+	return keyring
+}

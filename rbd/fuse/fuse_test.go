@@ -18,27 +18,14 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
 
-// This program is its own image server.
-func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "serve-image" {
-		if err := fuse.Serve(os.Stdin, os.Stdout); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	testbed.Main(m)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 // node has a directory for its mounts, and checks at the end of the test that
 // nothing is left in it or of it.
 func node(t *testing.T, cfg rbd.Config) (n drivertest.Node, dir string) {
 	dir = t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	mapper := func() driver.Mapper {
-		return &fuse.Mapper{Ceph: cfg, Dir: dir, Command: []string{self, "serve-image"}, Log: testbed.Log(t)}
+		return &fuse.Mapper{Ceph: cfg, Dir: dir, Command: testbed.ImageServer(t), Log: testbed.Log(t)}
 	}
 	t.Cleanup(func() { testbed.NothingLeft(t, dir) })
 	return drivertest.Node{

@@ -16,16 +16,7 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
 
-// This program is its own image server.
-func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "serve-image" {
-		if err := fuse.Serve(os.Stdin, os.Stdout); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	testbed.Main(m)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 // node is a plugin on a node of its own, as far as Ceph can tell.
 type node struct {
@@ -42,13 +33,10 @@ func newNode(tb testing.TB, cfg rbd.Config, name string) *node {
 	n := &node{tb: tb, name: name, dir: tb.TempDir(), root: tb.TempDir()}
 	cfg.Log = testbed.Log(tb)
 	n.pool = rbd.New(cfg)
-	self, err := os.Executable()
-	if err != nil {
-		tb.Fatal(err)
-	}
+	var err error
 	n.Driver, err = driver.New(driver.Config{
 		Images: n.pool, Records: n.pool, Fences: n.pool,
-		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: []string{self, "serve-image"}, Log: cfg.Log},
+		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: "/proc/1/mountinfo"},
 		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
 		Pool:       cfg.Pool, Namespace: cfg.Namespace, Root: n.root, Log: cfg.Log,

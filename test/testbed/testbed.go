@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
 )
 
 // Env names the directory of a running cluster (test/cluster.sh).
@@ -24,9 +25,29 @@ const Env = "TEST_CLUSTER"
 
 var dir string
 
-// Main runs the tests of a package with a cluster. A TestMain calls it.
+// serveImage makes the program of the tests an image server.
+const serveImage = "serve-image"
+
+// Main runs the tests of a package with a cluster. A TestMain calls it, as the
+// same program is started as the image servers of its tests.
 func Main(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == serveImage {
+		if err := fuse.Serve(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(run(m))
+}
+
+// ImageServer is the command of an image server of the userspace mapper.
+func ImageServer(tb testing.TB) []string {
+	tb.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return []string{self, serveImage}
 }
 
 func run(m *testing.M) int {

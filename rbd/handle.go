@@ -1,0 +1,231 @@
+package rbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+	"github.com/ceph/go-ceph/rbd/admin"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// handle is an open image; see driver.Handle.
+type handle struct {
+	pool   *Pool
+	client *client
+	ioctx  *rados.IOContext
+	img    *rbd.Image
+	image  driver.Image
+
+	calls  sync.WaitGroup
+	closed sync.Once
+}
+
+// Open opens an image; see driver.Images.
+func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	c, err := p.get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	h := &handle{pool: p, client: c}
+	opened := make(chan error, 1)
+	err = p.run(ctx, c, "open image", reads, func() error {
+		err := h.open(name, mode)
+		opened <- err
+		return err
+	})
+	if err != nil {
+		go func() { // open may still succeed after the context has ended
+			if <-opened == nil {
+				_ = h.shut()
+			} else {
+				h.free()
+			}
+		}()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *handle) open(name string, mode driver.OpenMode) (err error) {
+	if h.ioctx, err = h.pool.ioctx(h.client); err != nil {
+		return err
+	}
+	if mode == driver.ReadWrite {
+		h.img, err = rbd.OpenImage(h.ioctx, name, rbd.NoSnapshot)
+	} else {
+		h.img, err = rbd.OpenImageReadOnly(h.ioctx, name, rbd.NoSnapshot)
+	}
+	if err != nil {
+		return err
+	}
+	if h.image, err = describe(h.img, name); err != nil {
+		return errors.Join(err, h.img.Close())
+	}
+	return nil
+}
+
+func describe(img *rbd.Image, name string) (image driver.Image, err error) {
+	image.Name = name
+	if image.ID, err = img.GetId(); err != nil {
+		return image, err
+	}
+	if image.Size, err = img.GetSize(); err != nil {
+		return image, err
+	}
+	created, err := img.GetCreateTimestamp()
+	if err != nil {
+		return image, err
+	}
+	image.Created = time.Unix(created.Sec, created.Nsec).UTC()
+	set, err := img.GetFeatures()
+	features := rbd.FeatureSet(set)
+	image.Features = features.Names()
+	return image, err
+}
+
+// Remove moves the image to the trash, which is done at once, and has the
+// manager empty it, which takes as long as the image is large and survives the
+// death of this plugin. Without the manager we do it ourselves. The handle is
+// closed in between: librbd deletes no image that has a watcher.
+func (h *handle) Remove(ctx context.Context) error {
+	err := h.call(ctx, "remove image", changes, func() error {
+		snaps, err := h.img.GetSnapshotNames()
+		if err != nil {
+			return err
+		}
+		if len(snaps) > 0 {
+			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s", driver.ErrBusy, len(snaps), h.image.Name)
+		}
+		there, err := rbd.OpenImageReadOnly(h.ioctx, h.image.Name, rbd.NoSnapshot)
+		if err != nil {
+			return err
+		}
+		id, err := there.GetId()
+		if err := errors.Join(err, there.Close()); err != nil {
+			return err
+		}
+		if id != h.image.ID {
+			return rbd.ErrNotFound
+		}
+		return rbd.GetImage(h.ioctx, h.image.Name).Trash(0)
+	})
+	if err != nil {
+		return err
+	}
+	if err := h.Close(ctx); err != nil {
+		h.pool.cfg.Log.Warnf("close %s before its data is deleted: %v", h.image.Name, err)
+	}
+	// The volume is gone, whatever becomes of the data.
+	if err := h.pool.emptyTrash(ctx, h.image.ID); err != nil {
+		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
+			h.image.Name, h.pool.cfg.Pool, h.image.ID, err)
+	}
+	return nil
+}
+
+// emptyTrash deletes an image that is in the trash.
+func (p *Pool) emptyTrash(ctx context.Context, id string) error {
+	return p.do(ctx, "empty the trash", reads, func(c *client, ioctx *rados.IOContext) error {
+		spec := admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id)
+		if _, err := admin.NewFromConn(c.conn).Task().AddTrashRemove(spec); err == nil {
+			return nil
+		}
+		return rbd.TrashRemove(ioctx, id, true)
+	})
+}
+
+func (h *handle) Image() driver.Image { return h.image }
+func (h *handle) Client() string      { return h.client.addr }
+
+// call runs fn on the open image, which is not closed before fn has returned.
+func (h *handle) call(ctx context.Context, what string, e effect, fn func() error) error {
+	h.calls.Add(1)
+	return h.pool.run(ctx, h.client, what, e, func() error {
+		defer h.calls.Done()
+		return fn()
+	})
+}
+
+func (h *handle) Watchers(ctx context.Context) ([]string, error) {
+	var addrs []string
+	err := h.call(ctx, "list watchers", reads, func() error {
+		watchers, err := h.img.ListWatchers()
+		for _, w := range watchers {
+			addrs = append(addrs, w.Addr)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return addrs, nil
+}
+
+func (h *handle) Used(ctx context.Context) (uint64, error) {
+	var used uint64
+	err := h.call(ctx, "measure image", reads, func() error {
+		return h.img.DiffIterate(rbd.DiffIterateConfig{
+			Length: h.image.Size, WholeObject: rbd.EnableWholeObject, IncludeParent: rbd.IncludeParent,
+			Callback: func(_, length uint64, exists int, _ any) int {
+				if exists != 0 {
+					used += length
+				}
+				return 0
+			},
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	return used, nil
+}
+
+func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
+	meta := map[string]string{}
+	err := h.call(ctx, "read metadata", reads, func() error {
+		all, err := h.img.ListMetadata()
+		for key, value := range all {
+			if key, ours := strings.CutPrefix(key, prefix); ours {
+				meta[key] = value
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return meta, nil
+}
+
+func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
+	return h.call(ctx, "write metadata", changes, func() error { return setMeta(h.img, meta) })
+}
+
+// Close waits for librbd to unregister the watcher, no longer than the context.
+func (h *handle) Close(ctx context.Context) (err error) {
+	h.closed.Do(func() {
+		err = h.pool.run(ctx, h.client, "close image", reads, h.shut)
+	})
+	return err
+}
+
+func (h *handle) shut() error {
+	h.calls.Wait()
+	err := h.img.Close()
+	h.free()
+	return err
+}
+
+func (h *handle) free() {
+	if h.ioctx != nil {
+		h.ioctx.Destroy()
+	}
+	h.pool.put(h.client)
+}

@@ -44,15 +44,35 @@ func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.Open
 	addr, err := m.run(ctx, image, mode, lock)
 	_ = lock.Close() // the child, if there is one, has it too
 	if err != nil {
-		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		err = fmt.Errorf("serve image: %w", err)
-		if undo := m.Drop(after, image.ID); undo != nil {
-			err = fmt.Errorf("%w; and then: %w", err, undo)
-		}
-		return driver.Mapping{}, err
+		return driver.Mapping{}, m.undo(ctx, image.ID, fmt.Errorf("serve image: %w", err))
 	}
 	return driver.Mapping{Name: image.Name, ID: image.ID, Addr: addr, Alive: true}, nil
+}
+
+// gentle is how long a child has to end by itself.
+const gentle = 5 * time.Second
+
+// undo ends what an unfinished Map has started, and returns its error. It does
+// so gently, as long as that works: a child that is killed stays a watcher of
+// the image for 30 s, and nobody knows whose it was.
+func (m *Mapper) undo(ctx context.Context, id string, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	gently, cancel := context.WithTimeout(ctx, gentle)
+	defer cancel()
+	err := m.Unmap(gently, id)
+	if err == nil {
+		err = m.waitForChild(gently, id) // one that has not mounted yet ends when it finds nobody to tell
+	}
+	if err == nil {
+		err = m.tidy(id)
+	} else {
+		err = m.Drop(ctx, id)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; and then: %w", cause, err)
+	}
+	return cause
 }
 
 // run starts a child and waits for its word. It is in a session of its own: a
@@ -100,7 +120,8 @@ func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMo
 	case <-ctx.Done():
 		err = fmt.Errorf("%w: image not opened in time", driver.ErrUnavailable)
 	}
-	_ = cmd.Process.Kill()
+	_ = stdout.Close()
+	time.AfterFunc(gentle, func() { _ = cmd.Process.Kill() })
 	return "", err
 }
 

@@ -62,12 +62,7 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 		err = m.hold(image.ID, found.Device)
 	}
 	if err != nil {
-		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if undo := m.Drop(after, image.ID); undo != nil {
-			err = fmt.Errorf("%w; and then: %w", err, undo)
-		}
-		return driver.Mapping{}, err
+		return driver.Mapping{}, m.undo(ctx, image.ID, err)
 	}
 	return found, nil
 }

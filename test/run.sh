@@ -9,14 +9,14 @@ cd "$(dirname "$0")/.."
 [[ $(id -u) = 0 ]] || { echo "$0: run it as root: the tests mount, and start a cluster and an engine" >&2; exit 1; }
 test/deps.sh
 work=$(mktemp -d /tmp/rbd.XXXXXX)
-export TEST_CLUSTER=$work/c TEST_ENGINE=$work/e TEST_PLUGIN=$work/plugin
-plugin_build=
+export TEST_CLUSTER=$work/c
+engine=$work/e plugin_build=
 
 cleanup() {
 	local rc=$?
 	trap '' INT TERM
 	[[ -z $plugin_build ]] || kill "$plugin_build" 2>/dev/null || true
-	[[ ! -d $TEST_ENGINE ]] || test/engine.sh stop "$TEST_ENGINE" || rc=1
+	[[ ! -d $engine ]] || test/engine.sh stop "$engine" || rc=1
 	[[ ! -d $TEST_CLUSTER ]] || test/cluster.sh stop "$TEST_CLUSTER" || rc=1
 	rm -rf "$work"
 	exit "$rc"
@@ -30,6 +30,7 @@ if (($#)); then
 	exit
 fi
 
+export TEST_ENGINE=$engine TEST_PLUGIN=$work/plugin
 test/engine.sh start "$TEST_ENGINE"
 echo "==> building the managed plugin in the background (log: $work/plugin.log)"
 DOCKER_HOST=unix://$TEST_ENGINE/docker.sock cmd/plugin.sh "$TEST_PLUGIN" >"$work/plugin.log" 2>&1 &

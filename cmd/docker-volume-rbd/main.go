@@ -154,8 +154,11 @@ func chooseMapper(log *logrus.Logger, name string, pool *rbd.Pool, ceph rbd.Conf
 		if err := os.MkdirAll(run, 0o700); err != nil {
 			return nil, err
 		}
-		run, err = filepath.EvalSymlinks(run)
-		return &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}, err
+		if run, err = filepath.EvalSymlinks(run); err != nil {
+			return nil, err
+		}
+		m := &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}
+		return m, m.Sweep(context.Background())
 	}
 	return nil, fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
 }

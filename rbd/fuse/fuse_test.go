@@ -250,3 +250,20 @@ func TestNothingIsLeftWhenTheServerCannotStart(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatNeverCameUpIsSweptAway(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	n, dir := node(t, cfg)
+	if err := os.WriteFile(filepath.Join(dir, "abc.lock"), []byte("12345\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "abc"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Mapper().(*fuse.Mapper).Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 0 {
+		t.Errorf("left: %v, %v", files, err)
+	}
+}

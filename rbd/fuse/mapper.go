@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -198,6 +199,34 @@ func (m *Mapper) Drop(ctx context.Context, id string) error {
 		return &fs.PathError{Op: "unmount", Path: m.mountpoint(id), Err: err}
 	}
 	return m.tidy(id)
+}
+
+// Sweep removes what a killed plugin has left of mappings that never came up:
+// lock files that nobody holds, and mount points with nothing on them. It is
+// for the start, when no Map is under way.
+func (m *Mapper) Sweep(ctx context.Context) error {
+	locks, err := filepath.Glob(m.lockfile("*"))
+	if err != nil {
+		return err
+	}
+	for _, lock := range locks {
+		id := strings.TrimSuffix(filepath.Base(lock), ".lock")
+		_, mounted, err := m.find(ctx, id)
+		if err != nil {
+			return err
+		}
+		alive, err := childAlive(lock) // an orphan on its way up cleans up by itself
+		if err != nil {
+			return err
+		}
+		if mounted || alive {
+			continue
+		}
+		if err := m.tidy(id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tidy removes the empty mount point and the lock file.

@@ -209,10 +209,5 @@ func (d *Driver) pause(ctx context.Context) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d.poll {
 		return false
 	}
-	select {
-	case <-time.After(d.poll):
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return sleep(ctx, d.poll)
 }

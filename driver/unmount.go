@@ -90,8 +90,9 @@ func (d *Driver) unmap(ctx context.Context, m Mapping) error {
 	}
 }
 
+// drop takes a mapping away that may not write any more, whoever uses it.
 func (d *Driver) drop(ctx context.Context, m Mapping) error {
-	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its Ceph client is dead or fenced; "+
+	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its client is dead or fenced, or not the one of the guard; "+
 		"containers that still use it must be restarted", m.Device, m.Addr)
 	d.refs.forget(m.Name)
 	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {

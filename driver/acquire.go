@@ -13,73 +13,56 @@ import (
 // a live holder as long as the context lasts.
 func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
 	var inUse error
-	for mode := ReadWrite; ; mode = ReadOnly {
-		l, now, err := d.tryAcquire(ctx, name, mode)
-		if err != nil && inUse != nil && ctx.Err() != nil {
+	for {
+		l, now, err := d.tryAcquire(ctx, name)
+		if now != nil {
+			inUse = now
+		}
+		switch {
+		case l != nil:
+			return l, nil
+		case err != nil && (inUse == nil || ctx.Err() == nil):
+			return nil, err
+		case err != nil || !d.pause(ctx, d.glance()):
 			return nil, inUse // says more than that the time was up
-		}
-		if err != nil || l != nil {
-			return l, err
-		}
-		inUse = now
-		d.log.WithField("volume", name).Debugf("waiting: %v", inUse)
-		if !d.pause(ctx) {
-			return nil, inUse
 		}
 	}
 }
 
-// tryAcquire looks once. It returns a lease, or whom to wait for, or an error.
-// Whoever waits looks at the image read-only: else those who wait would see one
-// another among its watchers.
-func (d *Driver) tryAcquire(ctx context.Context, name string, mode OpenMode) (l *lease, inUse, err error) {
-	h, err := d.images.Open(ctx, name, mode)
+// tryAcquire waits until the guard can be had and tries to have it. It returns
+// a lease; or who was seen to have it, when that has changed or the time is up;
+// or an error. Until the guard is taken the image is open read-only: else those
+// who wait would see one another among its watchers.
+func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, err error) {
+	h, err := d.images.Open(ctx, name, ReadOnly)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() {
-		if l == nil || l.Handle != h {
-			d.closeHandle(ctx, h)
-		}
-	}()
+	defer d.closeHandle(ctx, h)
 	held, version, err := d.loadGuard(ctx, h.Image().ID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, nil, err
 	}
-	fence, adopt := held.State != guardMapping, false
-	if version != 0 {
-		switch mine, err := d.isMine(held); {
-		case err != nil:
-			return nil, nil, err
-		case mine && held.Boot == d.node.Boot:
-			fence = true
-			if adopt, err = d.adopts(ctx, h.Image(), held); err != nil {
-				return nil, nil, err
-			}
-		case mine: // an earlier boot needs no look: its kernel is gone
-			fence = true
-		default:
-			alive, err := d.alive(ctx, h, held)
-			if err != nil {
-				return nil, nil, err
-			}
-			if alive {
-				return nil, inUseBy(held), nil
-			}
-		}
+	mine, err := d.isMine(held)
+	if err != nil {
+		return nil, nil, err
 	}
-	writer := h
-	if mode == ReadOnly {
-		if writer, err = d.images.Open(ctx, name, ReadWrite); err != nil {
-			return nil, nil, err
-		}
+	l = &lease{Handle: h, guard: held, version: version}
+	switch {
+	case version == 0: // free
+	case mine && held.Boot == d.node.Boot:
+		l.adopted, err = d.adopts(ctx, h.Image(), held)
+	case mine: // an earlier boot needs no look: its kernel is gone
+	default:
+		inUse, err = d.outlive(ctx, l)
 	}
-	l = &lease{Handle: writer, guard: held, version: version, adopted: adopt}
-	if !adopt {
-		err = d.take(ctx, l, h.Image().ID, fence)
+	if err != nil || inUse != nil {
+		return nil, inUse, err
 	}
-	if err != nil && writer != h {
-		d.closeHandle(ctx, writer)
+	if l.adopted {
+		l.Handle, err = d.images.Open(ctx, name, ReadWrite)
+	} else {
+		err = d.take(ctx, l, mine || held.State != guardMapping)
 	}
 	if errors.Is(err, ErrLost) {
 		return nil, fmt.Errorf("%w: another node was faster to get the volume", ErrInUse), nil
@@ -88,6 +71,34 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, mode OpenMode) (l 
 		return nil, nil, err
 	}
 	return l, nil, nil
+}
+
+// outlive waits for the death of the holder, a client of another node; nil
+// when it is dead. When its guard changes, or the time is up, it returns who
+// that was.
+func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
+	for {
+		alive, err := d.alive(ctx, l.Handle, l.guard)
+		if err != nil || !alive {
+			return nil, err
+		}
+		inUse := inUseBy(l.guard)
+		d.log.WithField("volume", l.Image().Name).Debugf("waiting: %v", inUse)
+		// To look at the guard is one small read, and it is what a planned move
+		// waits for; the watchers tell of a death, after Ceph's 30 s.
+		for range d.poll / d.glance() {
+			if !d.pause(ctx, d.glance()) {
+				return inUse, nil
+			}
+			_, version, err := d.loadGuard(ctx, l.Image().ID)
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return inUse, err
+			}
+			if version != l.version {
+				return inUse, nil
+			}
+		}
+	}
 }
 
 // adopts tells whether to continue with what this boot of this node has mapped
@@ -113,28 +124,47 @@ func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, err
 }
 
 // take fences, if it must, and swaps the record, that of the holder before, for
-// one of our own; ErrLost if another node was faster. The control client is a
-// watcher of the image before the record names it.
-func (d *Driver) take(ctx context.Context, l *lease, id string, fence bool) error {
-	if l.Image().ID != id {
-		return fmt.Errorf("%w: the image was replaced", ErrLost)
-	}
+// one of our own; ErrLost if another node was faster. Then it opens the image to
+// write, which makes the control client that the record names a watcher: should
+// we die in between, the record names a client that is not alive, and nobody
+// waits for one that no record names.
+func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 	prev := l.guard
 	if fence {
 		if err := d.fence(ctx, l, prev); err != nil {
 			return err
 		}
 	}
+	seen := l.Handle
 	l.guard = Guard{Node: d.node.Name, Boot: d.node.Boot, Since: d.now()}
 	if err := d.swap(ctx, l, guardMapping, l.Client()); err != nil {
 		return err
 	}
-	if err := d.waitForWatchers(ctx, l, prev.Addrs); err != nil {
+	defer func() {
+		if err == nil {
+			return
+		}
+		if l.Handle != seen {
+			d.closeHandle(ctx, l)
+		}
 		ctx, cancel := aftermath(ctx)
 		defer cancel()
-		return also(err, "give the guard back", d.giveBack(ctx, id, l.version))
+		err = also(err, "give the guard back", d.giveBack(ctx, seen.Image().ID, l.version))
+	}()
+	h, err := d.images.Open(ctx, seen.Image().Name, ReadWrite)
+	if err != nil {
+		return err
 	}
-	return nil
+	l.Handle = h
+	if h.Image().ID != seen.Image().ID {
+		return fmt.Errorf("%w: the image was replaced meanwhile", ErrInUse)
+	}
+	if h.Client() != seen.Client() { // the connection was lost in between
+		if err := d.swap(ctx, l, guardMapping, h.Client()); err != nil {
+			return err
+		}
+	}
+	return d.waitForWatchers(ctx, l, prev.Addrs)
 }
 
 // fence bars every client that may write under the record, but for our own
@@ -175,28 +205,36 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		}
 		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin?): "+
 			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
-		if !d.pause(ctx) {
+		if !d.pause(ctx, d.poll) {
 			return inUse
 		}
 	}
 }
 
-// alive tells whether one of the holder's clients still watches the image. It
-// looks twice: a client that lost its OSD needs a moment to watch again.
+// alive tells whether one of the holder's clients watches the image. It looks
+// twice: one that is about to map watches a moment after its guard says so, and
+// one that lost its OSD may be just about to watch again.
 func (d *Driver) alive(ctx context.Context, h Handle, held Guard) (bool, error) {
+	moment := d.glance()
+	if held.State == guardMapping {
+		moment = d.poll
+	}
 	for look := range 2 {
-		if look > 0 && !d.pause(ctx) {
+		if look > 0 && !d.pause(ctx, moment) {
 			return true, nil // no time to be sure
 		}
-		watchers, err := h.Watchers(ctx)
-		if err != nil {
-			return false, err
-		}
-		if slices.ContainsFunc(held.Addrs, func(a string) bool { return slices.Contains(watchers, a) }) {
-			return true, nil
+		if alive, err := seen(ctx, h, held); err != nil || alive {
+			return alive, err
 		}
 	}
 	return false, nil
+}
+
+// seen tells whether Ceph has one of the guard's clients among the watchers of
+// its image.
+func seen(ctx context.Context, h Handle, held Guard) (bool, error) {
+	watchers, err := h.Watchers(ctx)
+	return slices.ContainsFunc(held.Addrs, func(a string) bool { return slices.Contains(watchers, a) }), err
 }
 
 func inUseBy(g Guard) error {
@@ -204,10 +242,13 @@ func inUseBy(g Guard) error {
 		ErrInUse, g.Node, strings.Join(g.Addrs, ", "), g.State, g.Since.Format(time.RFC3339))
 }
 
-// pause waits a moment; false when the context leaves no time for it.
-func (d *Driver) pause(ctx context.Context) bool {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d.poll {
+// glance is how often whoever waits looks at the guard.
+func (d *Driver) glance() time.Duration { return d.poll / 5 }
+
+// pause waits; false when the context leaves no time for it.
+func (d *Driver) pause(ctx context.Context, t time.Duration) bool {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= t {
 		return false
 	}
-	return sleep(ctx, d.poll)
+	return sleep(ctx, t)
 }

@@ -46,7 +46,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, er
 		case err == nil && there.Begun == "" && there.equal(b):
 			return version, nil
 		case err == nil && first:
-			if d.pause(ctx) {
+			if d.pause(ctx, 2*d.poll) {
 				continue
 			}
 		}

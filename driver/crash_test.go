@@ -100,6 +100,88 @@ func TestACrashAtAnyStep(t *testing.T) {
 	}
 }
 
+// A node stands still before any of its calls, or is cut off from Ceph there,
+// long enough for Ceph to miss it. Another node takes the volume, writes, and
+// keeps it or lets it go; then the first goes on where it was. Whatever comes of
+// that: never do both have the volume, and what the second wrote is there.
+func TestAPauseAtAnyStep(t *testing.T) {
+	story := []struct {
+		step string
+		do   func(n *node) error
+	}{
+		{"mount", func(n *node) error { _, err := n.Driver.Mount(within(n.t, soon/3), "v", "1"); return err }},
+		{"write", func(n *node) error { return n.write("v", "ext4 data") }},
+		{"unmount", func(n *node) error { return n.Driver.Unmount(within(n.t, ever), "v", "1") }},
+		{"mount again", func(n *node) error { _, err := n.Driver.Mount(within(n.t, soon/3), "v", "2"); return err }},
+		{"reconcile", func(n *node) error { n.Reconcile(within(n.t, ever)); return nil }},
+	}
+	for name, stays := range map[string]bool{"the other has it": true, "the other had it": false} {
+		t.Run(name, func(t *testing.T) {
+			for pauseAt, paused := 1, true; paused; pauseAt++ {
+				c := memory.NewCluster()
+				one, two := newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
+				one.create("v", nil)
+				calls, reached, at := 0, "", ""
+				paused = false
+				stale := ""
+				one.tap.before = func(call string) error {
+					if calls++; calls != pauseAt {
+						return nil
+					}
+					paused, at = true, call
+					if _, mounted := one.mountOf("v"); mounted {
+						stale = one.device("v")
+					}
+					one.client.Kill()
+					one.Host.Cut()
+					two.mount("v", "2")
+					if err := two.write("v", "ext4 two"); err != nil {
+						t.Fatal(err)
+					}
+					if !stays {
+						two.unmount("v", "2")
+					}
+					return nil
+				}
+				var err error
+				for _, s := range story {
+					reached = s.step
+					if err = s.do(one); err != nil || paused {
+						break
+					}
+				}
+				where := fmt.Sprintf("pause at call %d, %s, in %s", pauseAt, at, reached)
+				if !paused {
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Logf("%d calls", pauseAt-1)
+					return
+				}
+				if stale != "" {
+					if err := one.Host.Write(stale, "ext4 corrupt"); err == nil {
+						t.Fatalf("%s: the mapping of before, %s, can still write", where, stale)
+					}
+				}
+				one.reconnect()
+				one.Reconcile(within(t, ever))
+				if stays {
+					if d := one.device("v"); d != "" {
+						t.Fatalf("%s: both have the volume, one as %s (%v)", where, d, err)
+					}
+					one.refused("v", "3", driver.ErrInUse, "node two")
+					two.unmount("v", "2")
+				}
+				one.mount("v", "3")
+				one.holds("v", "ext4 two")
+				if t.Failed() {
+					t.Fatal(where)
+				}
+			}
+		})
+	}
+}
+
 // The same for Remove: the volume is there and whole, or it is gone and can be
 // made again.
 func TestACrashInRemove(t *testing.T) {

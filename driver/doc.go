@@ -25,8 +25,10 @@
 //	removing   its client may delete the image  fence it, then swap
 //
 // Alive means: one of the addresses is among the watchers of the image. The
-// control client has the image open from before the first swap until the mount
-// is done, the mapping's own client for as long as it is mapped.
+// control client has the image open from right after the first swap until the
+// mount is done, the mapping's own client for as long as it is mapped. Only then,
+// so that Ceph never has a watcher of ours that no guard names: everybody would
+// have to wait for it.
 //
 // Nothing is read through a mapping before the swap to "mapped" has succeeded,
 // and what was read earlier is read again after the guard is ours.

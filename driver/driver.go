@@ -25,7 +25,7 @@ type Config struct {
 	Root       string            // directory that propagates to the host: mounts and the record
 	Log        logrus.FieldLogger
 
-	Poll     time.Duration // between two looks at a holder; default 500 ms
+	Poll     time.Duration // between two looks at whether a holder is alive; default 300 ms
 	Patience time.Duration // for Ceph before Get and List fall back to the record; default 5 s
 }
 
@@ -66,7 +66,7 @@ func New(c Config) (*Driver, error) {
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },
 	}
 	if d.poll == 0 {
-		d.poll = 500 * time.Millisecond
+		d.poll = 300 * time.Millisecond
 	}
 	if d.patience == 0 {
 		d.patience = 5 * time.Second

@@ -138,7 +138,7 @@ func TestWhatWasReadBeforeTheGuardIsReadAgain(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.tap.before = func(call string) error {
-		if call == "open" {
+		if call == "swap guard" {
 			one.tap.before = nil
 			two.mount("v", "2")
 			if err := two.write("v", "ext4 data"); err != nil {
@@ -372,5 +372,80 @@ func TestAMappingUnderAnothersGuardIsDropped(t *testing.T) {
 	one.Reconcile(within(t, ever))
 	if d := one.device("v"); d != "" {
 		t.Errorf("still mapped as %s", d)
+	}
+}
+
+// The plugin dies between its guard and its watch. Ceph has no watcher of it,
+// so nobody waits: neither the next node nor this one.
+func TestNobodyWaitsForAGuardWithoutAWatcher(t *testing.T) {
+	for name, next := range map[string]func(one, two *node) *node{
+		"another node": func(_, two *node) *node { return two },
+		"the same":     func(one, _ *node) *node { one.start(); return one },
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, one, two := twoNodes(t)
+			one.create("v", nil)
+			one.tap.before = func(call string) error {
+				if call == "open" {
+					one.tap.die()
+					return errCrashed
+				}
+				return nil
+			}
+			if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil {
+				t.Fatal("it was mounted")
+			}
+			if g, _, _ := one.guard("v"); g.State != "mapping" {
+				t.Fatalf("guard %+v", g)
+			}
+			next(one, two).mount("v", "2")
+		})
+	}
+}
+
+// An image of wetopi's plugin, say.
+func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
+	c, one, two := twoNodes(t)
+	maker := c.Connect("10.9.9.9")
+	if err := maker.Create(within(t, ever), driver.ImageSpec{Name: "v", Size: 8 << 20, Features: []string{"layering"}}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := maker.Open(within(t, ever), "v", driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	features := func() []string {
+		h, err := maker.Open(within(t, ever), "v", driver.ReadOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h.Image().Features
+	}
+	one.refused("v", "1", driver.ErrInUse, "10.9.9.9")
+	if slices.Contains(features(), driver.FeatureLock) {
+		t.Error("it was switched on while somebody used the image")
+	}
+	_ = h.Close(context.Background())
+	device, err := one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := one.Host.Write(device.Device, "ext4 old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.Host.Unmap(within(t, ever), device.ID); err != nil {
+		t.Fatal(err)
+	}
+	one.mount("v", "1")
+	if !slices.Contains(features(), driver.FeatureLock) {
+		t.Errorf("features %v", features())
+	}
+	stale := one.device("v")
+	one.crash()
+	one.Host.Cut()
+	two.mount("v", "2")
+	two.holds("v", "ext4 old")
+	if err := one.Host.Write(stale, "ext4 corrupt"); err == nil {
+		t.Error("the old mapping can write")
 	}
 }

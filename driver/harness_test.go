@@ -65,6 +65,13 @@ func (n *node) crash() {
 	n.client.Kill()
 }
 
+// reconnect gives the plugin a new control client, as package rbd does when the
+// one before was fenced.
+func (n *node) reconnect() {
+	n.client = n.cluster.Connect(n.IP)
+	n.tap.client = n.client
+}
+
 func (n *node) restart() {
 	n.crash()
 	n.start()
@@ -251,6 +258,20 @@ func (p *tap) Exists(ctx context.Context, name string) (ok bool, err error) {
 func (p *tap) Names(ctx context.Context) (names []string, err error) {
 	err = p.call("names", func() (err error) { names, err = p.client.Names(ctx); return err })
 	return names, err
+}
+
+func (p *tap) HasID(ctx context.Context, id string) (ok bool, err error) {
+	err = p.call("has id", func() (err error) { ok, err = p.client.HasID(ctx, id); return err })
+	return ok, err
+}
+
+func (p *tap) Keys(ctx context.Context, prefix string) (keys []string, err error) {
+	err = p.call("keys", func() (err error) { keys, err = p.client.Keys(ctx, prefix); return err })
+	return keys, err
+}
+
+func (h tappedHandle) EnableLock(ctx context.Context) error {
+	return h.tap.call("enable lock", func() error { return h.Handle.EnableLock(ctx) })
 }
 
 func (h tappedHandle) Remove(ctx context.Context) error {

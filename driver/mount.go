@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Mount makes the volume usable on this node and returns where. The id stands
@@ -66,6 +67,12 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	meta, err := l.Meta(ctx) // under the guard: nobody else changes it now
 	if err != nil {
 		return err
+	}
+	if !l.adopted && !slices.Contains(l.Image().Features, FeatureLock) {
+		d.log.WithField("volume", name).Infof("switching on %s: the image was made without, and nobody uses it now", FeatureLock)
+		if err := l.EnableLock(ctx); err != nil {
+			return err
+		}
 	}
 	m, err := d.mapper.Map(ctx, l.Image(), ReadWrite)
 	if err != nil {

@@ -31,6 +31,10 @@ var OptionNames = []string{
 	OptOrder, OptObjectSize, OptDataPool, OptFeatures, OptPool,
 }
 
+// FeatureLock is the image feature without which nothing is mapped: with it
+// Ceph's own clients fence a dead writer once more, before they write.
+const FeatureLock = "exclusive-lock"
+
 // BuiltinDefaults hold where neither an option nor a setting says otherwise.
 var BuiltinDefaults = map[string]string{
 	OptSize:     "512",
@@ -264,8 +268,8 @@ func parseFeatures(value string) ([]string, error) {
 	}
 	// Without it the kernel's client could read what is older than a fence: it
 	// learns of the fence while it takes over the dead one's lock.
-	if !slices.Contains(features, "exclusive-lock") {
-		return nil, invalidf("option %s=%q: exclusive-lock must be among them", OptFeatures, value)
+	if !slices.Contains(features, FeatureLock) {
+		return nil, invalidf("option %s=%q: %s must be among them", OptFeatures, value, FeatureLock)
 	}
 	return features, nil
 }

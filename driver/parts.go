@@ -31,6 +31,8 @@ type Images interface {
 	Create(ctx context.Context, spec ImageSpec) error
 	// Exists tells whether the name is taken; much faster than to open in vain.
 	Exists(ctx context.Context, name string) (bool, error)
+	// HasID tells whether there is an image of this id, be it in the trash.
+	HasID(ctx context.Context, id string) (bool, error)
 	// Open opens an image; ErrNotFound if there is none. Opened read-write the
 	// image has this node's control client among its watchers until Close.
 	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)
@@ -49,7 +51,7 @@ const (
 
 // Handle is an open image.
 type Handle interface {
-	// Image is the image as it was when it was opened.
+	// Image is the image as it was when it was opened, or EnableLock left it.
 	Image() Image
 	// Client is the address ("ip:0/nonce") of the control client that opened it.
 	Client() string
@@ -65,6 +67,9 @@ type Handle interface {
 	Meta(ctx context.Context) (map[string]string, error)
 	// SetMeta sets the given keys of the metadata and leaves the others.
 	SetMeta(ctx context.Context, meta map[string]string) error
+	// EnableLock gives the image the feature exclusive-lock, which images of
+	// other makers may lack.
+	EnableLock(ctx context.Context) error
 	// Remove makes the name free again at once, closes the handle, and has the
 	// data deleted. It is done by the handle's own client, so that a fence of
 	// that client is a fence of the removal, however late. ErrNotFound if the
@@ -85,6 +90,9 @@ type Records interface {
 	Swap(ctx context.Context, key string, old Version, value any) (Version, error)
 	// Delete takes the record of the given version away; ErrLost as for Swap.
 	Delete(ctx context.Context, key string, old Version) error
+	// Keys lists the records whose key begins like this. It goes through all
+	// objects of the pool, thousands a second: nothing to wait for.
+	Keys(ctx context.Context, prefix string) ([]string, error)
 }
 
 // Version is the version of a record; 0 = there is none. A record that is

@@ -4,15 +4,23 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
 
 // Watch compares, now and at each interval until the context ends, what is
 // mapped on this node with the guards, and puts right what does not fit.
+//
+// Once a day, ten minutes after the start for the first time, it sweeps.
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
+	sweep := time.Now().Add(10 * time.Minute)
 	for {
 		d.Reconcile(ctx)
+		if time.Now().After(sweep) {
+			d.Sweep(ctx)
+			sweep = time.Now().Add(24 * time.Hour)
+		}
 		if !sleep(ctx, interval) {
 			return
 		}
@@ -71,6 +79,37 @@ func (d *Driver) LetGo(ctx context.Context) {
 	wg.Wait()
 }
 
+// Sweep takes away the guards of images that are gone: a removal died at its
+// very end, or an image was deleted by hand. An id never comes again.
+func (d *Driver) Sweep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	keys, err := d.records.Keys(ctx, guardKey(""))
+	for _, key := range keys {
+		id := strings.TrimPrefix(key, guardKey(""))
+		there, lookErr := d.images.HasID(ctx, id)
+		if there || lookErr != nil {
+			err = errors.Join(err, lookErr)
+			continue
+		}
+		guard, version, loadErr := d.loadGuard(ctx, id)
+		if errors.Is(loadErr, ErrNotFound) {
+			continue
+		}
+		if loadErr == nil {
+			loadErr = d.giveBack(ctx, id, version)
+		}
+		if loadErr == nil {
+			d.log.Infof("sweep: removed the guard of image id %s, which is gone; node %s had it (%s since %s)",
+				id, guard.Node, guard.State, guard.Since.Format(time.RFC3339))
+		}
+		err = errors.Join(err, loadErr)
+	}
+	if err != nil {
+		d.log.Warn(wrap("sweep", "", err))
+	}
+}
+
 // settle puts one volume of this node right.
 func (d *Driver) settle(ctx context.Context, name string) {
 	log := d.log.WithField("volume", name)
@@ -120,16 +159,18 @@ func (d *Driver) reclaim(ctx context.Context, name string) error {
 // missing altogether, deleted by hand perhaps, is put back: whoever had it in
 // between would have fenced us.
 func (d *Driver) lost(ctx context.Context, m Mapping) (bool, error) {
-	fenced, err := d.fences.Fenced(ctx, m.Addr)
-	if err != nil || fenced[m.Addr] {
-		return fenced[m.Addr], err
-	}
 	guard, _, err := d.loadGuard(ctx, m.ID)
-	if err == nil {
-		return !guard.covers(m), nil
-	}
-	if !errors.Is(err, ErrNotFound) {
+	missing := errors.Is(err, ErrNotFound)
+	if err != nil && !missing {
 		return false, err
+	}
+	if !missing && !guard.covers(m) {
+		return true, nil
+	}
+	// Asked after the guard was read: who deletes a guard has fenced first.
+	fenced, err := d.fences.Fenced(ctx, m.Addr)
+	if err != nil || fenced[m.Addr] || !missing {
+		return fenced[m.Addr], err
 	}
 	if _, mounted, err := d.mounted(ctx, m.Name); err != nil || !mounted {
 		return true, err

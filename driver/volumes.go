@@ -82,7 +82,7 @@ func (d *Driver) agree(ctx context.Context, name string, o options) error {
 
 // Get describes a volume. ErrNotFound means that Ceph said so; while Ceph
 // cannot be asked the record answers, and for a volume that it does not know
-// the error is ErrUnavailable.
+// the error is ErrUnavailable. ErrInvalid: no volume can be on such an image.
 func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	if checkName(name) != nil { // Docker asks every driver for any name
 		return Volume{}, wrap("get", name, ErrNotFound)
@@ -95,6 +95,9 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	}
 	if errors.Is(err, ErrNotFound) {
 		d.record.remove(name)
+		return Volume{}, wrap("get", name, err)
+	}
+	if errors.Is(err, ErrInvalid) {
 		return Volume{}, wrap("get", name, err)
 	}
 	created, known := d.record.get(name)

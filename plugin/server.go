@@ -28,6 +28,8 @@ type Driver interface {
 	Mount(ctx context.Context, name, id string) (path string, err error)
 	Unmount(ctx context.Context, name, id string) error
 	Remove(ctx context.Context, name string) error
+	Holdings(ctx context.Context) ([]driver.Holding, error)
+	FenceNode(ctx context.Context, node string) ([]driver.Holding, error)
 }
 
 // Server answers Docker.
@@ -35,36 +37,6 @@ type Server struct {
 	Driver Driver
 	Log    logrus.FieldLogger
 }
-
-// Broken is the Driver of a plugin that cannot work, for a setting that is
-// wrong say: whoever wants a volume is told why. Had the plugin ended instead,
-// Docker would only say that there is no socket.
-type Broken struct{ Reason error }
-
-var _ Driver = Broken{}
-
-// Create tells the reason.
-func (b Broken) Create(context.Context, string, map[string]string) error { return b.Reason }
-
-// Get returns the reason, which is not that there is no such volume.
-func (b Broken) Get(context.Context, string) (driver.Volume, error) {
-	return driver.Volume{}, b.Reason
-}
-
-// List tells the reason.
-func (b Broken) List(context.Context) ([]driver.Volume, error) { return nil, b.Reason }
-
-// Path knows no mounts.
-func (b Broken) Path(context.Context, string) string { return "" }
-
-// Mount tells the reason.
-func (b Broken) Mount(context.Context, string, string) (string, error) { return "", b.Reason }
-
-// Unmount tells the reason.
-func (b Broken) Unmount(context.Context, string, string) error { return b.Reason }
-
-// Remove tells the reason.
-func (b Broken) Remove(context.Context, string) error { return b.Reason }
 
 // Docker waits two minutes for Create and Mount and one for everything else
 // (moby, daemon/volume/drivers/proxy.go). Ending a little earlier gets the
@@ -89,6 +61,8 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/VolumeDriver.Get", serve(s, "get", shortDeadline, s.get))
 	mux.HandleFunc("/VolumeDriver.List", serve(s, "list", shortDeadline, s.list))
 	mux.HandleFunc("/VolumeDriver.Path", serve(s, "path", shortDeadline, s.path))
+	mux.HandleFunc("/Guard.List", serve(s, "list guards", shortDeadline, s.guards))
+	mux.HandleFunc("/Guard.Fence", serve(s, "fence node", shortDeadline, s.fence))
 	return mux
 }
 
@@ -133,7 +107,7 @@ func (s *Server) remove(ctx context.Context, r volume.RemoveRequest) (empty, err
 
 func (s *Server) get(ctx context.Context, r volume.GetRequest) (volume.GetResponse, error) {
 	v, err := s.Driver.Get(ctx, r.Name)
-	if err != nil && !errors.Is(err, driver.ErrNotFound) {
+	if err != nil && !errors.Is(err, driver.ErrNotFound) && !errors.Is(err, driver.ErrInvalid) {
 		return volume.GetResponse{}, hangUp{err}
 	}
 	return volume.GetResponse{Volume: encode(v)}, err
@@ -235,7 +209,7 @@ func shorten(s string) string {
 func logRequest(log logrus.FieldLogger, op string, err error) {
 	looks := false
 	switch op {
-	case "activate", "capabilities", "get", "list", "path":
+	case "activate", "capabilities", "get", "list", "path", "list guards":
 		looks = true
 	}
 	switch {

@@ -34,6 +34,9 @@ type fake struct {
 	mount   func(ctx context.Context, name, id string) (string, error)
 	unmount func(ctx context.Context, name, id string) error
 	remove  func(ctx context.Context, name string) error
+
+	holdings  func(ctx context.Context) ([]driver.Holding, error)
+	fenceNode func(ctx context.Context, node string) ([]driver.Holding, error)
 }
 
 var _ plugin.Driver = fake{}
@@ -96,6 +99,22 @@ func (f fake) Remove(ctx context.Context, name string) error {
 		return errUnexpected
 	}
 	return f.remove(ctx, name)
+}
+
+func (f fake) Holdings(ctx context.Context) ([]driver.Holding, error) {
+	if f.holdings == nil {
+		f.unexpected("Holdings")
+		return nil, errUnexpected
+	}
+	return f.holdings(ctx)
+}
+
+func (f fake) FenceNode(ctx context.Context, node string) ([]driver.Holding, error) {
+	if f.fenceNode == nil {
+		f.unexpected("FenceNode", node)
+		return nil, errUnexpected
+	}
+	return f.fenceNode(ctx, node)
 }
 
 // docker is a client of a server on a socket, as dockerd is.
@@ -333,10 +352,10 @@ func TestErrorsAreToldAsDockerExpectsThem(t *testing.T) {
 }
 
 // To dockerd an error of Get means that the volume does not exist: it deletes
-// its own record of it. So only "not found" may be one.
-func TestGetTellsNotFoundAndHangsUpOnAnythingElse(t *testing.T) {
+// its own record of it. So only what can never become a volume may be one.
+func TestGetTellsWhatIsNoVolumeAndHangsUpOnAnythingElse(t *testing.T) {
 	for name, fault := range map[string]error{
-		"unavailable": driver.ErrUnavailable, "deadline": context.DeadlineExceeded, "whatever": errors.New("no idea"), "invalid": driver.ErrInvalid,
+		"unavailable": driver.ErrUnavailable, "deadline": context.DeadlineExceeded, "whatever": errors.New("no idea"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := serve(t, fake{get: func(context.Context, string) (driver.Volume, error) {
@@ -345,12 +364,14 @@ func TestGetTellsNotFoundAndHangsUpOnAnythingElse(t *testing.T) {
 			c.wantHangUp("VolumeDriver.Get", `{"Name":"db1"}`)
 		})
 	}
-	t.Run("not found", func(t *testing.T) {
-		c := serve(t, fake{get: func(context.Context, string) (driver.Volume, error) {
-			return driver.Volume{}, fmt.Errorf("get volume db1: %w", driver.ErrNotFound)
-		}})
-		c.want("VolumeDriver.Get", `{"Name":"db1"}`, 500, `{"Err":"get volume db1: not found"}`)
-	})
+	for _, fault := range []error{driver.ErrNotFound, driver.ErrInvalid} {
+		t.Run(fault.Error(), func(t *testing.T) {
+			c := serve(t, fake{get: func(context.Context, string) (driver.Volume, error) {
+				return driver.Volume{}, fmt.Errorf("get volume db1: %w", fault)
+			}})
+			c.want("VolumeDriver.Get", `{"Name":"db1"}`, 500, fmt.Sprintf(`{"Err":"get volume db1: %v"}`, fault))
+		})
+	}
 }
 
 func TestListHangsUpOnAnyError(t *testing.T) {

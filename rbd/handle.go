@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ceph/go-ceph/rados"
@@ -73,7 +75,10 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 
 func describe(img *rbd.Image, name string) (image driver.Image, err error) {
 	image.Name = name
-	if image.ID, err = img.GetId(); err != nil {
+	if image.ID, err = img.GetId(); errno(err) == syscall.EINVAL {
+		return image, fmt.Errorf("%w image: it is of format 1, from before 2013, and has no id; convert it while nobody uses it, "+
+			"with rbd migration prepare, execute and commit", driver.ErrInvalid)
+	} else if err != nil {
 		return image, err
 	}
 	if image.Size, err = img.GetSize(); err != nil {
@@ -206,6 +211,19 @@ func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
 
 func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	return h.call(ctx, "write metadata", changes, func() error { return setMeta(h.img, meta) })
+}
+
+func (h *handle) EnableLock(ctx context.Context) error {
+	if slices.Contains(h.image.Features, driver.FeatureLock) {
+		return nil
+	}
+	err := h.call(ctx, "enable exclusive-lock", changes, func() error {
+		return h.img.UpdateFeatures(rbd.FeatureExclusiveLock, true)
+	})
+	if err == nil {
+		h.image.Features = append(h.image.Features, driver.FeatureLock)
+	}
+	return err
 }
 
 // Close waits for librbd to unregister the watcher, no longer than the context.

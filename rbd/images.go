@@ -100,6 +100,19 @@ func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error)
 	return err == nil, err
 }
 
+// HasID looks for the object that each image has under its id, to its last day
+// in the trash; see driver.Images.
+func (p *Pool) HasID(ctx context.Context, id string) (bool, error) {
+	err := p.do(ctx, "look for image id "+id, reads, func(_ *client, ioctx *rados.IOContext) error {
+		_, err := ioctx.Stat("rbd_header." + id)
+		return err
+	})
+	if errors.Is(err, driver.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Names lists the images of the pool; see driver.Images.
 func (p *Pool) Names(ctx context.Context) (names []string, err error) {
 	err = p.do(ctx, "list images", reads, func(_ *client, ioctx *rados.IOContext) error {

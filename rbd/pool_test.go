@@ -3,6 +3,7 @@ package rbd_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -216,5 +217,20 @@ func TestARecordThatIsNotOursIsLeftAlone(t *testing.T) {
 	_, err := p.Load(t.Context(), "guard.x", &g)
 	if err == nil || errors.Is(err, driver.ErrNotFound) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// An image of format 1 has no id, so it cannot be guarded.
+func TestAnImageOfFormat1IsRefused(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	name := "format-1"
+	t.Setenv("RBD_FORCE_ALLOW_V1", "1") // what librbd's own tests do
+	testbed.RBD(t, "create", "--image-format", "1", "--size", "8M", "rbd/"+name)
+	t.Cleanup(func() { testbed.RBD(t, "rm", "--no-progress", "rbd/"+name) })
+	cfg.Namespace = "" // there are none in a namespace
+	p := connect(t, cfg)
+	_, err := p.Open(t.Context(), name, driver.ReadOnly)
+	if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), "rbd migration prepare") {
+		t.Error(err)
 	}
 }

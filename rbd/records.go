@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/ceph/go-ceph/rados"
 
@@ -58,6 +60,28 @@ func (p *Pool) Delete(ctx context.Context, key string, old driver.Version) error
 	}
 	_, err := p.write(ctx, key, old, func(op *rados.WriteOp) { op.Remove() })
 	return err
+}
+
+// Keys lists records; see driver.Records.
+func (p *Pool) Keys(ctx context.Context, begin string) (keys []string, err error) {
+	err = p.do(ctx, "list objects "+prefix+begin+"*", reads, func(_ *client, ioctx *rados.IOContext) error {
+		all, err := ioctx.Iter()
+		if err != nil {
+			return err
+		}
+		defer all.Close()
+		for ctx.Err() == nil && all.Next() {
+			if key, ours := strings.CutPrefix(all.Value(), prefix); ours && strings.HasPrefix(key, begin) {
+				keys = append(keys, key)
+			}
+		}
+		slices.Sort(keys)
+		return all.Err()
+	})
+	if err != nil {
+		return nil, err // a call left alone may still write to keys
+	}
+	return keys, nil
 }
 
 // write changes an object in one operation that fails unless the object has

@@ -210,6 +210,46 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 			t.Errorf("got %v", names)
 		}
 	})
+	t.Run("an image is found by its id as long as there is anything of it", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		id := Create(t, c, "a", 8*mib).ID
+		for id, want := range map[string]bool{id: true, id + "0": false} {
+			if there, err := c.HasID(ctx, id); err != nil || there != want {
+				t.Errorf("id %s is there: %v, %v", id, there, err)
+			}
+		}
+		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		must(t, err)
+		must(t, h.Remove(ctx))
+		for ctx.Err() == nil { // the manager empties the trash when it has time
+			there, err := c.HasID(ctx, id)
+			must(t, err)
+			if !there {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Error("it is still there after it was removed")
+	})
+	t.Run("the feature exclusive-lock can be given later", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, Features: []string{"layering"}}))
+		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		must(t, err)
+		must(t, h.EnableLock(ctx))
+		must(t, h.EnableLock(ctx))
+		for _, open := range []func() (driver.Handle, error){
+			func() (driver.Handle, error) { return h, nil },
+			func() (driver.Handle, error) { return c.Open(ctx, "a", driver.ReadOnly) },
+		} {
+			h, err := open()
+			must(t, err)
+			if got := slices.Sorted(slices.Values(h.Image().Features)); !slices.Equal(got, []string{driver.FeatureLock, "layering"}) {
+				t.Errorf("features %v", got)
+			}
+			must(t, h.Close(ctx))
+		}
+	})
 	t.Run("a call ends with its context", func(t *testing.T) {
 		c := connect(t)
 		ctx, cancel := context.WithCancel(context.Background())

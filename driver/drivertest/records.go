@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,6 +55,19 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		_, err = a.Swap(ctx, "again", v1, record{"stale"})
 		want(t, err, driver.ErrLost)
 		want(t, a.Delete(ctx, "again", v1), driver.ErrLost)
+	})
+	t.Run("the keys of one kind", func(t *testing.T) {
+		a, b, ctx := connect(t), connect(t), testContext(t)
+		Create(t, a, "image", 8*mib)
+		for _, key := range []string{"kind.b", "kind.a", "kin", "other.kind.c"} {
+			_, err := a.Swap(ctx, key, 0, record{key})
+			must(t, err)
+		}
+		keys, err := b.Keys(ctx, "kind.")
+		must(t, err)
+		if !slices.Equal(keys, []string{"kind.a", "kind.b"}) {
+			t.Errorf("got %v", keys)
+		}
 	})
 	t.Run("of many writers one wins each round", func(t *testing.T) {
 		ctx := testContext(t)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -115,6 +116,21 @@ func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
 	return c.cluster.images[name] != nil, nil
 }
 
+// HasID looks for an image; see driver.Images.
+func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	for _, i := range c.cluster.images {
+		if i.ID == id {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // Names lists the images; see driver.Images.
 func (c *Client) Names(ctx context.Context) ([]string, error) {
 	leave, err := c.enter(ctx)
@@ -191,6 +207,17 @@ func (c *Client) Delete(ctx context.Context, key string, old driver.Version) err
 	}
 	delete(c.cluster.records, key)
 	return nil
+}
+
+// Keys lists the records; see driver.Records.
+func (c *Client) Keys(ctx context.Context, prefix string) ([]string, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	keys := slices.Sorted(maps.Keys(c.cluster.records))
+	return slices.DeleteFunc(keys, func(k string) bool { return !strings.HasPrefix(k, prefix) }), nil
 }
 
 // Fence bars clients; see driver.Fences. Their watches go at once.

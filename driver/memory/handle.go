@@ -56,6 +56,18 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	return nil
 }
 
+func (h *handle) EnableLock(ctx context.Context) error {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if !slices.Contains(h.image.Features, driver.FeatureLock) {
+		h.image.Features = append(slices.Clone(h.image.Features), driver.FeatureLock)
+	}
+	return nil
+}
+
 func (h *handle) Remove(ctx context.Context) error {
 	leave, err := h.client.enter(ctx)
 	if err != nil {

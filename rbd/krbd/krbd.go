@@ -74,7 +74,7 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	if err := m.checkFeatures(image.Features); err != nil {
 		return driver.Mapping{}, err
 	}
-	if mode == driver.ReadWrite && !slices.Contains(image.Features, "exclusive-lock") {
+	if mode == driver.ReadWrite && !slices.Contains(image.Features, driver.FeatureLock) {
 		// With it the kernel waits for the newest OSD map, and so for the fence
 		// of a dead holder, before it lets anything through.
 		return driver.Mapping{}, fmt.Errorf("%w: the image lacks the feature exclusive-lock; switch it on while nobody uses it: "+

@@ -1,0 +1,43 @@
+package plugin
+
+import (
+	"context"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Broken is the Driver of a plugin that cannot work, for a setting that is
+// wrong say: whoever wants a volume is told why. Had the plugin ended instead,
+// Docker would only say that there is no socket.
+type Broken struct{ Reason error }
+
+var _ Driver = Broken{}
+
+// Create tells the reason.
+func (b Broken) Create(context.Context, string, map[string]string) error { return b.Reason }
+
+// Get returns the reason, which is not that there is no such volume.
+func (b Broken) Get(context.Context, string) (driver.Volume, error) {
+	return driver.Volume{}, b.Reason
+}
+
+// List tells the reason.
+func (b Broken) List(context.Context) ([]driver.Volume, error) { return nil, b.Reason }
+
+// Path knows no mounts.
+func (b Broken) Path(context.Context, string) string { return "" }
+
+// Mount tells the reason.
+func (b Broken) Mount(context.Context, string, string) (string, error) { return "", b.Reason }
+
+// Unmount tells the reason.
+func (b Broken) Unmount(context.Context, string, string) error { return b.Reason }
+
+// Remove tells the reason.
+func (b Broken) Remove(context.Context, string) error { return b.Reason }
+
+// Holdings tells the reason.
+func (b Broken) Holdings(context.Context) ([]driver.Holding, error) { return nil, b.Reason }
+
+// FenceNode tells the reason.
+func (b Broken) FenceNode(context.Context, string) ([]driver.Holding, error) { return nil, b.Reason }

@@ -1,0 +1,40 @@
+package plugin
+
+import (
+	"context"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// FenceRequest names the node that an operator knows to be dead.
+type FenceRequest struct {
+	Node string `json:"node"`
+}
+
+// GuardResponse answers Guard.List with the volumes that nodes have, and
+// Guard.Fence with those that were taken. Err is the first line to read: with
+// it the list is what could be learned, or done, all the same.
+type GuardResponse struct {
+	Guards []driver.Holding `json:"guards"`
+	Err    string           `json:"err,omitempty"`
+}
+
+func (s *Server) guards(ctx context.Context, _ empty) (GuardResponse, error) {
+	return s.answer(s.Driver.Holdings(ctx))
+}
+
+func (s *Server) fence(ctx context.Context, r FenceRequest) (GuardResponse, error) {
+	return s.answer(s.Driver.FenceNode(ctx, r.Node))
+}
+
+// answer sends what there is: in an emergency half of it is better than none.
+func (s *Server) answer(all []driver.Holding, err error) (GuardResponse, error) {
+	if len(all) == 0 {
+		return GuardResponse{Guards: []driver.Holding{}}, err
+	}
+	if err == nil {
+		return GuardResponse{Guards: all}, nil
+	}
+	s.Log.Error(err)
+	return GuardResponse{Guards: all, Err: err.Error()}, nil
+}

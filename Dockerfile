@@ -21,7 +21,8 @@ RUN /rootfs.sh \
 WORKDIR /src
 COPY . .
 ARG VERSION=dev
-RUN CGO_ENABLED=1 go build -trimpath -tags reef -ldflags "-s -w -X main.version=${VERSION}" \
+ARG TAGS=reef
+RUN CGO_ENABLED=1 go build -trimpath -tags "${TAGS}" -ldflags "-s -w -X main.version=${VERSION}" \
       -o /usr/bin/docker-volume-rbd ./cmd/docker-volume-rbd \
  && /rootfs.sh docker-volume-rbd
 

@@ -48,13 +48,11 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 		return nil, nil, err
 	}
 	l = &lease{Handle: h, guard: held, version: version}
-	switch {
-	case version == 0: // free
-	case mine && held.Boot == d.node.Boot:
-		l.adopted, err = d.adopts(ctx, h.Image(), held)
-	case mine: // an earlier boot needs no look: its kernel is gone
-	default:
+	if version != 0 && !mine {
 		inUse, err = d.outlive(ctx, l)
+	}
+	if err == nil && inUse == nil {
+		l.adopted, err = d.adopts(ctx, h.Image(), held)
 	}
 	if err != nil || inUse != nil {
 		return nil, inUse, err
@@ -101,9 +99,10 @@ func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
 	}
 }
 
-// adopts tells whether to continue with what this boot of this node has mapped
-// under its guard. A mapping that is not under the guard, an orphan of a killed
-// plugin that came up late, is dropped.
+// adopts tells whether to continue with what this node has mapped under the
+// guard. A mapping that is not under it is dropped: an orphan of a killed plugin
+// that came up late, or one of ours that another node fenced, and gave the guard
+// back, since we looked.
 func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, error) {
 	all, err := d.mapper.Mappings(ctx)
 	if err != nil {
@@ -207,6 +206,12 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
 		if !d.pause(ctx, d.poll) {
 			return inUse
+		}
+		switch _, version, err := d.loadGuard(ctx, l.Image().ID); {
+		case err != nil && !errors.Is(err, ErrNotFound):
+			return err
+		case version != l.version: // else two could wait for each other's watch
+			return fmt.Errorf("%w while waiting for other watchers of the image", ErrLost)
 		}
 	}
 }

@@ -449,3 +449,63 @@ func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
 		t.Error("the old mapping can write")
 	}
 }
+
+// While it waits for somebody else's watch, a node loses the guard that it had.
+// It must see that: two could else wait for each other's watch.
+func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
+	c, one, two := twoNodes(t)
+	one.create("v", nil)
+	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := false
+	one.tap.before = func(call string) error {
+		switch {
+		case call == "open":
+			opened = true
+		case call == "load" && opened: // it has seen the other watcher
+			one.tap.before = nil
+			if _, err := two.FenceNode(within(t, ever), "one"); err != nil {
+				t.Error(err)
+			}
+			one.tap.client = one.cluster.Connect(one.IP)
+			_ = vm.Close(context.Background())
+		}
+		return nil
+	}
+	one.mount("v", "1")
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Error(err)
+	}
+	two.refused("v", "2", driver.ErrInUse, "node one")
+}
+
+// After a node has looked at what it has mapped, and before it reads the guard,
+// another takes the volume over and lets it go again.
+func TestAStaleMappingUnderAFreeGuardIsDropped(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	if _, err := one.Host.Hold(one.path("v")); err != nil {
+		t.Fatal(err)
+	}
+	one.restart()
+	one.tap.before = func(call string) error {
+		if call == "look" {
+			one.tap.before = nil
+			one.Host.Cut()
+			two.mount("v", "2")
+			if err := two.write("v", "ext4 two"); err != nil {
+				t.Error(err)
+			}
+			two.unmount("v", "2")
+		}
+		return nil
+	}
+	one.mount("v", "3")
+	one.holds("v", "ext4 two")
+	if err := one.write("v", "ext4 data"); err != nil {
+		t.Error(err)
+	}
+}

@@ -12,6 +12,7 @@ packages=(
 	rbd-fuse                               # what make bench is held against
 	docker.io busybox-static               # test/engine.sh
 	debootstrap                            # cmd/base.sh
+	spin                                   # driver/guard.pml
 	e2fsprogs xfsprogs btrfs-progs cryptsetup-bin fdisk util-linux iproute2
 )
 

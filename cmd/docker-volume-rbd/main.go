@@ -120,8 +120,9 @@ func newDriver(log *logrus.Logger, root, run, conf string) (*driver.Driver, erro
 		return nil, err
 	}
 	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %T", version, node.Name, ceph.Pool, ceph.User, mapper)
+	images, records, fences := protection(pool)
 	return driver.New(driver.Config{
-		Images: pool, Records: pool, Fences: pool, Mapper: mapper,
+		Images: images, Records: records, Fences: fences, Mapper: mapper,
 		// The process that started us is in the mount namespace from which
 		// Docker starts containers; with pidhost it can be seen.
 		Filesystem: fsys.FS{HostMounts: hostMounts(log)},

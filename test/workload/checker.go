@@ -91,7 +91,7 @@ func (c *Checker) start(r Report) error {
 	}
 	if why := c.judge(r.Runs, w.String()); why != nil {
 		c.doubtful = append(c.doubtful, doubt{w, r.Runs, why})
-		return nil
+		return nil //nolint:nilerr // it is kept until this writer writes
 	}
 	c.writers, c.found = append(c.writers, w), r.Runs
 	return nil

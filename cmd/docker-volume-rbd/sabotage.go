@@ -1,0 +1,95 @@
+//go:build sabotage
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+)
+
+// protection with a hole in it, for test/swarm: whoever looks for corruption
+// must find it then. No plugin that is installed is built like this.
+func protection(p *rbd.Pool) (driver.Images, driver.Records, driver.Fences) {
+	switch os.Getenv("SABOTAGE") {
+	case "guard":
+		return blind{p}, &forgetful{Pool: p, guards: map[string]guard{}}, p
+	case "fence":
+		return p, p, harmless{p}
+	}
+	return p, p, p
+}
+
+// harmless fences nobody.
+type harmless struct{ *rbd.Pool }
+
+func (harmless) Fence(context.Context, ...string) error { return nil }
+
+// blind sees no other user of an image.
+type blind struct{ *rbd.Pool }
+
+func (b blind) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	h, err := b.Pool.Open(ctx, name, mode)
+	if err != nil {
+		return nil, err
+	}
+	return blindHandle{h}, nil
+}
+
+type blindHandle struct{ driver.Handle }
+
+func (h blindHandle) Watchers(context.Context) ([]string, error) { return []string{h.Client()}, nil }
+
+// forgetful keeps the guards to itself.
+type forgetful struct {
+	*rbd.Pool
+	mu     sync.Mutex
+	guards map[string]guard
+	last   driver.Version
+}
+
+type guard struct {
+	data    []byte
+	version driver.Version
+}
+
+func (f *forgetful) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+	if !strings.HasPrefix(key, "guard.") {
+		return f.Pool.Load(ctx, key, into)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g, ok := f.guards[key]
+	if !ok {
+		return 0, fmt.Errorf("%s: %w", key, driver.ErrNotFound)
+	}
+	return g.version, json.Unmarshal(g.data, into)
+}
+
+func (f *forgetful) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+	if !strings.HasPrefix(key, "guard.") {
+		return f.Pool.Swap(ctx, key, old, value)
+	}
+	data, err := json.Marshal(value)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last++
+	f.guards[key] = guard{data, f.last}
+	return f.last, err
+}
+
+func (f *forgetful) Delete(ctx context.Context, key string, old driver.Version) error {
+	if !strings.HasPrefix(key, "guard.") {
+		return f.Pool.Delete(ctx, key, old)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.guards, key)
+	return nil
+}

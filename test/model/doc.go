@@ -1,0 +1,3 @@
+// Package model checks driver/guard.pml, the model of the guard protocol, with
+// spin, and that it still is a model of the code.
+package model

@@ -4,7 +4,7 @@
 # Usage: cmd/plugin.sh DIR    (root, Go, and a Docker engine: DOCKER_HOST is honoured)
 #
 # BASE      the image to build on; by default the Dockerfile's, or where that cannot be had one that cmd/base.sh makes
-# TAGS      build tags; "reef", for trixie's Ceph, must be among them
+# BUILD_TAGS  build tags; "reef", for trixie's Ceph, must be among them
 # VERSION   what the plugin calls itself; by default what git describes
 set -euo pipefail
 
@@ -70,7 +70,7 @@ go mod vendor -o "$tmp/vendor" >"$tmp/log" 2>&1 || {
 }
 
 echo "==> building $VERSION on $BASE"
-if ! tar -c --null -T "$tmp/files" -C "$tmp" vendor | docker build --network=host --build-arg BASE="$BASE" --build-arg VERSION="$VERSION" --build-arg TAGS="${TAGS:-reef}" \
+if ! tar -c --null -T "$tmp/files" -C "$tmp" vendor | docker build --network=host --build-arg BASE="$BASE" --build-arg VERSION="$VERSION" --build-arg TAGS="${BUILD_TAGS:-reef}" \
 	-t "$image" - >"$tmp/log" 2>&1; then
 	tail -n 40 "$tmp/log" >&2
 	die "docker build failed, see above"

@@ -163,6 +163,11 @@ func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 			return err
 		}
 	}
+	if fence && len(prev.Addrs) > 0 {
+		if err := l.Unlock(ctx, prev.Addrs...); err != nil {
+			return err
+		}
+	}
 	return d.waitForWatchers(ctx, l, prev.Addrs)
 }
 

@@ -270,6 +270,10 @@ func (p *tap) Keys(ctx context.Context, prefix string) (keys []string, err error
 	return keys, err
 }
 
+func (h tappedHandle) Unlock(ctx context.Context, fenced ...string) error {
+	return h.tap.call("unlock", func() error { return h.Handle.Unlock(ctx, fenced...) })
+}
+
 func (h tappedHandle) EnableLock(ctx context.Context) error {
 	return h.tap.call("enable lock", func() error { return h.Handle.EnableLock(ctx) })
 }

@@ -128,6 +128,9 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 		return nil, err
 	}
 	for _, h := range held {
+		if err := d.unlock(ctx, h); err != nil {
+			d.log.WithField("volume", h.Volume).Infof("unlock what was fenced: %v", err) // the next writer will
+		}
 		deleteErr := d.records.Delete(ctx, guardKey(h.imageID), h.version)
 		if errors.Is(deleteErr, ErrLost) || errors.Is(deleteErr, ErrNotFound) {
 			continue
@@ -141,6 +144,18 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 		taken = append(taken, h)
 	}
 	return taken, err
+}
+
+func (d *Driver) unlock(ctx context.Context, held Holding) error {
+	h, err := d.images.Open(ctx, held.Volume, ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, h)
+	if h.Image().ID != held.imageID {
+		return nil
+	}
+	return h.Unlock(ctx, held.Addrs...)
 }
 
 // nodes names the nodes of holdings.

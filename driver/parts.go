@@ -67,6 +67,10 @@ type Handle interface {
 	Meta(ctx context.Context) (map[string]string, error)
 	// SetMeta sets the given keys of the metadata and leaves the others.
 	SetMeta(ctx context.Context, meta map[string]string) error
+	// Unlock takes Ceph's exclusive lock of the image from clients that have
+	// been fenced. Who would write next does it else: by fencing them once more,
+	// and waiting another second for the monitors.
+	Unlock(ctx context.Context, fenced ...string) error
 	// EnableLock gives the image the feature exclusive-lock, which images of
 	// other makers may lack.
 	EnableLock(ctx context.Context) error

@@ -213,6 +213,26 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	return h.call(ctx, "write metadata", changes, func() error { return setMeta(h.img, meta) })
 }
 
+// Unlock breaks the lock itself: librbd's own way would fence the owner.
+func (h *handle) Unlock(ctx context.Context, fenced ...string) error {
+	return h.call(ctx, "unlock image", changes, func() error {
+		header := "rbd_header." + h.image.ID
+		owners, err := h.ioctx.ListLockers(header, "rbd_lock")
+		if err != nil || owners == nil {
+			return err
+		}
+		for i, addr := range owners.Addrs {
+			if !slices.Contains(fenced, strings.TrimPrefix(addr, "v1:")) { // lockers bear it, watchers do not
+				continue
+			}
+			if _, err := h.ioctx.BreakLock(header, "rbd_lock", owners.Clients[i], owners.Cookies[i]); err != nil && errno(err) != syscall.ENOENT {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 func (h *handle) EnableLock(ctx context.Context) error {
 	if slices.Contains(h.image.Features, driver.FeatureLock) {
 		return nil

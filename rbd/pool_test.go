@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	ceph "github.com/ceph/go-ceph/rbd"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
@@ -232,5 +234,57 @@ func TestAnImageOfFormat1IsRefused(t *testing.T) {
 	_, err := p.Open(t.Context(), name, driver.ReadOnly)
 	if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), "rbd migration prepare") {
 		t.Error(err)
+	}
+}
+
+// Without Unlock the next writer would fence the dead one a second time.
+func TestTheLockOfAFencedClientIsBroken(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	image := drivertest.Create(t, p, "a", 8<<20)
+	conn, err := rbd.Connect(cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Shutdown()
+	addr, err := conn.GetAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ioctx, err := conn.OpenIOContext(cfg.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ioctx.Destroy()
+	ioctx.SetNamespace(cfg.Namespace)
+	owner, err := ceph.OpenImage(ioctx, image.Name, ceph.NoSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = owner.Close() }()
+	if err := owner.LockAcquire(ceph.LockModeExclusive); err != nil {
+		t.Fatal(err)
+	}
+	owners := func() []string {
+		t.Helper()
+		all, err := ioctx.ListLockers("rbd_header."+image.ID, "rbd_lock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all.Addrs
+	}
+	h, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = h.Close(t.Context()) }()
+	if err := h.Unlock(t.Context(), "192.0.2.1:0/1"); err != nil || len(owners()) != 1 {
+		t.Errorf("the lock of another: %v, %v", owners(), err)
+	}
+	if err := h.Unlock(t.Context(), addr); err != nil || len(owners()) != 0 {
+		t.Errorf("owners %v, %v", owners(), err)
+	}
+	if err := h.Unlock(t.Context(), addr); err != nil {
+		t.Error("nothing is locked:", err)
 	}
 }

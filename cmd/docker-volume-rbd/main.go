@@ -59,7 +59,7 @@ func main() {
 	}
 	log := logrus.New()
 	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
-	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})
 	if err := serve(log, *socket, *root, *run, *conf); err != nil {
 		log.Fatal(err)
 	}

@@ -56,6 +56,14 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	return nil
 }
 
+func (h *handle) Unlock(ctx context.Context, _ ...string) error {
+	leave, err := h.client.enter(ctx)
+	if err == nil {
+		leave()
+	}
+	return err
+}
+
 func (h *handle) EnableLock(ctx context.Context) error {
 	leave, err := h.client.enter(ctx)
 	if err != nil {

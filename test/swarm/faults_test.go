@@ -1,0 +1,263 @@
+package swarm
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The watch timeout of Ceph in these tests is 10 s; in one it is the default.
+func watchTimeout(t *testing.T, seconds int) {
+	t.Helper()
+	_, err := bed.Ceph("ceph", "config", "set", "osd", "osd_client_watch_timeout", fmt.Sprint(seconds))
+	must(t, err)
+}
+
+// A node loses power for good: another has the volume when Ceph has missed it.
+func TestNodeDeath(t *testing.T) {
+	for _, seconds := range []int{10, 30} {
+		t.Run(fmt.Sprintf("%ds", seconds), func(t *testing.T) {
+			watchTimeout(t, seconds)
+			s := service(t)
+			dead, logs := s.Node(), logSizes()
+			clients := holder(t, dead, s.Name)
+			from := time.Now()
+			must(t, dead.Kill())
+			expired := unwatched(t, s.Name, clients)
+			at, err := s.Writes(2*time.Minute, "")
+			must(t, err)
+			waiting := last(t, s.Node(), logs[s.Node().Name], "mount", s.Name)
+			t.Logf("figure: node death, watch timeout %d s: after the power cut swarm asks for the volume elsewhere %v, the watch expires %v, the volume is mounted %v, the first record comes %v",
+				seconds, since(from, waiting.from), since(from, expired), since(from, waiting.to), since(from, at))
+			barred(t, clients)
+			must(t, dead.Boot())
+			_, err = s.Writes(10*time.Second, "")
+			must(t, err)
+		})
+	}
+}
+
+func since(from, to time.Time) time.Duration { return to.Sub(from).Round(time.Millisecond) }
+
+// holder are the clients that the guard names.
+func holder(t *testing.T, n *Node, volume string) []string {
+	t.Helper()
+	guards, err := n.Guards()
+	must(t, err)
+	found := addrs(guards, volume)
+	if len(found) == 0 {
+		t.Fatalf("nobody has %s: %v", volume, guards)
+	}
+	return found
+}
+
+// unwatched waits until Ceph has missed all the clients, or somebody has fenced them.
+func unwatched(t *testing.T, volume string, clients []string) time.Time {
+	t.Helper()
+	must(t, within(time.Minute, func() error {
+		out, err := bed.Ceph("rbd", "status", "rbd/"+volume)
+		for _, c := range clients {
+			if strings.Contains(out, c) {
+				return fmt.Errorf("%s still watches %s", c, volume)
+			}
+		}
+		return err
+	}))
+	return time.Now()
+}
+
+// barred wants clients on the blocklist.
+func barred(t *testing.T, clients []string) {
+	t.Helper()
+	list, err := bed.fenced()
+	must(t, err)
+	for _, c := range clients {
+		if !strings.Contains(strings.Join(list, " ")+" ", c+" ") {
+			t.Errorf("%s is not fenced", c)
+		}
+	}
+}
+
+// The node is cut off from all, or from Ceph alone, and lives on: another takes
+// over, and what comes back has lost the volume and cleans up.
+func TestCutOff(t *testing.T) {
+	for _, networks := range []string{"ceph swarm", "ceph"} {
+		t.Run(strings.ReplaceAll(networks, " ", "-"), func(t *testing.T) {
+			watchTimeout(t, 10)
+			s := service(t)
+			lost, logs := s.Node(), logSizes()
+			clients := holder(t, lost, s.Name)
+			must(t, lost.Cut(strings.Fields(networks)...))
+			if networks == "ceph" { // swarm sees nothing wrong: somebody has to move it
+				_, err := bed.Docker("node", "update", "--availability", "drain", lost.Name)
+				must(t, err)
+			}
+			must(t, within(90*time.Second, func() error {
+				if s.Node() == lost {
+					return fmt.Errorf("%s still has it", lost.Name)
+				}
+				return nil
+			}))
+			_, err := s.Writes(time.Minute, "")
+			must(t, err)
+			barred(t, clients)
+			must(t, lost.Heal())
+			waitFor(t, lost, logs[lost.Name], time.Minute, "dropping the mapping", "volume="+s.Name)
+			nothingStale(t, lost, s.Name)
+			_, err = s.Writes(10*time.Second, "")
+			must(t, err)
+		})
+	}
+}
+
+// Ceph and the task go on where the swarm has lost the node: the volume stays,
+// and the new task says whose it is.
+func TestCutOffFromTheSwarmOnly(t *testing.T) {
+	watchTimeout(t, 10)
+	s := service(t)
+	lost := s.Node()
+	must(t, lost.Cut("swarm"))
+	from := time.Now()
+	must(t, within(90*time.Second, func() error {
+		out, err := bed.Docker("service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}}", s.Name)
+		if err == nil && (out == "" || strings.Contains(out, lost.Name)) {
+			err = fmt.Errorf("no new task: %q", out)
+		}
+		return err
+	}))
+	time.Sleep(max(0, 25*time.Second-time.Since(from)))
+	if s.Node() != lost {
+		t.Fatal("a live holder has lost its volume")
+	}
+	_, err := s.Writes(5*time.Second, lost.Name)
+	must(t, err)
+	must(t, lost.Heal())
+	_, err = s.Writes(2*time.Minute, "")
+	must(t, err)
+}
+
+// A node stands still, wakes up when another has the volume, and must not write.
+func TestPause(t *testing.T) {
+	watchTimeout(t, 10)
+	s := service(t)
+	lost, logs := s.Node(), logSizes()
+	clients := holder(t, lost, s.Name)
+	lost.Pause()
+	must(t, within(90*time.Second, func() error {
+		if s.Node() == lost {
+			return fmt.Errorf("%s still has it", lost.Name)
+		}
+		return nil
+	}))
+	_, err := s.Writes(time.Minute, "")
+	must(t, err)
+	barred(t, clients)
+	lost.Resume()
+	waitFor(t, lost, logs[lost.Name], time.Minute, "dropping the mapping", "volume="+s.Name)
+	nothingStale(t, lost, s.Name)
+	_, err = s.Writes(10*time.Second, "")
+	must(t, err)
+}
+
+// A pause or a cut that is shorter than the watch timeout: nobody notices.
+func TestShortTrouble(t *testing.T) {
+	watchTimeout(t, 30)
+	s := service(t)
+	n, clients := s.Node(), holder(t, s.Node(), s.Name)
+	must(t, n.Cut("ceph"))
+	time.Sleep(4 * time.Second)
+	must(t, n.Heal())
+	_, err := s.Writes(30*time.Second, n.Name)
+	must(t, err)
+	if now := holder(t, n, s.Name); strings.Join(now, " ") != strings.Join(clients, " ") {
+		t.Errorf("held by %v, was %v", now, clients)
+	}
+}
+
+// The same node after a power cut: nobody waits for its own dead client.
+func TestReboot(t *testing.T) {
+	watchTimeout(t, 30)
+	s := service(t)
+	n := s.Node()
+	_, err := bed.Docker("service", "update", "--detach", "--constraint-add", "node.hostname=="+n.Name, s.Name)
+	must(t, err)
+	n, logs := settled(t, s), logSizes()
+	must(t, n.Kill())
+	must(t, s.Inspect(true))
+	must(t, n.Boot())
+	_, err = s.Writes(2*time.Minute, n.Name)
+	must(t, err)
+	longest := time.Duration(0)
+	for _, r := range requests(t, n, logs[n.Name], s.Name) {
+		if r.op == "mount" {
+			longest = max(longest, r.to.Sub(r.from))
+		}
+	}
+	t.Logf("figure: reboot of the same node: the longest mount took %v", longest.Round(time.Millisecond))
+}
+
+// settled waits until the service's last update is done and its writer writes.
+func settled(t *testing.T, s *Service) *Node {
+	t.Helper()
+	time.Sleep(5 * time.Second)
+	_, err := s.Writes(time.Minute, "")
+	must(t, err)
+	return s.Node()
+}
+
+// An operator knows that a node is dead and does not wait for Ceph to miss it.
+func TestOperatorsFence(t *testing.T) {
+	watchTimeout(t, 30)
+	s := service(t)
+	dead := s.Node()
+	clients := holder(t, dead, s.Name)
+	must(t, dead.Kill())
+	must(t, within(time.Minute, func() error { // another has the task, and waits
+		out, err := bed.Docker("service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", s.Name)
+		if err == nil && !strings.Contains(out, "Starting") {
+			err = fmt.Errorf("no task is starting: %q", out)
+		}
+		return err
+	}))
+	asked := s.Other()
+	if out, err := asked.Ask("Guard.Fence", `{"node":"`+asked.Name+`"}`); err != nil || !strings.Contains(out, "this very node") {
+		t.Errorf("fencing itself: %s, %v", out, err)
+	}
+	from := time.Now()
+	out, err := asked.Ask("Guard.Fence", `{"node":"`+dead.Name+`"}`)
+	must(t, err)
+	took := time.Since(from)
+	if !strings.Contains(out, `"volume":"`+s.Name+`"`) || strings.Contains(out, "err") {
+		t.Fatal(out)
+	}
+	at, err := s.Writes(time.Minute, "")
+	must(t, err)
+	barred(t, clients)
+	t.Logf("figure: operator's fence: answered after %v, first record elsewhere after %v", took.Round(time.Millisecond), at.Sub(from).Round(time.Millisecond))
+}
+
+// The plugin dies alone; its containers lose the volume with the userspace
+// mapper's data path. The engine dies alone; nobody notices until it is back.
+func TestCrashes(t *testing.T) {
+	watchTimeout(t, 10)
+	s := service(t)
+	n := s.Node()
+	must(t, n.CrashPlugin())
+	must(t, within(time.Minute, func() error {
+		if len(s.Errors()) == 0 {
+			return fmt.Errorf("the writer has not lost its volume")
+		}
+		return nil
+	}))
+	_, err := s.Writes(time.Minute, "")
+	must(t, err)
+
+	n = s.Node()
+	must(t, n.CrashEngine())
+	_, err = s.Writes(20*time.Second, n.Name)
+	must(t, err)
+	must(t, n.StartEngine())
+	_, err = s.Writes(time.Minute, "")
+	must(t, err)
+}

@@ -10,7 +10,7 @@ HEADERS   = $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut 
 TAGS      = $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
-.PHONY: help deps build lint test fuzz bench plugin install uninstall push demo demo-clean clean
+.PHONY: help deps build lint test nightly fuzz bench plugin install uninstall push demo demo-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ $(LINTER):
 
 test: deps ## everything, on a throw-away cluster and engine (as root)
 	@TAGS="$(TAGS)" test/run.sh
+
+nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night) and larger models: some two hours
+	@TAGS="$(TAGS)" FAULTS=200 SEED="$(SEED)" MODEL=long test/run.sh
 
 fuzz: ## every fuzz test for FUZZTIME (20s) each
 	@TAGS="$(TAGS)" test/fuzz.sh

@@ -26,6 +26,8 @@ var (
 	// ErrUnavailable: Ceph does not answer. Nothing is known about the volume;
 	// in particular it must not be called missing.
 	ErrUnavailable = errors.New("ceph cannot be asked")
+	// ErrHidden: what this plugin mounts does not reach the host's containers.
+	ErrHidden = errors.New("the mount does not reach the host, so containers would write to the host's own disk")
 	// ErrContent: what the device holds is not what this operation may touch.
 	ErrContent = errors.New("unexpected content")
 )

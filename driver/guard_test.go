@@ -509,3 +509,27 @@ func TestAStaleMappingUnderAFreeGuardIsDropped(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A mount that containers would not see is undone. When no volume is in use here
+// the plugin ends: Docker's start of it is the cure.
+func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.create("w", nil)
+	one.mount("w", "1")
+	one.tap.before = func(call string) error {
+		if call == "mount" {
+			return driver.ErrHidden
+		}
+		return nil
+	}
+	one.refused("v", "1", driver.ErrHidden, "mount volume v")
+	if one.ended != 0 {
+		t.Error("the plugin has ended under a container")
+	}
+	one.unmount("w", "1")
+	one.refused("v", "1", driver.ErrHidden)
+	if d := one.device("v"); one.ended != 1 || d != "" {
+		t.Errorf("ended %d times; v is mapped as %q", one.ended, d)
+	}
+}

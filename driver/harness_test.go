@@ -30,6 +30,7 @@ type node struct {
 	poll    time.Duration
 	tap     *tap
 	log     *safeBuffer
+	ended   int // how often the plugin has asked for a restart
 }
 
 func newNode(t *testing.T, c *memory.Cluster, name, ip string) *node {
@@ -51,7 +52,8 @@ func (n *node) start() {
 		Node: driver.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
-		Pool: "rbd", Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
+		Restart: func() { n.ended++ },
+		Pool:    "rbd", Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -11,7 +11,27 @@ import (
 // for one user of it; the same id may come again and each is counted.
 func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 	path, err := d.mount(ctx, name, id)
+	if errors.Is(err, ErrHidden) {
+		d.startAfresh(ctx)
+	}
 	return path, wrap("mount", name, err)
+}
+
+// startAfresh ends the plugin, if that harms nobody here: when Docker starts it
+// again it shares the directory of the mounts with the host anew.
+func (d *Driver) startAfresh(ctx context.Context) {
+	if d.restart == nil {
+		return
+	}
+	switch mappings, err := d.mapper.Mappings(ctx); {
+	case err != nil:
+		d.log.Warnf("restart: mappings of this node: %v", err)
+	case len(mappings) > 0:
+		d.log.Warn("mounts do not reach the host; the plugin would end by itself to be started afresh, but volumes are in use here")
+	default:
+		d.log.Warn("mounts do not reach the host, and no volume is in use here: the plugin ends, and Docker starts it afresh")
+		d.restart()
+	}
 }
 
 func (d *Driver) mount(ctx context.Context, name, id string) (string, error) {

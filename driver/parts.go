@@ -150,8 +150,8 @@ type Filesystem interface {
 	// Check repairs what can be repaired without a decision; nil if there is
 	// nothing to do or the device is mounted already.
 	Check(ctx context.Context, device, fstype string) error
-	// Mount mounts the device; mounted there already is no error. It fails
-	// when the mount does not reach the host, where Docker would look for it.
+	// Mount mounts the device; mounted there already is no error. ErrHidden if
+	// the mount does not reach the host, where Docker would look for it.
 	Mount(ctx context.Context, m Mount) error
 	// Prepare gives the root of a fresh filesystem its owner and mode, takes
 	// lost+found away, and returns when all is on disk.

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Runs Go tests with a throw-away Ceph cluster, and stops it. Without arguments: everything, as make test does, in this
-# order: what needs neither Ceph nor root, what needs a cluster, and last the managed plugin in a real engine.
+# order: what needs neither Ceph nor root, what needs a cluster, the managed plugin in a real engine, and a swarm of three.
 #
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
+#
+# FAULTS, SEED   how many random faults the swarm has (12), and which (0 = other ones each time)
+# MODEL=long     spin goes through larger models of the guard too
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,6 +19,12 @@ cleanup() {
 	local rc=$?
 	trap '' INT TERM
 	[[ -z $plugin_build ]] || kill "$plugin_build" 2>/dev/null || true
+	local bed ns
+	for bed in "$work"/sw*; do # left by a test that was killed; its nodes have died with it
+		[[ -d $bed ]] || continue
+		[[ ! -d $bed/c ]] || test/cluster.sh stop "$bed/c" || rc=1
+		while read -r ns; do ip netns del "$ns" 2>/dev/null || true; done <"$bed/netns"
+	done
 	[[ ! -d $engine ]] || test/engine.sh stop "$engine" || rc=1
 	[[ ! -d $TEST_CLUSTER ]] || test/cluster.sh stop "$TEST_CLUSTER" || rc=1
 	rm -rf "$work"
@@ -33,11 +42,17 @@ fi
 export TEST_ENGINE=$engine TEST_PLUGIN=$work/plugin
 test/engine.sh start "$TEST_ENGINE"
 echo "==> building the managed plugin in the background (log: $work/plugin.log)"
-DOCKER_HOST=unix://$TEST_ENGINE/docker.sock cmd/plugin.sh "$TEST_PLUGIN" >"$work/plugin.log" 2>&1 &
+export TEST_SABOTAGED_PLUGIN=$work/sabotaged
+{
+	export DOCKER_HOST=unix://$TEST_ENGINE/docker.sock
+	BUILD_TAGS=reef,sabotage cmd/plugin.sh "$TEST_SABOTAGED_PLUGIN" && cmd/plugin.sh "$TEST_PLUGIN"
+} >"$work/plugin.log" 2>&1 &
 plugin_build=$!
 
 echo "==> policy, protocol and settings, with the race detector"
 go test -race ./driver/... ./plugin/... ./test/workload/...
+echo "==> the model of the guard, with spin"
+go test -timeout 60m ./test/model/
 echo "==> librbd, the mappers and the filesystems, on a real cluster"
 go test -p 1 -tags "$TAGS" -timeout 15m ./cmd/... ./rbd/... ./test/integration/...
 echo "==> waiting for the managed plugin"
@@ -46,3 +61,8 @@ plugin_build=
 tail -n 1 "$work/plugin.log"
 echo "==> a real engine running the managed plugin"
 go test -tags "$TAGS" -timeout 15m ./test/e2e/...
+test/engine.sh stop "$TEST_ENGINE"
+echo "==> a swarm of three nodes, and what can happen to them"
+TMPDIR=$work go test -timeout $((20 + ${FAULTS:-12} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-12}" -v |
+	tee "$work/swarm.log" | grep -E --line-buffered '^(---|    ---|ok|FAIL|panic)|figure:|seed|without the' ||
+	{ cat "$work/swarm.log" >&2; exit 1; }

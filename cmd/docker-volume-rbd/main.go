@@ -74,7 +74,7 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	d, err := newDriver(log, root, run, conf)
+	d, err := newDriver(log, root, run, conf, stop)
 	if err != nil {
 		err = fmt.Errorf("the plugin cannot work: %w", err)
 		log.Error(err)
@@ -90,7 +90,7 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	return err
 }
 
-func newDriver(log *logrus.Logger, root, run, conf string) (*driver.Driver, error) {
+func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*driver.Driver, error) {
 	values := read(os.Getenv)
 	level, err := parseLevel(values["LOG_LEVEL"])
 	if err != nil {
@@ -127,7 +127,7 @@ func newDriver(log *logrus.Logger, root, run, conf string) (*driver.Driver, erro
 		// Docker starts containers; with pidhost it can be seen.
 		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
 		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
-		Defaults: defaults(values), Root: root, Log: log,
+		Defaults: defaults(values), Root: root, Log: log, Restart: restart,
 	})
 }
 

@@ -53,10 +53,11 @@ func (f FS) mount(m driver.Mount) error {
 	return nil
 }
 
-// reachesHost fails if the mount is not in the host's mount table. After a
-// restart of dockerd with live-restore the plugin's directory may have stopped
-// propagating: containers would then write to the host's disk (moby,
-// daemon/pkg/plugin: restore does not share the mount again).
+// reachesHost fails if the mount is not in the host's mount table. After a crash
+// of dockerd, or its restart with live-restore, the plugin's directory may have
+// stopped propagating: containers would then write to the host's disk (moby,
+// daemon/pkg/plugin: restore does not share the mount again; and after a crash,
+// seen with 20.10, what is left of the old plugin may unmount the new one's).
 func (f FS) reachesHost(path string) error {
 	if f.HostMounts == "" {
 		return nil
@@ -77,8 +78,8 @@ func (f FS) reachesHost(path string) error {
 		return fmt.Errorf("mount table of the host: %w", err)
 	}
 	if len(host) == 0 {
-		return fmt.Errorf("the mount does not reach the host, so containers would write to the host's own disk; "+
-			"disable and enable the plugin to make its directory shared again (%s is not in %s)", path, f.HostMounts)
+		return fmt.Errorf("%w; disable and enable the plugin to make its directory shared again (%s is not in %s)",
+			driver.ErrHidden, path, f.HostMounts)
 	}
 	return nil
 }

@@ -121,6 +121,31 @@ func crash(t *testing.T) (pid int) {
 	return pid
 }
 
+// The plugin's directory has stopped to be shared with the host, as dockerd may
+// leave it after a crash. No container writes to the host's disk; and as no
+// volume is in use the plugin has itself started afresh.
+func TestSharedDirectoryLost(t *testing.T) {
+	story(t)
+	name := newVolume(t, "size=64M")
+	once(t, name, "echo kept >/data/file")
+	shared := filepath.Join(engine, "data", "plugins", plugin, "propagated-mount")
+	pid, err := pluginPID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Unmount(shared, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, "docker run", dockerFails(t, "run", "--rm", "--network=none", on(name), image, "true"), "does not reach the host")
+	wait(t, 20*time.Second, func() error {
+		if now, err := pluginPID(); err != nil || now == pid {
+			return fmt.Errorf("the plugin has not been started afresh (process %d, was %d): %w", now, pid, err)
+		}
+		return activate()
+	})
+	equal(t, "in a new container", once(t, name, "cat /data/file"), "kept")
+}
+
 // noDeadLoop fails if a device is on a file of a filesystem that is mounted
 // nowhere any more: only the path inside that filesystem is left of the name.
 func noDeadLoop(device string) error {

@@ -43,6 +43,14 @@ func Start(dir, plugin, sabotage string) (b *Bed, err error) {
 	for i := 1; i <= 3; i++ {
 		b.Nodes = append(b.Nodes, &Node{bed: b, Name: fmt.Sprintf("node%d", i), number: i})
 	}
+	// For test/run.sh, which cleans up if this process dies.
+	names := []string{b.name}
+	for _, n := range b.Nodes {
+		names = append(names, n.netns())
+	}
+	if err := os.WriteFile(filepath.Join(dir, "netns"), []byte(strings.Join(names, "\n")+"\n"), 0o644); err != nil {
+		return b, err
+	}
 	if err := b.network(); err != nil {
 		return b, err
 	}

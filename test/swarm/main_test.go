@@ -58,9 +58,19 @@ func must(t *testing.T, errs ...error) {
 // service starts one for a test, which ends with all that was written.
 func service(t *testing.T, options ...string) *Service {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("Test", "", "/", "-").Replace(t.Name()))
-	s, err := bed.Service(name, ",volume-opt=size=256M", options...)
+	s, err := bed.Service(volumeName(t), ",volume-opt=size=256M", options...)
 	must(t, err)
+	ends(t, s)
+	return s
+}
+
+func volumeName(t *testing.T) string {
+	return strings.ToLower(strings.NewReplacer("Test", "", "/", "-").Replace(t.Name()))
+}
+
+// ends puts every node right after the test, and looks at what was written.
+func ends(t *testing.T, s *Service) {
+	t.Helper()
 	from := logSizes()
 	t.Cleanup(func() {
 		for _, n := range bed.Nodes {
@@ -77,7 +87,6 @@ func service(t *testing.T, options ...string) *Service {
 		_, err := bed.Docker("volume", "rm", "-f", s.Name)
 		must(t, err)
 	})
-	return s
 }
 
 func logSizes() map[string]int64 {
@@ -110,7 +119,7 @@ func (n *Node) said(from int64) []string {
 func showLogs(t *testing.T, from map[string]int64) {
 	for _, n := range bed.Nodes {
 		for _, line := range n.said(from[n.Name]) {
-			if !strings.Contains(line, "msg=ok op=get") && !strings.Contains(line, "waiting: in use") {
+			if !strings.Contains(line, "msg=ok op=get") && !strings.Contains(line, "list guards") {
 				t.Logf("%s %s", n.Name, line)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -21,10 +22,13 @@ type Node struct {
 	bed    *Bed
 	number int
 	power  *exec.Cmd // the process that waits for the node's first one; nil = off
+	engine *exec.Cmd // the one that waits for dockerd
 	pidns  string
 	init   int
 	plugin string // the plugin's id
-	down   map[string]bool
+
+	mu     sync.Mutex
+	down   map[string]bool // networks it is off
 	paused bool
 }
 
@@ -46,12 +50,16 @@ func (n *Node) boot() error {
 	}
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.netns(), "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork",
 		"--mount-proc", "--propagation=private", "sh", "-c",
-		"hostname "+n.Name+" && mount -t tmpfs tmpfs /run && exec docker-init -- sleep infinity")
+		"hostname "+n.Name+" && mount -t tmpfs tmpfs /run && exec docker-init -- cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// Should this process die, cat ends, and so does the node.
+	if _, err := cmd.StdinPipe(); err != nil {
+		return err
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	n.power = cmd
+	n.switched(cmd)
 	return within(10*time.Second, func() error {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
 		if err != nil {
@@ -95,6 +103,7 @@ func (n *Node) StartEngine() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	n.engine = cmd
 	go func() { _ = cmd.Wait() }()
 	return within(90*time.Second, func() error {
 		_, err := n.docker(5*time.Second, "version")
@@ -136,7 +145,18 @@ func (n *Node) Ask(path, body string) (string, error) {
 		"/run/docker/plugins/"+n.plugin+"/rbd.sock", "-d", body, "http://rbd/"+path)
 }
 
-func (n *Node) reachable() bool { return n.power != nil && !n.paused && !n.down["swarm"] }
+// reachable tells whether its engine can be asked and is part of the swarm.
+func (n *Node) reachable() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.power != nil && !n.paused && !n.down["swarm"]
+}
+
+func (n *Node) off(network string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.down[network]
+}
 
 type process struct {
 	pid  int
@@ -185,6 +205,8 @@ func (n *Node) Cut(networks ...string) error { return n.link("down", networks) }
 func (n *Node) Heal() error { return n.link("up", []string{"ceph", "swarm"}) }
 
 func (n *Node) link(state string, networks []string) (err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if n.down == nil {
 		n.down = map[string]bool{}
 	}
@@ -197,10 +219,36 @@ func (n *Node) link(state string, networks []string) (err error) {
 }
 
 // Pause stops every process of the node, Resume lets them go on.
-func (n *Node) Pause() { n.paused = true; n.signal(syscall.SIGSTOP) }
+func (n *Node) Pause() {
+	n.mu.Lock()
+	n.paused = true
+	n.mu.Unlock()
+	n.signal(syscall.SIGSTOP)
+}
 
 // Resume ends a Pause.
-func (n *Node) Resume() { n.signal(syscall.SIGCONT); n.paused = false }
+func (n *Node) Resume() {
+	n.signal(syscall.SIGCONT)
+	n.wake()
+	n.mu.Lock()
+	n.paused = false
+	n.mu.Unlock()
+}
+
+// wake lets nsenter go on: it stops when what it waits for is stopped, and then
+// nobody would notice the end of that.
+func (n *Node) wake() {
+	if n.engine != nil {
+		_ = n.engine.Process.Signal(syscall.SIGCONT)
+	}
+}
+
+// switched sets what has the power on, nil for off.
+func (n *Node) switched(power *exec.Cmd) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.power = power
+}
 
 func (n *Node) signal(s syscall.Signal) {
 	if n.power == nil {
@@ -223,8 +271,9 @@ func (n *Node) Kill() error {
 	if err := syscall.Kill(n.init, syscall.SIGKILL); err != nil {
 		return err
 	}
+	n.wake()
 	_ = n.power.Wait()
-	n.power = nil
+	n.switched(nil)
 	return err
 }
 

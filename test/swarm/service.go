@@ -6,42 +6,65 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/workload"
 )
 
-// Service is a service of one task with a volume of its own, in which the task
-// writes; both have the same name. The checker knows what was acknowledged.
+// Service is a volume and those who write in it: the task of a service of the
+// same name, or containers started by hand. Its checker knows what was
+// acknowledged.
 type Service struct {
 	*workload.Checker
 	Name string
 
 	bed      *Bed
 	listener *workload.Listener
+	mounts   []string // options of docker run and docker service create
 }
 
-// Service starts a service and waits for its first record. Options are those of
-// docker service create.
-func (b *Bed) Service(name, volumeOptions string, options ...string) (*Service, error) {
+// Volume names a volume that nobody uses yet; options begin with a comma.
+func (b *Bed) Volume(name, options string) (*Service, error) {
 	s := &Service{Checker: workload.NewChecker(), Name: name, bed: b}
 	socket := filepath.Join(b.dir, "report", name)
+	s.mounts = []string{
+		"--mount", "type=volume,volume-driver=rbd,src=" + name + ",dst=/data" + options,
+		"--mount", "type=bind,src=" + filepath.Dir(socket) + ",dst=/report",
+	}
 	var err error
-	if s.listener, err = workload.Listen(socket, func(r workload.Report) { _ = s.Add(r) }); err != nil {
-		return nil, err
+	s.listener, err = workload.Listen(socket, func(r workload.Report) { _ = s.Add(r) })
+	return s, err
+}
+
+func (s *Service) command() []string {
+	return []string{writer, "-report", "/report/" + s.Name, "-interval", "50ms"}
+}
+
+// Service starts a service on a volume of its own and waits for its first
+// record. Options are those of docker service create.
+func (b *Bed) Service(name, volumeOptions string, options ...string) (*Service, error) {
+	s, err := b.Volume(name, volumeOptions)
+	if err != nil {
+		return s, err
 	}
 	args := append([]string{
 		"service", "create", "--detach", "--name", name, "--network", "host", "--no-resolve-image",
 		"--restart-delay", "500ms", "--env", "NODE={{.Node.Hostname}}",
-		"--mount", "type=volume,volume-driver=rbd,src=" + name + ",dst=/data" + volumeOptions,
-		"--mount", "type=bind,src=" + filepath.Dir(socket) + ",dst=/report",
-	}, options...)
-	if _, err := b.Docker(append(args, writer, "-report", "/report/"+name, "-interval", "50ms")...); err != nil {
+	}, slices.Concat(s.mounts, options, s.command())...)
+	if _, err := b.Docker(args...); err != nil {
 		return s, err
 	}
 	_, err = s.Writes(time.Minute, "")
 	return s, err
+}
+
+// RunOn starts a container by hand, which takes as long as the volume's mount.
+func (s *Service) RunOn(n *Node) error {
+	args := append([]string{"run", "-d", "--name", s.Name, "--network", "host", "--env", "NODE=" + n.Name}, slices.Concat(s.mounts, s.command())...)
+	_, err := n.docker(3*time.Minute, args...)
+	return err
 }
 
 // Writes waits for a new record, on a node if one is named, and tells when it came.
@@ -90,25 +113,31 @@ func (s *Service) Verdict() error {
 	return nil
 }
 
-// End removes the service, waits until no node has the volume, and looks at
-// what is on the image.
+// End removes the service and all containers, waits until no node has the volume, and looks at
+// what is on the image. All nodes must be up.
 func (s *Service) End() error {
-	if _, err := s.bed.Docker("service", "rm", s.Name); err != nil {
-		return err
+	if out, err := s.bed.Docker("service", "ls", "-q", "--filter", "name="+s.Name); err == nil && out != "" {
+		if _, err := s.bed.Docker("service", "rm", s.Name); err != nil {
+			return err
+		}
 	}
-	err := within(2*time.Minute, func() error {
-		for _, n := range s.bed.Nodes {
-			if n.reachable() {
-				guards, err := n.Guards()
-				for _, g := range guards {
-					if g.Volume == s.Name {
-						err = fmt.Errorf("volume %s: node %s still has it", s.Name, g.Node)
-					}
-				}
-				return err
+	for _, n := range s.bed.Nodes {
+		_, _ = n.Docker("rm", "-f", s.Name)
+	}
+	err := within(3*time.Minute, func() error {
+		for _, n := range s.bed.Nodes { // one that waits for the volume would have it after all
+			out, err := n.Docker("ps", "-aq", "--filter", "label=com.docker.swarm.service.name="+s.Name)
+			if err != nil || out != "" {
+				return fmt.Errorf("%s still has tasks of %s: %q, %w", n.Name, s.Name, out, err)
 			}
 		}
-		return errors.New("no node is there to be asked")
+		guards, err := s.bed.Nodes[0].Guards()
+		for _, g := range guards {
+			if g.Volume == s.Name {
+				err = fmt.Errorf("volume %s: node %s still has it", s.Name, g.Node)
+			}
+		}
+		return err
 	})
 	if err == nil {
 		err = s.Inspect(false)

@@ -1,0 +1,86 @@
+package swarm
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// With a hole in the plugin's protection the checker finds corruption. If it did
+// not, nothing that it does not find elsewhere would mean anything.
+func TestTheCheckerFindsCorruption(t *testing.T) {
+	plugin := os.Getenv("TEST_SABOTAGED_PLUGIN")
+	if plugin == "" {
+		t.Fatal("TEST_SABOTAGED_PLUGIN names no directory with a plugin that was built with the tag sabotage")
+	}
+	must(t, declare(filepath.Join(plugin, "config.json"), "SABOTAGE"))
+	for hole, story := range map[string]func(t *testing.T, b *Bed, s *Service){
+		"guard": func(t *testing.T, b *Bed, s *Service) { must(t, s.RunOn(b.Nodes[1])) },
+		"fence": func(t *testing.T, b *Bed, s *Service) {
+			must(t, b.Nodes[0].Cut("ceph"), s.RunOn(b.Nodes[1]))
+			_, err := s.Writes(time.Minute, b.Nodes[1].Name)
+			must(t, err, b.Nodes[0].Heal())
+		},
+	} {
+		t.Run(hole, func(t *testing.T) {
+			dir, err := os.MkdirTemp("", "sw")
+			must(t, err)
+			b, err := Start(dir, plugin, hole)
+			t.Cleanup(func() {
+				if err := b.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			must(t, err)
+			_, err = b.Ceph("ceph", "config", "set", "osd", "osd_client_watch_timeout", "10")
+			must(t, err)
+			s, err := b.Volume("holey", ",volume-opt=size=256M")
+			must(t, err, s.RunOn(b.Nodes[0]))
+			_, err = s.Writes(time.Minute, "")
+			must(t, err)
+			story(t, b, s)
+			must(t, within(time.Minute, func() error {
+				if len(s.Violations()) == 0 {
+					return errors.New("the checker has found nothing")
+				}
+				return nil
+			}))
+			found := s.Violations()[0].Error()
+			t.Logf("without the %s: %s", hole, found)
+			if !strings.Contains(found, "two writers at once") {
+				t.Errorf("it is not what was expected: %s", found)
+			}
+			for _, n := range b.Nodes {
+				_, _ = n.Docker("rm", "-f", s.Name)
+			}
+			s.listener.Close()
+		})
+	}
+}
+
+// declare adds a setting to a plugin's configuration.
+func declare(file, name string) error {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var config map[string]any
+	if err := json.Unmarshal(data, &config); err != nil {
+		return err
+	}
+	env, _ := config["env"].([]any)
+	for _, e := range env {
+		if e, _ := e.(map[string]any); e["name"] == name {
+			return nil
+		}
+	}
+	config["env"] = append(env, map[string]any{"name": name, "value": "", "settable": []string{"value"}})
+	if data, err = json.Marshal(config); err != nil {
+		return err
+	}
+	return os.WriteFile(file, data, 0o644)
+}

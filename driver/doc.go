@@ -30,6 +30,12 @@
 // so that Ceph never has a watcher of ours that no guard names: everybody would
 // have to wait for it.
 //
+// A guard of this node is taken without a look: its mapping is found and adopted,
+// or it is gone, with a boot or with the plugin, and its client is fenced. So the
+// boot id in the record is for people; design.md had decisions depend on it.
+//
+// guard.pml is this protocol as a model, which spin checks (test/model).
+//
 // Nothing is read through a mapping before the swap to "mapped" has succeeded,
 // and what was read earlier is read again after the guard is ours.
 //

@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The engine is restarted while a container has a volume.
@@ -128,14 +131,11 @@ func TestSharedDirectoryLost(t *testing.T) {
 	story(t)
 	name := newVolume(t, "size=64M")
 	once(t, name, "echo kept >/data/file")
-	shared := filepath.Join(engine, "data", "plugins", plugin, "propagated-mount")
 	pid, err := pluginPID()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Unmount(shared, syscall.MNT_DETACH); err != nil {
-		t.Fatal(err)
-	}
+	unshare(t, pid, "/var/lib/docker-volume-rbd")
 	contains(t, "docker run", dockerFails(t, "run", "--rm", "--network=none", on(name), image, "true"), "does not reach the host")
 	wait(t, 20*time.Second, func() error {
 		if now, err := pluginPID(); err != nil || now == pid {
@@ -144,6 +144,29 @@ func TestSharedDirectoryLost(t *testing.T) {
 		return activate()
 	})
 	equal(t, "in a new container", once(t, name, "cat /data/file"), "kept")
+}
+
+// unshare makes a mount private in the mount namespace of a process.
+func unshare(t *testing.T, pid int, path string) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its odd namespace
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+		if err == nil {
+			err = unix.Unshare(unix.CLONE_FS)
+		}
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+		}
+		if err == nil {
+			err = unix.Mount("", path, "", unix.MS_PRIVATE, "")
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 }
 
 // noDeadLoop fails if a device is on a file of a filesystem that is mounted

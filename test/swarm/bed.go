@@ -141,7 +141,7 @@ func (b *Bed) form() error {
 func (b *Bed) Close() error {
 	var errs []error
 	for _, n := range b.Nodes {
-		n.Heal()
+		_ = n.Heal()
 		n.Resume()
 		errs = append(errs, n.stop())
 	}

@@ -118,22 +118,36 @@ func TestCutOff(t *testing.T) {
 				_, err := bed.Docker("node", "update", "--availability", "drain", lost.Name)
 				must(t, err)
 			}
-			must(t, within(90*time.Second, func() error {
-				if s.Node() == lost {
-					return fmt.Errorf("%s still has it", lost.Name)
-				}
-				return nil
-			}))
-			_, err := s.Writes(time.Minute, "")
-			must(t, err)
-			barred(t, clients)
+			takenOver(t, s, lost, clients)
 			must(t, lost.Heal())
-			waitFor(t, lost, logs[lost.Name], time.Minute, "dropping the mapping", "volume="+s.Name)
-			nothingStale(t, lost, s.Name)
-			_, err = s.Writes(10*time.Second, "")
-			must(t, err)
+			cleansUp(t, s, lost, logs[lost.Name])
 		})
 	}
+}
+
+// takenOver waits until another node writes; the clients of the one before must
+// be fenced then.
+func takenOver(t *testing.T, s *Service, from *Node, clients []string) {
+	t.Helper()
+	must(t, within(90*time.Second, func() error {
+		if s.Node() == from {
+			return fmt.Errorf("%s still has it", from.Name)
+		}
+		return nil
+	}))
+	_, err := s.Writes(time.Minute, "")
+	must(t, err)
+	barred(t, clients)
+}
+
+// cleansUp waits until a returned node has taken away what it lost, and says so.
+// The writer elsewhere notices nothing.
+func cleansUp(t *testing.T, s *Service, n *Node, log int64) {
+	t.Helper()
+	waitFor(t, n, log, time.Minute, "dropping the mapping", "volume="+s.Name)
+	nothingStale(t, n, s.Name)
+	_, err := s.Writes(10*time.Second, "")
+	must(t, err)
 }
 
 // Ceph and the task go on where the swarm has lost the node: the volume stays,
@@ -169,20 +183,9 @@ func TestPause(t *testing.T) {
 	lost, logs := s.Node(), logSizes()
 	clients := holder(t, lost, s.Name)
 	lost.Pause()
-	must(t, within(90*time.Second, func() error {
-		if s.Node() == lost {
-			return fmt.Errorf("%s still has it", lost.Name)
-		}
-		return nil
-	}))
-	_, err := s.Writes(time.Minute, "")
-	must(t, err)
-	barred(t, clients)
+	takenOver(t, s, lost, clients)
 	lost.Resume()
-	waitFor(t, lost, logs[lost.Name], time.Minute, "dropping the mapping", "volume="+s.Name)
-	nothingStale(t, lost, s.Name)
-	_, err = s.Writes(10*time.Second, "")
-	must(t, err)
+	cleansUp(t, s, lost, logs[lost.Name])
 }
 
 // A pause or a cut that is shorter than the watch timeout: nobody notices.

@@ -1,0 +1,37 @@
+package swarm
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// Ask sends a request to the plugin's own socket.
+func (n *Node) Ask(path, body string) (string, error) {
+	return run(time.Minute, "nsenter", "-t", strconv.Itoa(n.init), "-m", "curl", "-sS", "--unix-socket",
+		"/run/docker/plugins/"+n.plugin+"/rbd.sock", "-d", body, "http://rbd/"+path)
+}
+
+// Guard is a line of the answer of Guard.List.
+type Guard struct {
+	Volume, Node, State string
+	Addrs               []string
+	Alive               bool
+}
+
+// Guards asks the node's plugin who holds what.
+func (n *Node) Guards() ([]Guard, error) {
+	out, err := n.Ask("Guard.List", "{}")
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Guards []Guard
+		Err    string
+	}
+	if err := json.Unmarshal([]byte(out), &answer); err != nil || answer.Err != "" {
+		return nil, fmt.Errorf("%s: %w", out, err)
+	}
+	return answer.Guards, nil
+}

@@ -1,6 +1,7 @@
 package driver_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -179,6 +180,39 @@ func TestAPauseAtAnyStep(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Docker hangs up, as it dies, at any step of Mount: nothing stays mounted, and
+// the next who asks has the volume.
+func TestAHangUpAtAnyStepOfMount(t *testing.T) {
+	for hangAt, hung := 1, true; hung; hangAt++ {
+		c := memory.NewCluster()
+		one, two := newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
+		one.create("v", nil)
+		ctx, hangUp := context.WithCancel(within(t, ever))
+		calls := 0
+		one.tap.before = func(string) error {
+			if calls++; calls == hangAt {
+				hangUp()
+			}
+			return nil
+		}
+		_, err := one.Driver.Mount(ctx, "v", "1")
+		hung = calls >= hangAt
+		one.tap.before = nil
+		if err == nil { // package plugin unmounts it then
+			one.unmount("v", "1")
+		}
+		one.Reconcile(within(t, ever))
+		if d := one.device("v"); d != "" {
+			t.Fatalf("call %d: still mapped as %s (%v)", hangAt, d, err)
+		}
+		if _, err := two.Driver.Mount(within(t, ever), "v", "2"); err != nil {
+			t.Fatalf("call %d: %v", hangAt, err)
+		}
+		two.holds("v", "ext4")
+		hangUp()
 	}
 }
 

@@ -205,8 +205,9 @@ func busy(all []span, from, to time.Time) (sum time.Duration) {
 	return sum
 }
 
-// nothingStale waits until a node has nothing left of a volume that it lost.
-func nothingStale(t *testing.T, n *Node, volume string) {
+// nothingStale waits until a node has nothing left of a volume that it lost:
+// mount, image server, loop device.
+func nothingStale(t *testing.T, n *Node, volume string, clients []string) {
 	t.Helper()
 	must(t, within(40*time.Second, func() error {
 		mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", n.init))
@@ -215,6 +216,15 @@ func nothingStale(t *testing.T, n *Node, volume string) {
 		}
 		if strings.Contains(string(mounts), "/volumes/"+volume+" ") {
 			return fmt.Errorf("%s still has %s mounted", n.Name, volume)
+		}
+		loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		for _, loop := range loops {
+			file, _ := os.ReadFile(loop) // fails if it has just gone
+			for _, c := range clients {
+				if _, nonce, _ := strings.Cut(c, "/"); strings.HasSuffix(strings.TrimSpace(string(file)), "/image-"+nonce) {
+					return fmt.Errorf("%s is still on %s of client %s", loop, volume, c)
+				}
+			}
 		}
 		for _, p := range n.processes() {
 			if len(p.args) == 2 && p.args[1] == "serve-image" {

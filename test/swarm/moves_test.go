@@ -2,7 +2,6 @@ package swarm
 
 import (
 	"errors"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,8 +50,8 @@ func TestPlannedMove(t *testing.T) {
 	}
 	after, err := bed.fenced()
 	must(t, err)
-	for _, addr := range after {
-		if !slices.Contains(before, addr) {
+	for addr := range after {
+		if _, was := before[addr]; !was {
 			t.Errorf("a planned move has fenced %s", addr)
 		}
 	}

@@ -196,14 +196,18 @@ func (s *Service) Inspect(left bool) (err error) {
 	})
 }
 
-// fenced lists the clients on Ceph's blocklist.
-func (b *Bed) fenced() ([]string, error) {
+// fenced are the clients on Ceph's blocklist, and until when.
+func (b *Bed) fenced() (map[string]time.Time, error) {
 	out, err := b.Ceph("ceph", "osd", "blocklist", "ls")
-	var addrs []string
+	addrs := map[string]time.Time{}
 	for line := range strings.Lines(out) {
-		if addr, _, ok := strings.Cut(line, " "); ok && strings.Contains(addr, "/") {
-			addrs = append(addrs, addr)
+		addr, until, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || !strings.Contains(addr, "/") {
+			continue
 		}
+		at, parseErr := time.Parse("2006-01-02T15:04:05.000000-0700", until)
+		err = errors.Join(err, parseErr)
+		addrs[addr] = at
 	}
 	return addrs, err
 }

@@ -68,7 +68,7 @@ func (d *Driver) staged(ctx context.Context, name string) (bool, error) {
 // stage takes a volume from Ceph to a mounted filesystem: guard, map, swap,
 // format if it is blank, mount. What a failure leaves is undone in reverse.
 func (d *Driver) stage(ctx context.Context, name string) (err error) {
-	if err := d.reclaim(ctx, name); err != nil {
+	if err := d.reclaim(ctx, name, nil); err != nil {
 		return err
 	}
 	l, err := d.acquire(ctx, name)

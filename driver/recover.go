@@ -49,15 +49,26 @@ func (d *Driver) Reconcile(ctx context.Context) {
 		return
 	}
 	volumes := map[string]bool{}
+	var addrs []string
 	for _, m := range mappings {
 		volumes[m.Name] = true
+		addrs = append(addrs, m.Addr)
 	}
 	for path := range mounts {
 		volumes[filepath.Base(path)] = true
 	}
+	var fenced map[string]bool
+	if len(addrs) > 0 { // once for all: the list may be long
+		ask, cancel := context.WithTimeout(ctx, d.patience)
+		defer cancel()
+		if fenced, err = d.fences.Fenced(ask, addrs...); err != nil {
+			d.log.Debugf("reconcile: %v", err)
+			fenced = nil
+		}
+	}
 	var wg sync.WaitGroup
 	for name := range volumes {
-		wg.Go(func() { d.settle(ctx, name) })
+		wg.Go(func() { d.settle(ctx, name, fenced) })
 	}
 	wg.Wait()
 }
@@ -73,7 +84,7 @@ func (d *Driver) LetGo(ctx context.Context) {
 	for _, m := range mappings {
 		wg.Go(func() {
 			d.refs.forget(m.Name)
-			d.settle(ctx, m.Name)
+			d.settle(ctx, m.Name, nil)
 		})
 	}
 	wg.Wait()
@@ -110,15 +121,16 @@ func (d *Driver) Sweep(ctx context.Context) {
 	}
 }
 
-// settle puts one volume of this node right.
-func (d *Driver) settle(ctx context.Context, name string) {
+// settle puts one volume of this node right. Which clients are fenced may have
+// been asked for many volumes at once; nil = not.
+func (d *Driver) settle(ctx context.Context, name string, fenced map[string]bool) {
 	log := d.log.WithField("volume", name)
 	unlock, err := d.locks.lock(ctx, name, "reconcile")
 	if err != nil {
 		return // somebody works on it; next time
 	}
 	defer unlock()
-	if err = d.reclaim(ctx, name); err == nil && d.refs.count(name) == 0 {
+	if err = d.reclaim(ctx, name, fenced); err == nil && d.refs.count(name) == 0 {
 		err = d.letGo(ctx, name)
 	}
 	switch {
@@ -134,7 +146,7 @@ func (d *Driver) settle(ctx context.Context, name string) {
 // reclaim takes away what this node has no right to, or no use of, any more:
 // a mount without a working mapping, a mapping that is dead or not under a
 // guard of ours. What is left afterwards may be written.
-func (d *Driver) reclaim(ctx context.Context, name string) error {
+func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]bool) error {
 	if err := d.detachStale(ctx, name); err != nil {
 		return err
 	}
@@ -144,7 +156,7 @@ func (d *Driver) reclaim(ctx context.Context, name string) error {
 	}
 	lost := !m.Alive
 	if !lost {
-		if lost, err = d.lost(ctx, m); err != nil {
+		if lost, err = d.lost(ctx, m, fenced); err != nil {
 			return err
 		}
 	}
@@ -158,14 +170,17 @@ func (d *Driver) reclaim(ctx context.Context, name string) error {
 // fenced, or another has the guard. The guard of a mounted volume that is
 // missing altogether, deleted by hand perhaps, is put back: whoever had it in
 // between would have fenced us.
-func (d *Driver) lost(ctx context.Context, m Mapping) (bool, error) {
+func (d *Driver) lost(ctx context.Context, m Mapping, known map[string]bool) (bool, error) {
+	if known[m.Addr] {
+		return true, nil
+	}
 	guard, _, err := d.loadGuard(ctx, m.ID)
 	missing := errors.Is(err, ErrNotFound)
 	if err != nil && !missing {
 		return false, err
 	}
-	if !missing && !guard.covers(m) {
-		return true, nil
+	if !missing && (known != nil || !guard.covers(m)) {
+		return !guard.covers(m), nil
 	}
 	// Asked after the guard was read: who deletes a guard has fenced first.
 	fenced, err := d.fences.Fenced(ctx, m.Addr)

@@ -23,7 +23,7 @@ func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
 			return l, nil
 		case err != nil && (inUse == nil || ctx.Err() == nil):
 			return nil, err
-		case err != nil || !d.pause(ctx, d.glance()):
+		case err != nil || !d.timeFor(ctx, d.glance()):
 			return nil, inUse // says more than that the time was up
 		}
 	}
@@ -38,7 +38,11 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 	if err != nil {
 		return nil, nil, err
 	}
-	defer d.closeHandle(ctx, h)
+	defer func() {
+		if l == nil || l.Handle != h {
+			d.closeHandle(ctx, h)
+		}
+	}()
 	held, version, err := d.loadGuard(ctx, h.Image().ID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, nil, err
@@ -57,12 +61,11 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 	if err != nil || inUse != nil {
 		return nil, inUse, err
 	}
-	if l.adopted {
-		l.Handle, err = d.images.Open(ctx, name, ReadWrite)
-	} else {
+	if !l.adopted {
 		err = d.take(ctx, l, mine || held.State != guardMapping)
 	}
 	if errors.Is(err, ErrLost) {
+		d.pause(ctx, d.glance())
 		return nil, fmt.Errorf("%w: another node was faster to get the volume", ErrInUse), nil
 	}
 	if err != nil {
@@ -163,8 +166,8 @@ func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 			return err
 		}
 	}
-	if fence && len(prev.Addrs) > 0 {
-		if err := l.Unlock(ctx, prev.Addrs...); err != nil {
+	if d.unlock {
+		if err := l.Unlock(ctx); err != nil {
 			return err
 		}
 	}
@@ -227,7 +230,7 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 func (d *Driver) alive(ctx context.Context, h Handle, held Guard) (bool, error) {
 	moment := d.glance()
 	if held.State == guardMapping {
-		moment = d.poll
+		moment = 5 * d.poll
 	}
 	for look := range 2 {
 		if look > 0 && !d.pause(ctx, moment) {
@@ -257,8 +260,11 @@ func (d *Driver) glance() time.Duration { return d.poll / 5 }
 
 // pause waits; false when the context leaves no time for it.
 func (d *Driver) pause(ctx context.Context, t time.Duration) bool {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= t {
-		return false
-	}
-	return sleep(ctx, t)
+	return d.timeFor(ctx, t) && sleep(ctx, t)
+}
+
+// timeFor tells whether a context lasts for longer than that.
+func (d *Driver) timeFor(ctx context.Context, t time.Duration) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() == nil && (!ok || time.Until(deadline) > t)
 }

@@ -20,13 +20,14 @@
 // who wants the image does when its holder is no longer seen to be alive:
 //
 //	(none)     nobody has it                    swap in "mapping"
-//	mapping    nothing was written under it     swap; its holder's next swap fails
+//	mapping    nothing but an old image's       swap; its holder's next swap fails
+//	           feature was written under it
 //	mapped     its clients may write            fence them, then swap
 //	removing   its client may delete the image  fence it, then swap
 //
 // Alive means: one of the addresses is among the watchers of the image. The
 // control client has the image open from right after the first swap until the
-// mount is done, the mapping's own client for as long as it is mapped. Only then,
+// last, to "mapped"; the mapping's own client for as long as it is mapped. Only then,
 // so that Ceph never has a watcher of ours that no guard names: everybody would
 // have to wait for it.
 //

@@ -24,6 +24,7 @@ type Config struct {
 	Defaults   map[string]string // by option name, see BuiltinDefaults
 	Root       string            // directory that propagates to the host: mounts and the record
 	Log        logrus.FieldLogger
+	Unlock     bool   // see Handle.Unlock; not with the kernel's client, which waits for the newest OSD map only while it does that itself
 	Restart    func() // ends the plugin, so that Docker starts it afresh; nil = cannot
 
 	Poll     time.Duration // between two looks at whether a holder is alive; default 300 ms
@@ -45,6 +46,7 @@ type Driver struct {
 	mounts   string
 	record   *record
 	log      logrus.FieldLogger
+	unlock   bool
 	restart  func()
 	poll     time.Duration
 	patience time.Duration
@@ -64,7 +66,7 @@ func New(c Config) (*Driver, error) {
 		node: c.Node, pool: c.Pool, space: c.Namespace, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
 		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
-		log:    c.Log, restart: c.Restart, poll: c.Poll, patience: c.Patience,
+		log:    c.Log, unlock: c.Unlock, restart: c.Restart, poll: c.Poll, patience: c.Patience,
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },
 	}
 	if d.poll == 0 {

@@ -52,8 +52,8 @@ func (n *node) start() {
 		Node: driver.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
-		Restart: func() { n.ended++ },
-		Pool:    "rbd", Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
+		Unlock: true, Restart: func() { n.ended++ },
+		Pool: "rbd", Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -272,8 +272,8 @@ func (p *tap) Keys(ctx context.Context, prefix string) (keys []string, err error
 	return keys, err
 }
 
-func (h tappedHandle) Unlock(ctx context.Context, fenced ...string) error {
-	return h.tap.call("unlock", func() error { return h.Handle.Unlock(ctx, fenced...) })
+func (h tappedHandle) Unlock(ctx context.Context) error {
+	return h.tap.call("unlock", func() error { return h.Handle.Unlock(ctx) })
 }
 
 func (h tappedHandle) EnableLock(ctx context.Context) error {

@@ -29,7 +29,7 @@ func (d *Driver) startAfresh(ctx context.Context) {
 	case len(mappings) > 0:
 		d.log.Warn("mounts do not reach the host; the plugin would end by itself to be started afresh, but volumes are in use here")
 	default:
-		d.log.Warn("mounts do not reach the host, and no volume is in use here: the plugin ends, and Docker starts it afresh")
+		d.log.Warn("mounts do not reach the host, and no volume is in use here: the plugin is to be started afresh")
 		d.restart()
 	}
 }
@@ -108,9 +108,12 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		}
 	}
 	if !l.adopted {
-		if err := d.swap(ctx, l, guardMapped, m.Addr); err != nil {
+		if err := d.swap(ctx, l, guardMapped, m.Addr); errors.Is(err, ErrLost) {
+			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", ErrInUse, err)
+		} else if err != nil {
 			return err
 		}
+		d.closeHandle(ctx, l) // the guard does not name the control client any more
 	}
 	fstype := meta[metaFSType]
 	if fstype == "" {

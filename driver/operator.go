@@ -40,6 +40,10 @@ func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
 	)
 	for _, name := range names {
 		free <- struct{}{}
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("volume %s and those after it: %w", name, ctx.Err()))
+			break
+		}
 		wg.Go(func() {
 			defer func() { <-free }()
 			h, err := d.holding(ctx, name)
@@ -91,7 +95,10 @@ func (d *Driver) fenceNode(ctx context.Context, node string) (taken []Holding, e
 	}
 	// A node that was called dead and is not may just be mounting.
 	for range 3 {
-		all, err := d.holdings(ctx)
+		// What hangs, as the dead node had OSDs, must leave time for the rest.
+		look, cancel := context.WithTimeout(ctx, 15*time.Second)
+		all, err := d.holdings(look)
+		cancel()
 		held := slices.DeleteFunc(slices.Clone(all), func(h Holding) bool { return h.Node != node })
 		if len(held) == 0 {
 			if len(taken) == 0 && err == nil {
@@ -128,9 +135,6 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 		return nil, err
 	}
 	for _, h := range held {
-		if err := d.unlock(ctx, h); err != nil {
-			d.log.WithField("volume", h.Volume).Infof("unlock what was fenced: %v", err) // the next writer will
-		}
 		deleteErr := d.records.Delete(ctx, guardKey(h.imageID), h.version)
 		if errors.Is(deleteErr, ErrLost) || errors.Is(deleteErr, ErrNotFound) {
 			continue
@@ -144,18 +148,6 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 		taken = append(taken, h)
 	}
 	return taken, err
-}
-
-func (d *Driver) unlock(ctx context.Context, held Holding) error {
-	h, err := d.images.Open(ctx, held.Volume, ReadOnly)
-	if err != nil {
-		return err
-	}
-	defer d.closeHandle(ctx, h)
-	if h.Image().ID != held.imageID {
-		return nil
-	}
-	return h.Unlock(ctx, held.Addrs...)
 }
 
 // nodes names the nodes of holdings.

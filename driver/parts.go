@@ -67,10 +67,10 @@ type Handle interface {
 	Meta(ctx context.Context) (map[string]string, error)
 	// SetMeta sets the given keys of the metadata and leaves the others.
 	SetMeta(ctx context.Context, meta map[string]string) error
-	// Unlock takes Ceph's exclusive lock of the image from clients that have
-	// been fenced. Who would write next does it else: by fencing them once more,
-	// and waiting another second for the monitors.
-	Unlock(ctx context.Context, fenced ...string) error
+	// Unlock takes Ceph's exclusive lock of the image from its owner, if that
+	// has been fenced. The next writer does it else, by fencing it once more,
+	// which takes the monitors another second.
+	Unlock(ctx context.Context) error
 	// EnableLock gives the image the feature exclusive-lock, which images of
 	// other makers may lack.
 	EnableLock(ctx context.Context) error
@@ -125,8 +125,9 @@ type Mapping struct {
 // Mapper makes block devices of images. What is mapped it reads from the
 // kernel each time, so that it survives a restart of the plugin.
 type Mapper interface {
-	// Map maps the image with a Ceph client of its own. Mapped already: the
-	// mapping there is. After an error nothing is left behind.
+	// Map maps the image with a Ceph client of its own, which reads and writes
+	// nothing before it has an OSD map no older than the fences of before.
+	// Mapped already: the mapping there is. After an error nothing is left behind.
 	Map(ctx context.Context, image Image, mode OpenMode) (Mapping, error)
 	// Unmap flushes and takes the device away; nil if it is not mapped,
 	// ErrBusy, with nothing changed, while a mount or a process holds it.

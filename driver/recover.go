@@ -18,7 +18,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	for {
 		d.Reconcile(ctx)
 		if time.Now().After(sweep) {
-			d.Sweep(ctx)
+			go d.Sweep(ctx)
 			sweep = time.Now().Add(24 * time.Hour)
 		}
 		if !sleep(ctx, interval) {
@@ -93,7 +93,7 @@ func (d *Driver) LetGo(ctx context.Context) {
 // Sweep takes away the guards of images that are gone: a removal died at its
 // very end, or an image was deleted by hand. An id never comes again.
 func (d *Driver) Sweep(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, time.Hour) // it goes through the whole pool
 	defer cancel()
 	keys, err := d.records.Keys(ctx, guardKey(""))
 	for _, key := range keys {

@@ -16,7 +16,7 @@ type FenceRequest struct {
 // it the list is what could be learned, or done, all the same.
 type GuardResponse struct {
 	Guards []driver.Holding `json:"guards"`
-	Err    string           `json:"err,omitempty"`
+	Err    string           `json:"Err,omitempty"`
 }
 
 func (s *Server) guards(ctx context.Context, _ empty) (GuardResponse, error) {

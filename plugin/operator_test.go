@@ -30,8 +30,8 @@ func TestOperator(t *testing.T) {
 		t.Errorf("asked for node %q", asked)
 	}
 	trouble = errors.New("half of it does not work")
-	c.want("Guard.List", "", 200, `{"guards":`+db+`,"err":"half of it does not work"}`)
-	c.want("Guard.Fence", `{"node":"one"}`, 200, `{"guards":`+db+`,"err":"half of it does not work"}`)
+	c.want("Guard.List", "", 200, `{"guards":`+db+`,"Err":"half of it does not work"}`)
+	c.want("Guard.Fence", `{"node":"one"}`, 200, `{"guards":`+db+`,"Err":"half of it does not work"}`)
 	all, trouble = nil, fmt.Errorf("fence node two: %w request: two is this very node", driver.ErrInvalid)
 	c.want("Guard.Fence", `{"node":"two"}`, 500, `{"Err":"fence node two: invalid request: two is this very node"}`)
 	c.want("Guard.Fence", `two`, 500, `{"Err":"invalid request: not the JSON of docker's volume plugin protocol: invalid character 'w' in literal true (expecting 'r')"}`)

@@ -50,11 +50,7 @@ func (p *Pool) Fence(ctx context.Context, addrs ...string) error {
 func (p *Pool) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
 	fenced := map[string]bool{}
 	err := p.do(ctx, "read the blocklist", reads, func(c *client, _ *rados.IOContext) error {
-		out, err := monCommand(c.conn, map[string]any{"prefix": "osd blocklist ls", "format": "json"})
-		if err != nil {
-			return err
-		}
-		list, err := entries(out)
+		list, err := readBlocklist(c.conn)
 		if err != nil {
 			return err
 		}
@@ -71,6 +67,14 @@ func (p *Pool) Fenced(ctx context.Context, addrs ...string) (map[string]bool, er
 		return nil, err
 	}
 	return fenced, nil
+}
+
+func readBlocklist(conn *rados.Conn) ([]entry, error) {
+	out, err := monCommand(conn, map[string]any{"prefix": "osd blocklist ls", "format": "json"})
+	if err != nil {
+		return nil, err
+	}
+	return entries(out)
 }
 
 func monCommand(conn *rados.Conn, args map[string]any) ([]byte, error) {

@@ -214,15 +214,20 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 }
 
 // Unlock breaks the lock itself: librbd's own way would fence the owner.
-func (h *handle) Unlock(ctx context.Context, fenced ...string) error {
+func (h *handle) Unlock(ctx context.Context) error {
 	return h.call(ctx, "unlock image", changes, func() error {
 		header := "rbd_header." + h.image.ID
 		owners, err := h.ioctx.ListLockers(header, "rbd_lock")
-		if err != nil || owners == nil {
+		if err != nil || owners == nil || len(owners.Addrs) == 0 {
+			return err
+		}
+		list, err := readBlocklist(h.client.conn)
+		if err != nil {
 			return err
 		}
 		for i, addr := range owners.Addrs {
-			if !slices.Contains(fenced, strings.TrimPrefix(addr, "v1:")) { // lockers bear it, watchers do not
+			addr := strings.TrimPrefix(addr, "v1:") // lockers bear it, watchers and the blocklist do not
+			if !slices.ContainsFunc(list, func(e entry) bool { return e.bars(addr) }) {
 				continue
 			}
 			if _, err := h.ioctx.BreakLock(header, "rbd_lock", owners.Clients[i], owners.Cookies[i]); err != nil && errno(err) != syscall.ENOENT {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ceph/go-ceph/rados"
 	ceph "github.com/ceph/go-ceph/rbd"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -278,13 +279,34 @@ func TestTheLockOfAFencedClientIsBroken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = h.Close(t.Context()) }()
-	if err := h.Unlock(t.Context(), "192.0.2.1:0/1"); err != nil || len(owners()) != 1 {
-		t.Errorf("the lock of another: %v, %v", owners(), err)
+	if err := h.Unlock(t.Context()); err != nil || len(owners()) != 1 {
+		t.Errorf("the lock of a live client: %v, %v", owners(), err)
 	}
-	if err := h.Unlock(t.Context(), addr); err != nil || len(owners()) != 0 {
+	if err := p.Fence(t.Context(), addr); err != nil {
+		t.Fatal(err)
+	}
+	ioctx = fresh(t, cfg) // the other's is fenced
+	if err := h.Unlock(t.Context()); err != nil || len(owners()) != 0 {
 		t.Errorf("owners %v, %v", owners(), err)
 	}
-	if err := h.Unlock(t.Context(), addr); err != nil {
+	if err := h.Unlock(t.Context()); err != nil {
 		t.Error("nothing is locked:", err)
 	}
+}
+
+// fresh is a context of a client of its own.
+func fresh(t *testing.T, cfg rbd.Config) *rados.IOContext {
+	t.Helper()
+	conn, err := rbd.Connect(cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Shutdown)
+	ioctx, err := conn.OpenIOContext(cfg.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ioctx.Destroy)
+	ioctx.SetNamespace(cfg.Namespace)
+	return ioctx
 }

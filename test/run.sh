@@ -23,11 +23,12 @@ cleanup() {
 	for bed in "$work"/sw*; do # left by a test that was killed; its nodes have died with it
 		[[ -d $bed ]] || continue
 		[[ ! -d $bed/c ]] || test/cluster.sh stop "$bed/c" || rc=1
-		while read -r ns; do ip netns del "$ns" 2>/dev/null || true; done <"$bed/netns"
+		while read -r ns; do ip netns del "$ns" 2>/dev/null || true; done < <(cat "$bed/netns" 2>/dev/null)
+		for ns in "$bed"/*.mnt; do umount -l "$ns" 2>/dev/null || true; done
 	done
 	[[ ! -d $engine ]] || test/engine.sh stop "$engine" || rc=1
 	[[ ! -d $TEST_CLUSTER ]] || test/cluster.sh stop "$TEST_CLUSTER" || rc=1
-	rm -rf "$work"
+	rm -rf --one-file-system "$work"
 	exit "$rc"
 }
 trap cleanup EXIT

@@ -34,6 +34,9 @@ var version = "unknown" // set by the linker
 // mapper.
 const serveImage = "serve-image"
 
+// leastLife keeps a plugin that ends to be started afresh from doing so all the time.
+const leastLife = 20 * time.Second
+
 // watchInterval is how often mappings are compared with their guards.
 const watchInterval = 15 * time.Second
 
@@ -74,7 +77,12 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	d, err := newDriver(log, root, run, conf, stop)
+	began := time.Now()
+	d, err := newDriver(log, root, run, conf, func() {
+		if time.Since(began) > leastLife { // else it has not helped the last time
+			stop()
+		}
+	})
 	if err != nil {
 		err = fmt.Errorf("the plugin cannot work: %w", err)
 		log.Error(err)
@@ -120,6 +128,7 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 		return nil, err
 	}
 	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %T", version, node.Name, ceph.Pool, ceph.User, mapper)
+	_, userspace := mapper.(*fuse.Mapper) // its clients wait for the newest OSD map by themselves
 	images, records, fences := protection(pool)
 	return driver.New(driver.Config{
 		Images: images, Records: records, Fences: fences, Mapper: mapper,
@@ -127,7 +136,7 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 		// Docker starts containers; with pidhost it can be seen.
 		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
 		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
-		Defaults: defaults(values), Root: root, Log: log, Restart: restart,
+		Defaults: defaults(values), Root: root, Log: log, Unlock: userspace, Restart: restart,
 	})
 }
 

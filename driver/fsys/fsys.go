@@ -78,7 +78,7 @@ func (f FS) reachesHost(path string) error {
 		return fmt.Errorf("mount table of the host: %w", err)
 	}
 	if len(host) == 0 {
-		return fmt.Errorf("%w; disable and enable the plugin to make its directory shared again (%s is not in %s)",
+		return fmt.Errorf("%w; try again, and if it stays so disable and enable the plugin to make its directory shared again (%s is not in %s)",
 			driver.ErrHidden, path, f.HostMounts)
 	}
 	return nil

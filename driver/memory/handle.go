@@ -56,7 +56,7 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	return nil
 }
 
-func (h *handle) Unlock(ctx context.Context, _ ...string) error {
+func (h *handle) Unlock(ctx context.Context) error {
 	leave, err := h.client.enter(ctx)
 	if err == nil {
 		leave()

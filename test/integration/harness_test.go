@@ -39,7 +39,7 @@ func newNode(tb testing.TB, cfg rbd.Config, name string) *node {
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: "/proc/1/mountinfo"},
 		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
-		Pool:       cfg.Pool, Namespace: cfg.Namespace, Root: n.root, Log: cfg.Log,
+		Pool:       cfg.Pool, Namespace: cfg.Namespace, Root: n.root, Log: cfg.Log, Unlock: true,
 	})
 	if err != nil {
 		tb.Fatal(err)

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -21,8 +22,15 @@ type Guard struct {
 }
 
 // Guards asks the node's plugin who holds what.
-func (n *Node) Guards() ([]Guard, error) {
-	out, err := n.Ask("Guard.List", "{}")
+func (n *Node) Guards() ([]Guard, error) { return n.guards("Guard.List", "{}") }
+
+// Fence asks it to fence another node; it returns what was taken.
+func (n *Node) Fence(node string) ([]Guard, error) {
+	return n.guards("Guard.Fence", `{"node":"`+node+`"}`)
+}
+
+func (n *Node) guards(path, body string) ([]Guard, error) {
+	out, err := n.Ask(path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -30,8 +38,11 @@ func (n *Node) Guards() ([]Guard, error) {
 		Guards []Guard
 		Err    string
 	}
-	if err := json.Unmarshal([]byte(out), &answer); err != nil || answer.Err != "" {
+	if err := json.Unmarshal([]byte(out), &answer); err != nil {
 		return nil, fmt.Errorf("%s: %w", out, err)
+	}
+	if answer.Err != "" {
+		return answer.Guards, errors.New(answer.Err)
 	}
 	return answer.Guards, nil
 }

@@ -56,11 +56,15 @@ func (n *Node) fenceByAnother() error {
 		if other == n || !other.reachable() || other.off("ceph") {
 			continue
 		}
-		out, err := other.Ask("Guard.Fence", `{"node":"`+n.Name+`"}`)
-		if err == nil && strings.Contains(out, `"err"`) && !strings.Contains(out, "not found") {
-			err = errors.New(out)
+		taken, err := other.Fence(n.Name)
+		switch {
+		case err == nil && len(taken) > 0, err != nil && strings.Contains(err.Error(), "not found"):
+			return nil
+		case err == nil:
+			return fmt.Errorf("%s says nothing of what it fenced", other.Name)
+		case other.reachable() && !other.off("ceph"):
+			return err
 		}
-		return err
 	}
 	return nil // nobody is there to do it
 }

@@ -71,6 +71,13 @@ func (w *writer) report(r workload.Report) error {
 
 // run writes until it is told to stop.
 func (w *writer) run(stop <-chan os.Signal) error {
+	alone, err := w.alone(stop)
+	if err != nil {
+		return err
+	}
+	if !alone {
+		return w.report(workload.Report{Kind: workload.Stop})
+	}
 	last, err := w.start()
 	if err != nil {
 		return err
@@ -102,14 +109,32 @@ func (w *writer) run(stop <-chan os.Signal) error {
 	}
 }
 
-// start opens the log, makes what is in it durable and tells of it.
-func (w *writer) start() (last uint64, err error) {
+// alone opens the log and waits until no other writer of this node has it. Swarm
+// that lost its leader may start a task anew beside the old one, and on one node
+// they share the volume. A lock of the kernel says nothing to other nodes.
+func (w *writer) alone(stop <-chan os.Signal) (bool, error) {
+	var err error
 	w.file, err = os.OpenFile(w.path, os.O_RDWR|os.O_CREATE|unix.O_DIRECT, 0o644)
 	if errors.Is(err, unix.EINVAL) {
-		return 0, fmt.Errorf("the filesystem refuses O_DIRECT: %w", err)
+		return false, fmt.Errorf("the filesystem refuses O_DIRECT: %w", err)
 	} else if err != nil {
-		return 0, err
+		return false, err
 	}
+	for {
+		err := unix.Flock(int(w.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err == nil, err
+		}
+		select {
+		case <-stop:
+			return false, nil
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// start makes what is in the log durable and tells of it.
+func (w *writer) start() (last uint64, err error) {
 	if err := w.syncDir(); err != nil {
 		return 0, err
 	}

@@ -80,10 +80,13 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
 	for {
 		alive, err := d.alive(ctx, l.Handle, l.guard)
-		if err != nil || !alive {
-			return nil, err
+		if err != nil {
+			return inUse, err
 		}
-		inUse := inUseBy(l.guard)
+		if !alive {
+			return nil, nil
+		}
+		inUse = inUseBy(l.guard)
 		d.log.WithField("volume", l.Image().Name).Debugf("waiting: %v", inUse)
 		// To look at the guard is one small read, and it is what a planned move
 		// waits for; the watchers tell of a death, after Ceph's 30 s.

@@ -124,11 +124,18 @@ func (s *Service) End() error {
 	for _, n := range s.bed.Nodes {
 		_, _ = n.Docker("rm", "-f", s.Name)
 	}
+	began := time.Now()
 	err := within(3*time.Minute, func() error {
 		for _, n := range s.bed.Nodes { // one that waits for the volume would have it after all
 			out, err := n.Docker("ps", "-aq", "--filter", "label=com.docker.swarm.service.name="+s.Name)
-			if err != nil || out != "" {
-				return fmt.Errorf("%s still has tasks of %s: %q, %w", n.Name, s.Name, out, err)
+			if err == nil && out != "" {
+				if time.Since(began) > 20*time.Second { // an agent that lost power may have forgotten its own
+					_, err = n.Docker(append([]string{"rm", "-f"}, strings.Fields(out)...)...)
+				}
+				err = errors.Join(fmt.Errorf("%s still has tasks of %s: %q", n.Name, s.Name, out), err)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		guards, err := s.bed.Nodes[0].Guards()

@@ -533,3 +533,33 @@ func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
 		t.Errorf("ended %d times; v is mapped as %q", one.ended, d)
 	}
 }
+
+// From the last swap on the guard names the mapping alone: a control client that
+// went on watching would be a stranger to the next node, should this one die.
+func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	one.unmount("v", "1")
+	looked := 0
+	one.tap.before = func(call string) error {
+		if call == "check" || call == "mount" {
+			looked++
+			h, err := two.client.Open(within(t, ever), "v", driver.ReadOnly)
+			if err != nil {
+				return err
+			}
+			watchers, err := h.Watchers(within(t, ever))
+			g, _, _ := two.guard("v")
+			if !slices.Equal(watchers, g.Addrs) {
+				t.Errorf("before %s the watchers are %v, the guard names %v", call, watchers, g.Addrs)
+			}
+			return err
+		}
+		return nil
+	}
+	one.mount("v", "2")
+	if looked != 2 {
+		t.Errorf("looked %d times", looked)
+	}
+}

@@ -34,7 +34,8 @@ var version = "unknown" // set by the linker
 // mapper.
 const serveImage = "serve-image"
 
-// leastLife keeps a plugin that ends to be started afresh from doing so all the time.
+// leastLife keeps a plugin that ends to be started afresh from doing so all the
+// time, where that does not help.
 const leastLife = 20 * time.Second
 
 // watchInterval is how often mappings are compared with their guards.
@@ -79,9 +80,11 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	defer stop()
 	began := time.Now()
 	d, err := newDriver(log, root, run, conf, func() {
-		if time.Since(began) > leastLife { // else it has not helped the last time
-			stop()
+		if time.Since(began) < leastLife {
+			log.Warn("not now: the plugin has only just been started")
+			return
 		}
+		stop()
 	})
 	if err != nil {
 		err = fmt.Errorf("the plugin cannot work: %w", err)

@@ -223,12 +223,18 @@ func TestShortTrouble(t *testing.T) {
 	must(t, n.Heal())
 	_, err := s.Writes(30*time.Second, n.Name)
 	must(t, err)
+	n.Pause()
+	time.Sleep(2 * time.Second) // swarm gives up a node after some 6 s
+	n.Resume()
+	_, err = s.Writes(30*time.Second, n.Name)
+	must(t, err)
 	if now := holder(t, n, s.Name); strings.Join(now, " ") != strings.Join(clients, " ") {
 		t.Errorf("held by %v, was %v", now, clients)
 	}
 }
 
-// The same node after a power cut: nobody waits for its own dead client.
+// The same node after a power cut: nobody waits for its own dead client, and the
+// new one is not fenced with it.
 func TestReboot(t *testing.T) {
 	watchTimeout(t, 30)
 	s := service(t)
@@ -236,11 +242,20 @@ func TestReboot(t *testing.T) {
 	_, err := bed.Docker("service", "update", "--detach", "--constraint-add", "node.hostname=="+n.Name, s.Name)
 	must(t, err)
 	n, logs := settled(t, s), logSizes()
+	old := holder(t, n, s.Name)
 	must(t, n.Kill())
 	must(t, s.Inspect(true))
 	must(t, n.Boot())
 	_, err = s.Writes(2*time.Minute, n.Name)
 	must(t, err)
+	barred(t, old)
+	list, err := bed.fenced()
+	must(t, err)
+	for _, c := range holder(t, n, s.Name) {
+		if until, fenced := list[c]; fenced {
+			t.Errorf("the node's new client %s is fenced until %v", c, until)
+		}
+	}
 	longest := time.Duration(0)
 	for _, r := range requests(t, n, logs[n.Name], s.Name) {
 		if r.op == "mount" {

@@ -10,7 +10,7 @@ HEADERS   = $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut 
 TAGS      = $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
-.PHONY: help deps build lint test nightly fuzz bench plugin install uninstall push demo demo-clean clean
+.PHONY: help deps build lint test test-krbd nightly fuzz bench plugin install uninstall push demo demo-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +24,7 @@ build: deps ## the program for this machine: build/docker-volume-rbd
 
 lint: deps $(LINTER) ## golangci-lint with the rule of layers, shellcheck
 	$(LINTER) run --build-tags "$(TAGS)"
-	shellcheck cmd/*.sh test/*.sh .ci/run
+	shellcheck cmd/*.sh test/*.sh test/guest/*.sh .ci/run
 
 $(LINTER):
 	@echo "==> building golangci-lint (about a minute, once)"
@@ -34,6 +34,9 @@ $(LINTER):
 
 test: deps ## everything, on a throw-away cluster and engine (as root)
 	@TAGS="$(TAGS)" test/run.sh
+
+test-krbd: deps ## the kernel's client, in guests with Debian's kernel (as root)
+	@TAGS="$(TAGS)" test/krbd.sh
 
 nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night) and larger models: some two hours
 	@TAGS="$(TAGS)" FAULTS=200 SEED="$(SEED)" MODEL=long test/run.sh

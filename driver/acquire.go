@@ -110,7 +110,7 @@ func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
 // that came up late, or one of ours that another node fenced, and gave the guard
 // back, since we looked.
 func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, error) {
-	all, err := d.mapper.Mappings(ctx)
+	all, err := d.mappings(ctx)
 	if err != nil {
 		return false, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ type Config struct {
 	Fences     Fences
 	Mapper     Mapper
 	Filesystem Filesystem
+	Why        string // which mapper it is, and why: shown with each volume
 	Node       Node
 	Pool       string
 	Namespace  string
@@ -38,6 +40,7 @@ type Driver struct {
 	records  Records
 	fences   Fences
 	mapper   Mapper
+	why      string
 	fs       Filesystem
 	node     Node
 	pool     string
@@ -62,7 +65,7 @@ func New(c Config) (*Driver, error) {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
 	d := &Driver{
-		images: c.Images, records: c.Records, fences: c.Fences, mapper: c.Mapper, fs: c.Filesystem,
+		images: c.Images, records: c.Records, fences: c.Fences, mapper: c.Mapper, why: c.Why, fs: c.Filesystem,
 		node: c.Node, pool: c.Pool, space: c.Namespace, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
 		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
@@ -91,13 +94,19 @@ func (d *Driver) path(volume string) string { return filepath.Join(d.mounts, vol
 
 // mapping finds a volume's mapping on this node.
 func (d *Driver) mapping(ctx context.Context, volume string) (m Mapping, found bool, err error) {
-	all, err := d.mapper.Mappings(ctx)
+	all, err := d.mappings(ctx)
 	for _, m := range all {
 		if m.Name == volume {
 			return m, true, nil
 		}
 	}
 	return Mapping{}, false, err
+}
+
+// mappings are those of this node under a guard: snapshots have none.
+func (d *Driver) mappings(ctx context.Context) ([]Mapping, error) {
+	all, err := d.mapper.Mappings(ctx)
+	return slices.DeleteFunc(all, func(m Mapping) bool { return m.Snap != "" }), err
 }
 
 // mounted finds a volume's mount on this node.

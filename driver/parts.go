@@ -12,6 +12,17 @@ type Image struct {
 	Size     uint64    // bytes
 	Created  time.Time // by the cluster's clock
 	Features []string  // librbd's names, for example "exclusive-lock"
+	Snap     string    // a snapshot of the image; "" = the image itself
+}
+
+// Key tells the image, or its snapshot, from every other one: "id" or "id@snapshot".
+func (i Image) Key() string { return key(i.ID, i.Snap) }
+
+func key(id, snap string) string {
+	if snap == "" {
+		return id
+	}
+	return id + "@" + snap
 }
 
 // ImageSpec says how an image is to be made.
@@ -117,24 +128,30 @@ type Fences interface {
 type Mapping struct {
 	Name   string // of the image
 	ID     string // of the image
+	Snap   string // as Image.Snap
 	Device string // for example /dev/rbd0; "" when only a part is left of it
 	Addr   string // of the mapping's own Ceph client: what a fence would bar
 	Alive  bool   // false = its I/O can only fail; Drop it
 }
+
+// Key is that of the image which is mapped.
+func (m Mapping) Key() string { return key(m.ID, m.Snap) }
 
 // Mapper makes block devices of images. What is mapped it reads from the
 // kernel each time, so that it survives a restart of the plugin.
 type Mapper interface {
 	// Map maps the image with a Ceph client of its own, which reads and writes
 	// nothing before it has an OSD map no older than the fences of before.
-	// Mapped already: the mapping there is. After an error nothing is left behind.
+	// Mapped already: the mapping there is. A snapshot is mapped read-only,
+	// whatever the mode. After an error nothing is left behind; what a kernel
+	// is still at when the context ends, Unmap waits for, or Mappings shows.
 	Map(ctx context.Context, image Image, mode OpenMode) (Mapping, error)
 	// Unmap flushes and takes the device away; nil if it is not mapped,
 	// ErrBusy, with nothing changed, while a mount or a process holds it.
-	Unmap(ctx context.Context, imageID string) error
+	Unmap(ctx context.Context, key string) error
 	// Drop takes the mapping away whoever holds it. Unwritten data is lost;
 	// after it nothing can be written through it.
-	Drop(ctx context.Context, imageID string) error
+	Drop(ctx context.Context, key string) error
 	// Mappings lists what is mapped here from this pool.
 	Mappings(ctx context.Context) ([]Mapping, error)
 }

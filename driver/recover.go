@@ -38,7 +38,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 func (d *Driver) Reconcile(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	mappings, err := d.mapper.Mappings(ctx)
+	mappings, err := d.mappings(ctx)
 	if err != nil {
 		d.log.Warnf("reconcile: mappings of this node: %v", err)
 		return
@@ -76,7 +76,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 // LetGo gives up, at the end of the plugin, all that no container holds. What
 // one holds stays mounted and guarded; the next start finds it.
 func (d *Driver) LetGo(ctx context.Context) {
-	mappings, err := d.mapper.Mappings(ctx)
+	mappings, err := d.mappings(ctx)
 	if err != nil {
 		d.log.Warnf("stop: mappings of this node: %v", err)
 	}

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -49,6 +50,12 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	// Asked first: to unmount while Ceph is away hangs in the kernel, where
+	// nothing ends it, not even the end of the process.
+	guard, version, err := d.loadGuard(ctx, m.ID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
 	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
 		return err
 	}
@@ -58,12 +65,8 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 		}
 		return err
 	}
-	guard, version, err := d.loadGuard(ctx, m.ID)
-	if errors.Is(err, ErrNotFound) {
+	if !slices.Contains(guard.Addrs, m.Addr) {
 		return nil
-	}
-	if err != nil || !slices.Contains(guard.Addrs, m.Addr) {
-		return err
 	}
 	return d.giveBack(ctx, m.ID, version)
 }
@@ -95,17 +98,26 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its client is dead or fenced, or not the one of the guard; "+
 		"containers that still use it must be restarted", m.Device, m.Addr)
 	d.refs.forget(m.Name)
+	// First: what it has not written yet shall fail, not be written now, and not
+	// wait for ever. For a client that is dead already it ends the watch, which
+	// would last for another 30 s.
+	patience := ctx
+	if !m.Alive {
+		var cancel context.CancelFunc
+		patience, cancel = context.WithTimeout(ctx, d.patience)
+		defer cancel()
+	}
+	err := d.fences.Fence(patience, m.Addr)
+	if err != nil && m.Alive {
+		return fmt.Errorf("fence %s: %w", m.Addr, err)
+	}
+	if err != nil {
+		d.log.WithField("volume", m.Name).Infof("fence %s, which is to be dropped: %v", m.Addr, err)
+	}
 	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
 		return err
 	}
-	if err := d.mapper.Drop(ctx, m.ID); err != nil {
-		return err
-	}
-	// Its watch would last for another 30 s. Without Ceph it does.
-	if err := d.fences.Fence(ctx, m.Addr); err != nil {
-		d.log.WithField("volume", m.Name).Infof("fence what was dropped: %v", err)
-	}
-	return nil
+	return d.mapper.Drop(ctx, m.ID)
 }
 
 func sleep(ctx context.Context, t time.Duration) bool {

@@ -132,6 +132,9 @@ func (d *Driver) describe(ctx context.Context, v *Volume) error {
 	if d.space != "" {
 		v.Status["namespace"] = d.space
 	}
+	if d.why != "" {
+		v.Status["mapper"] = d.why
+	}
 	switch guard, _, err := d.loadGuard(ctx, image.ID); {
 	case err == nil:
 		v.Status["node"] = guard.Node

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -126,11 +127,11 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 		return nil, err
 	}
 	pool := rbd.New(ceph)
-	mapper, err := chooseMapper(log, values["RBD_MAPPER"], pool, ceph, run)
+	mapper, why, err := chooseMapper(log, values, pool, ceph, run)
 	if err != nil {
 		return nil, err
 	}
-	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %T", version, node.Name, ceph.Pool, ceph.User, mapper)
+	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %s", version, node.Name, ceph.Pool, ceph.User, why)
 	_, userspace := mapper.(*fuse.Mapper) // its clients wait for the newest OSD map by themselves
 	images, records, fences := protection(pool)
 	return driver.New(driver.Config{
@@ -138,42 +139,51 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 		// The process that started us is in the mount namespace from which
 		// Docker starts containers; with pidhost it can be seen.
 		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
+		Why:        why,
 		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
 		Defaults: defaults(values), Root: root, Log: log, Unlock: userspace, Restart: restart,
 	})
 }
 
-func chooseMapper(log *logrus.Logger, name string, pool *rbd.Pool, ceph rbd.Config, run string) (driver.Mapper, error) {
-	if name == "auto" {
-		if err := krbd.Available(); err != nil {
-			log.Infof("mapping in userspace: %v", err)
-			name = "fuse"
-		} else {
-			name = "krbd"
-		}
+// chooseMapper also tells which it is, and why.
+func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, ceph rbd.Config, run string) (m driver.Mapper, why string, err error) {
+	name, msMode := values["RBD_MAPPER"], values["RBD_MS_MODE"]
+	if msMode != "" && !slices.Contains(krbd.MSModes, msMode) {
+		return nil, "", fmt.Errorf("setting RBD_MS_MODE=%q: allowed are %s, or nothing", msMode, strings.Join(krbd.MSModes, ", "))
 	}
-	switch name {
-	case "krbd":
-		if err := krbd.Available(); err != nil {
-			return nil, err
-		}
+	why = name + " (RBD_MAPPER)"
+	missing := krbd.Available()
+	if name == "auto" && missing == nil {
+		name, why = "krbd", "krbd (the kernel has rbd)"
+	} else if name == "auto" {
+		name, why = "fuse", fmt.Sprintf("fuse (%v)", missing)
+	}
+	switch {
+	case name == "krbd" && missing != nil:
+		return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w; load the module on the host (modprobe rbd), or set fuse", missing)
+	case name == "krbd":
 		fsid, err := ceph.FSID()
-		return &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, User: ceph.User, FSID: fsid}, err
-	case "fuse":
-		self, err := os.Executable()
-		if err != nil {
-			return nil, err
-		}
-		if err := os.MkdirAll(run, 0o700); err != nil {
-			return nil, err
-		}
-		if run, err = filepath.EvalSymlinks(run); err != nil {
-			return nil, err
-		}
-		m := &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}
-		return m, m.Sweep(context.Background())
+		return &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, FSID: fsid, MSMode: msMode}, why, err
+	case name == "fuse":
+		m, err := userspace(log, ceph, run)
+		return m, why, err
 	}
-	return nil, fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
+	return nil, "", fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
+}
+
+func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(run, 0o700); err != nil {
+		return nil, err
+	}
+	if run, err = filepath.EvalSymlinks(run); err != nil {
+		return nil, err
+	}
+	m := &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}
+	return m, m.Sweep(context.Background())
 }
 
 // alone keeps a second plugin from the volumes of this node's first one, under

@@ -26,6 +26,7 @@ var settings = []setting{
 	{"RBD_CONF_CLUSTER", "ceph", "name of the cluster: the configuration is /etc/ceph/NAME.conf"},
 	{"RBD_CONF_KEYRING_USER", "client.docker", "Ceph user; its keyring is /etc/ceph/NAME.USER.keyring"},
 	{"RBD_MAPPER", "auto", "krbd (the kernel's client), fuse (librbd in userspace), or auto: krbd where the kernel has it"},
+	{"RBD_MS_MODE", "", "how krbd speaks with Ceph: legacy, crc, secure, prefer-crc, prefer-secure; empty = prefer-crc where kernel and monitors can, else legacy"},
 	{"NODE_NAME", "", "name of this node in guards and messages; empty = the host's name"},
 	{"MOUNT_OPTIONS", "", "mount options of volumes of the filesystem VOLUME_FSTYPE that have none of their own"},
 	{"VOLUME_FSTYPE", "ext4", "default of option fstype"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"maps"
 	"os"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
 // config is what of config.json is tested; see moby, api/types/plugin.
@@ -86,7 +88,8 @@ func TestConfigGivesThePluginWhatItNeeds(t *testing.T) {
 		{"pidhost: to see whether mounts reach the host", c.PidHost},
 		{"no more of the host's namespaces", !c.IpcHost},
 		{"devices that appear later", c.Linux.AllowAllDevices},
-		{"it may mount, and load the module", slices.Equal(c.Linux.Capabilities, []string{"CAP_SYS_ADMIN", "CAP_SYS_MODULE"})},
+		{"it may mount, load the module, and read why the kernel refuses to map",
+			slices.Equal(c.Linux.Capabilities, []string{"CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYSLOG"})},
 	} {
 		if !check.ok {
 			t.Errorf("not so: %s", check.what)
@@ -248,6 +251,23 @@ func TestLogLevels(t *testing.T) {
 			if level, err := parseLevel(s.value); err != nil || level != logrus.InfoLevel {
 				t.Errorf("the default: %v, %v", level, err)
 			}
+		}
+	}
+}
+
+func TestTheMapperIsChosenForAReason(t *testing.T) {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	_, krbdErr := os.Stat("/sys/bus/rbd")
+	for _, row := range []struct{ mapper, msMode, why, err string }{
+		{"fuse", "", "fuse (RBD_MAPPER)", ""},
+		{"auto", "secure", map[bool]string{true: "krbd (the kernel has rbd)", false: "fuse (the kernel has no rbd, and modprobe rbd: "}[krbdErr == nil], ""},
+		{"nbd", "", "", `setting RBD_MAPPER="nbd": allowed are auto, krbd, fuse`},
+		{"fuse", "fast", "", `setting RBD_MS_MODE="fast": allowed are legacy, crc, secure, prefer-crc, prefer-secure, or nothing`},
+	} {
+		_, why, err := chooseMapper(log, map[string]string{"RBD_MAPPER": row.mapper, "RBD_MS_MODE": row.msMode}, nil, rbd.Config{}, t.TempDir())
+		if row.err == "" && (err != nil || !strings.HasPrefix(why, row.why)) || row.err != "" && (err == nil || err.Error() != row.err) {
+			t.Errorf("%+v: got %q, %v", row, why, err)
 		}
 	}
 }

@@ -22,8 +22,9 @@ type Node struct {
 	Read  func(device string) (string, error)
 }
 
-// Mapper is the contract of driver.Mapper: two nodes on one pool.
-func Mapper(t *testing.T, ceph Ceph, one, two Node) {
+// Mapper is the contract of driver.Mapper: two nodes on one pool. Snapshot makes
+// one of an image.
+func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name string), one, two Node) {
 	const hello, world = "ext4 hello", "ext4 world"
 	t.Run("what is mapped has a device, and its client is a watcher", func(t *testing.T) {
 		ctx, m := testContext(t), one.Mapper()
@@ -96,6 +97,44 @@ func Mapper(t *testing.T, ceph Ceph, one, two Node) {
 			t.Errorf("watchers: %v", w)
 		}
 		must(t, m.Unmap(ctx, image.ID))
+	})
+	t.Run("a snapshot is mapped beside its image, read-only, on every node", func(t *testing.T) {
+		ctx, m, n := testContext(t), one.Mapper(), two.Mapper()
+		image := Create(t, ceph, "snapped", 8*mib)
+		a, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		must(t, one.Write(a.Device, hello))
+		snapshot(t, image.Name, "monday")
+		must(t, one.Write(a.Device, world))
+		image.Snap = "monday"
+		for i, node := range []Node{one, two} {
+			s, err := []driver.Mapper{m, n}[i].Map(ctx, image, driver.ReadWrite)
+			must(t, err)
+			if s.ID != a.ID || s.Snap != "monday" || i == 0 && s.Device == a.Device || s.Addr == a.Addr {
+				t.Errorf("got %+v beside %+v", s, a)
+			}
+			if text, err := node.Read(s.Device); err != nil || text != hello {
+				t.Errorf("the snapshot reads %q, %v", text, err)
+			}
+			if err := node.Write(s.Device, world); err == nil {
+				t.Error("the snapshot was written")
+			}
+			if all, err := node.Mapper().Mappings(ctx); err != nil || !slices.Contains(all, s) {
+				t.Errorf("mappings: %+v, %v", all, err)
+			}
+		}
+		if text, err := one.Read(a.Device); err != nil || text != world {
+			t.Errorf("the image reads %q, %v", text, err)
+		}
+		if w := Watchers(t, ceph, image.Name); !slices.Equal(w, []string{a.Addr}) {
+			t.Errorf("watchers: %v, want %s", w, a.Addr)
+		}
+		must(t, m.Unmap(ctx, a.Key()))
+		must(t, m.Unmap(ctx, image.Key()))
+		must(t, n.Unmap(ctx, image.Key()))
+		if all, err := m.Mappings(ctx); err != nil || len(all) != 0 {
+			t.Errorf("mappings after unmap: %v, %v", all, err)
+		}
 	})
 	t.Run("a fenced mapping cannot write, and can be dropped while it is held", func(t *testing.T) {
 		ctx, m, n := testContext(t), one.Mapper(), two.Mapper()

@@ -27,6 +27,7 @@ type image struct {
 	meta     map[string]string
 	watchers map[string]int // by address
 	data     []byte         // what is on it; empty = nothing was ever written
+	snaps    map[string][]byte
 }
 
 type entry struct {
@@ -101,9 +102,17 @@ func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
 			Name: spec.Name, ID: fmt.Sprintf("%x", c.cluster.number()), Size: spec.Size,
 			Created: time.Now().UTC(), Features: spec.Features,
 		},
-		meta: map[string]string{}, watchers: map[string]int{},
+		meta: map[string]string{}, watchers: map[string]int{}, snaps: map[string][]byte{},
 	}
 	return nil
+}
+
+// Snapshot makes one of an image, which must exist.
+func (c *Cluster) Snapshot(image, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.images[image]
+	i.snaps[name] = i.data
 }
 
 // Exists looks for an image; see driver.Images.

@@ -21,7 +21,7 @@ type Host struct {
 	cluster *Cluster
 
 	mu     sync.Mutex
-	mapped map[string]*device // by image id
+	mapped map[string]*device // by key
 	mounts map[string]driver.Mount
 	next   int
 }
@@ -61,10 +61,10 @@ func (h *Host) Cut() {
 }
 
 // Break ends the data path of an image, as the death of its image server does.
-func (h *Host) Break(imageID string) {
+func (h *Host) Break(key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if d := h.mapped[imageID]; d != nil {
+	if d := h.mapped[key]; d != nil {
 		d.client.Kill()
 		d.Alive = false
 	}
@@ -137,7 +137,10 @@ func (h *Host) byDevice(name string) *device {
 func (h *Host) Map(ctx context.Context, img driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if d := h.mapped[img.ID]; d != nil && d.Alive {
+	if img.Snap != "" {
+		mode = driver.ReadOnly
+	}
+	if d := h.mapped[img.Key()]; d != nil && d.Alive {
 		return d.Mapping, nil
 	}
 	client := h.cluster.Connect(h.IP)
@@ -150,23 +153,28 @@ func (h *Host) Map(ctx context.Context, img driver.Image, mode driver.OpenMode) 
 	if i == nil || i.ID != img.ID {
 		return driver.Mapping{}, fmt.Errorf("map: %w", driver.ErrNotFound)
 	}
+	if data, ok := i.snaps[img.Snap]; ok {
+		i = &image{Image: i.Image, data: data}
+	} else if img.Snap != "" {
+		return driver.Mapping{}, fmt.Errorf("map snapshot: %w", driver.ErrNotFound)
+	}
 	if mode == driver.ReadWrite {
 		i.watchers[client.addr]++
 	}
 	h.next++
 	d := &device{
-		Mapping: driver.Mapping{Name: img.Name, ID: img.ID, Device: fmt.Sprintf("/dev/mem%d", h.next), Addr: client.addr, Alive: true},
+		Mapping: driver.Mapping{Name: img.Name, ID: img.ID, Snap: img.Snap, Device: fmt.Sprintf("/dev/mem%d", h.next), Addr: client.addr, Alive: true},
 		client:  client, image: i, mode: mode,
 	}
-	h.mapped[img.ID] = d
+	h.mapped[img.Key()] = d
 	return d.Mapping, nil
 }
 
 // Unmap takes a device away; see driver.Mapper.
-func (h *Host) Unmap(_ context.Context, id string) error {
+func (h *Host) Unmap(_ context.Context, key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	d := h.mapped[id]
+	d := h.mapped[key]
 	if d == nil {
 		return nil
 	}
@@ -174,17 +182,17 @@ func (h *Host) Unmap(_ context.Context, id string) error {
 		return fmt.Errorf("unmap %s: %w", d.Device, driver.ErrBusy)
 	}
 	d.client.Kill()
-	delete(h.mapped, id)
+	delete(h.mapped, key)
 	return nil
 }
 
 // Drop takes a device away by force; see driver.Mapper.
-func (h *Host) Drop(_ context.Context, id string) error {
+func (h *Host) Drop(_ context.Context, key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if d := h.mapped[id]; d != nil {
+	if d := h.mapped[key]; d != nil {
 		d.client.Kill()
-		delete(h.mapped, id)
+		delete(h.mapped, key)
 	}
 	return nil
 }

@@ -22,7 +22,8 @@ func TestContracts(t *testing.T) {
 	})
 	t.Run("Mapper", func(t *testing.T) {
 		c := NewCluster()
-		drivertest.Mapper(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"))
+		drivertest.Mapper(t, c.Connect("10.0.0.1"), func(_ *testing.T, image, name string) { c.Snapshot(image, name) },
+			node(c, "10.0.0.1"), node(c, "10.0.0.2"))
 	})
 	t.Run("Filesystem", func(t *testing.T) {
 		c := NewCluster()

@@ -24,19 +24,19 @@ import (
 type job struct {
 	Cluster, ConfFile, User, Keyring string
 	Pool, Namespace                  string
-	Name, ID                         string
+	Name, ID, Snap                   string
 	Mountpoint                       string
 	ReadOnly                         bool
 }
 
 // start runs a child until it serves the image, or leaves nothing of it.
 func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
-	lock, err := takeLock(m.lockfile(image.ID))
+	lock, err := takeLock(m.lockfile(image.Key()))
 	if errors.Is(err, driver.ErrBusy) { // an orphan that has not come as far as its mount
-		if err := m.Drop(ctx, image.ID); err != nil {
+		if err := m.Drop(ctx, image.Key()); err != nil {
 			return driver.Mapping{}, err
 		}
-		lock, err = takeLock(m.lockfile(image.ID))
+		lock, err = takeLock(m.lockfile(image.Key()))
 	}
 	if err != nil {
 		return driver.Mapping{}, err
@@ -44,9 +44,9 @@ func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.Open
 	addr, err := m.run(ctx, image, mode, lock)
 	_ = lock.Close() // the child, if there is one, has it too
 	if err != nil {
-		return driver.Mapping{}, m.undo(ctx, image.ID, fmt.Errorf("serve image: %w", err))
+		return driver.Mapping{}, m.undo(ctx, image.Key(), fmt.Errorf("serve image: %w", err))
 	}
-	return driver.Mapping{Name: image.Name, ID: image.ID, Addr: addr, Alive: true}, nil
+	return driver.Mapping{Name: image.Name, ID: image.ID, Snap: image.Snap, Addr: addr, Alive: true}, nil
 }
 
 // gentle is how long a child has to end by itself.
@@ -55,19 +55,19 @@ const gentle = 5 * time.Second
 // undo ends what an unfinished Map has started, and returns its error. It does
 // so gently, as long as that works: a child that is killed stays a watcher of
 // the image for 30 s, and nobody knows whose it was.
-func (m *Mapper) undo(ctx context.Context, id string, cause error) error {
+func (m *Mapper) undo(ctx context.Context, key string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
 	gently, cancel := context.WithTimeout(ctx, gentle)
 	defer cancel()
-	err := m.Unmap(gently, id)
+	err := m.Unmap(gently, key)
 	if err == nil {
-		err = m.waitForChild(gently, id) // one that has not mounted yet ends when it finds nobody to tell
+		err = m.waitForChild(gently, key) // one that has not mounted yet ends when it finds nobody to tell
 	}
 	if err == nil {
-		err = m.tidy(id)
+		err = m.tidy(key)
 	} else {
-		err = m.Drop(ctx, id)
+		err = m.Drop(ctx, key)
 	}
 	if err != nil {
 		return fmt.Errorf("%w; and then: %w", cause, err)
@@ -78,13 +78,13 @@ func (m *Mapper) undo(ctx context.Context, id string, cause error) error {
 // run starts a child and waits for its word. It is in a session of its own: a
 // Ctrl-C or the end of the plugin is not the end of the containers' data path.
 func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMode, lock *os.File) (addr string, err error) {
-	if err := os.MkdirAll(m.mountpoint(image.ID), 0o700); err != nil {
+	if err := os.MkdirAll(m.mountpoint(image.Key()), 0o700); err != nil {
 		return "", err
 	}
 	input, err := json.Marshal(job{
 		Cluster: m.Ceph.Cluster, ConfFile: m.Ceph.ConfFile, User: m.Ceph.User, Keyring: m.Ceph.Keyring,
-		Pool: m.Ceph.Pool, Namespace: m.Ceph.Namespace, Name: image.Name, ID: image.ID,
-		Mountpoint: m.mountpoint(image.ID), ReadOnly: mode == driver.ReadOnly,
+		Pool: m.Ceph.Pool, Namespace: m.Ceph.Namespace, Name: image.Name, ID: image.ID, Snap: image.Snap,
+		Mountpoint: m.mountpoint(image.Key()), ReadOnly: mode == driver.ReadOnly,
 	})
 	if err != nil {
 		return "", err
@@ -187,14 +187,14 @@ func killChild(path string) error {
 	return nil
 }
 
-func (m *Mapper) waitForChild(ctx context.Context, id string) error {
+func (m *Mapper) waitForChild(ctx context.Context, key string) error {
 	for {
-		alive, err := childAlive(m.lockfile(id))
+		alive, err := childAlive(m.lockfile(key))
 		if err != nil || !alive {
 			return err
 		}
 		if !pause(ctx) {
-			return fmt.Errorf("image server of %s has not ended: %w", id, ctx.Err())
+			return fmt.Errorf("image server of %s has not ended: %w", key, ctx.Err())
 		}
 	}
 }

@@ -86,7 +86,9 @@ func TestContract(t *testing.T) {
 	t.Cleanup(pool.Close)
 	one, _ := node(t, cfg)
 	two, _ := node(t, cfg)
-	drivertest.Mapper(t, pool, one, two)
+	drivertest.Mapper(t, pool, func(t *testing.T, image, name string) {
+		testbed.RBD(t, "snap", "create", "--no-progress", "rbd/"+cfg.Namespace+"/"+image+"@"+name)
+	}, one, two)
 }
 
 // mapped maps one image and returns what is needed to play with it.

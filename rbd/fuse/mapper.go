@@ -31,23 +31,29 @@ type Mapper struct {
 	Log     logrus.FieldLogger
 
 	mu   sync.Mutex
-	held map[string]*os.File // loop devices kept open, by image id
+	held map[string]*os.File // loop devices kept open, by key
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
 
-func (m *Mapper) mountpoint(id string) string { return filepath.Join(m.Dir, id) }
-func (m *Mapper) lockfile(id string) string   { return filepath.Join(m.Dir, id+".lock") }
+func (m *Mapper) mountpoint(key string) string { return filepath.Join(m.Dir, key) }
+func (m *Mapper) lockfile(key string) string   { return filepath.Join(m.Dir, key+".lock") }
 
 // Map starts a child and a loop device; see driver.Mapper. What an earlier,
 // killed call has left of a mapping is completed or taken away.
 func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
-	found, ok, err := m.find(ctx, image.ID)
+	if image.Snap != "" {
+		mode = driver.ReadOnly
+	}
+	if strings.ContainsAny(image.Snap, "/|") {
+		return driver.Mapping{}, fmt.Errorf("%w: the name of snapshot %q has a / or |", driver.ErrInvalid, image.Snap)
+	}
+	found, ok, err := m.find(ctx, image.Key())
 	if err != nil {
 		return found, err
 	}
 	if ok && !found.Alive {
-		if err := m.Drop(ctx, image.ID); err != nil {
+		if err := m.Drop(ctx, image.Key()); err != nil {
 			return found, err
 		}
 		ok = false
@@ -60,10 +66,10 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	if found.Device == "" {
 		found.Device, err = m.attach(ctx, found, mode)
 	} else {
-		err = m.hold(image.ID, found.Device)
+		err = m.hold(image.Key(), found.Device)
 	}
 	if err != nil {
-		return driver.Mapping{}, m.undo(ctx, image.ID, err)
+		return driver.Mapping{}, m.undo(ctx, image.Key(), err)
 	}
 	return found, nil
 }
@@ -76,7 +82,7 @@ func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.O
 	}
 	done := make(chan result, 1)
 	go func() { // opening a file of a FUSE filesystem takes as long as its server
-		dev, err := attachLoop(filepath.Join(m.mountpoint(found.ID), fileName(found.Addr)), mode)
+		dev, err := attachLoop(filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)), mode)
 		done <- result{dev, err}
 	}()
 	select {
@@ -84,7 +90,7 @@ func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.O
 		if r.err != nil {
 			return "", r.err
 		}
-		m.keep(found.ID, r.dev)
+		m.keep(found.Key(), r.dev)
 		return r.dev.Name(), nil
 	case <-ctx.Done():
 		go func() {
@@ -97,9 +103,9 @@ func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.O
 }
 
 // hold opens the loop device of a mapping that an earlier process made.
-func (m *Mapper) hold(id, device string) error {
+func (m *Mapper) hold(key, device string) error {
 	m.mu.Lock()
-	_, ok := m.held[id]
+	_, ok := m.held[key]
 	m.mu.Unlock()
 	if ok {
 		return nil
@@ -109,96 +115,96 @@ func (m *Mapper) hold(id, device string) error {
 		dev, err = os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	}
 	if err == nil {
-		m.keep(id, dev)
+		m.keep(key, dev)
 	}
 	return err
 }
 
-func (m *Mapper) keep(id string, dev *os.File) {
+func (m *Mapper) keep(key string, dev *os.File) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.held == nil {
 		m.held = map[string]*os.File{}
 	}
-	if old := m.held[id]; old != nil {
+	if old := m.held[key]; old != nil {
 		_ = old.Close()
 	}
-	m.held[id] = dev
+	m.held[key] = dev
 }
 
-func (m *Mapper) letGo(id string) {
+func (m *Mapper) letGo(key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if dev := m.held[id]; dev != nil {
+	if dev := m.held[key]; dev != nil {
 		_ = dev.Close()
-		delete(m.held, id)
+		delete(m.held, key)
 	}
 }
 
 // Unmap flushes, detaches the loop device, unmounts and waits for the child to
 // end, which is when the image is closed; see driver.Mapper.
-func (m *Mapper) Unmap(ctx context.Context, id string) error {
-	found, ok, err := m.find(ctx, id)
+func (m *Mapper) Unmap(ctx context.Context, key string) error {
+	found, ok, err := m.find(ctx, key)
 	if err != nil || !ok {
 		return err
 	}
 	if !found.Alive {
-		return m.Drop(ctx, id)
+		return m.Drop(ctx, key)
 	}
 	if found.Device != "" {
 		if err := driver.Within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
 			return err
 		}
-		m.letGo(id)
+		m.letGo(key)
 	}
-	if err := driver.Within(ctx, "unmount "+m.mountpoint(id), func() error { return m.unmount(ctx, id) }); err != nil {
+	if err := driver.Within(ctx, "unmount "+m.mountpoint(key), func() error { return m.unmount(ctx, key) }); err != nil {
 		return err
 	}
-	if err := m.waitForChild(ctx, id); err != nil {
+	if err := m.waitForChild(ctx, key); err != nil {
 		return err
 	}
-	return m.tidy(id)
+	return m.tidy(key)
 }
 
 // unmount ends the FUSE filesystem. The loop device lets go of the file a
 // little after its own end.
-func (m *Mapper) unmount(ctx context.Context, id string) error {
+func (m *Mapper) unmount(ctx context.Context, key string) error {
 	for {
-		err := unix.Unmount(m.mountpoint(id), unix.UMOUNT_NOFOLLOW)
+		err := unix.Unmount(m.mountpoint(key), unix.UMOUNT_NOFOLLOW)
 		if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
 		if !errors.Is(err, unix.EBUSY) || !pause(ctx) {
-			return &fs.PathError{Op: "unmount", Path: m.mountpoint(id), Err: err}
+			return &fs.PathError{Op: "unmount", Path: m.mountpoint(key), Err: err}
 		}
 	}
 }
 
 // Drop kills the child, after which nothing can reach Ceph any more, and then
 // takes away what is left; see driver.Mapper.
-func (m *Mapper) Drop(ctx context.Context, id string) error {
-	if err := killChild(m.lockfile(id)); err != nil {
+func (m *Mapper) Drop(ctx context.Context, key string) error {
+	if err := killChild(m.lockfile(key)); err != nil {
 		return err
 	}
-	left, _, err := m.find(ctx, id)
+	left, _, err := m.find(ctx, key)
 	if err != nil {
 		return err
 	}
 	// By force it only ends the connection, so that whoever waits for an answer
 	// of the child gets an error.
-	_ = unix.Unmount(m.mountpoint(id), unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
-	if err := m.waitForChild(ctx, id); err != nil {
+	_ = unix.Unmount(m.mountpoint(key), unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	if err := m.waitForChild(ctx, key); err != nil {
 		return err
 	}
 	if left.Device != "" {
 		clearLoop(left.Device) // at once if nobody has it open, else with the last user
 	}
-	m.letGo(id)
-	err = unix.Unmount(m.mountpoint(id), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	m.letGo(key)
+	err = unix.Unmount(m.mountpoint(key), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return &fs.PathError{Op: "unmount", Path: m.mountpoint(id), Err: err}
+		return &fs.PathError{Op: "unmount", Path: m.mountpoint(key), Err: err}
 	}
-	return m.tidy(id)
+	return m.tidy(key)
 }
 
 // Sweep removes what a killed plugin has left of mappings that never came up:
@@ -210,8 +216,8 @@ func (m *Mapper) Sweep(ctx context.Context) error {
 		return err
 	}
 	for _, lock := range locks {
-		id := strings.TrimSuffix(filepath.Base(lock), ".lock")
-		_, mounted, err := m.find(ctx, id)
+		key := strings.TrimSuffix(filepath.Base(lock), ".lock")
+		_, mounted, err := m.find(ctx, key)
 		if err != nil {
 			return err
 		}
@@ -222,7 +228,7 @@ func (m *Mapper) Sweep(ctx context.Context) error {
 		if mounted || alive {
 			continue
 		}
-		if err := m.tidy(id); err != nil {
+		if err := m.tidy(key); err != nil {
 			return err
 		}
 	}
@@ -230,8 +236,8 @@ func (m *Mapper) Sweep(ctx context.Context) error {
 }
 
 // tidy removes the empty mount point and the lock file.
-func (m *Mapper) tidy(id string) error {
-	for _, path := range []string{m.mountpoint(id), m.lockfile(id)} {
+func (m *Mapper) tidy(key string) error {
+	for _, path := range []string{m.mountpoint(key), m.lockfile(key)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -261,19 +267,19 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if err != nil {
 			return nil, err
 		}
-		alive, err := childAlive(m.lockfile(s.ID))
-		if err != nil {
+		found := driver.Mapping{Name: s.Name, ID: s.ID, Snap: s.Snap, Device: device, Addr: s.Addr}
+		if found.Alive, err = childAlive(m.lockfile(found.Key())); err != nil {
 			return nil, err
 		}
-		all = append(all, driver.Mapping{Name: s.Name, ID: s.ID, Device: device, Addr: s.Addr, Alive: alive})
+		all = append(all, found)
 	}
 	return all, nil
 }
 
-func (m *Mapper) find(ctx context.Context, id string) (driver.Mapping, bool, error) {
+func (m *Mapper) find(ctx context.Context, key string) (driver.Mapping, bool, error) {
 	all, err := m.Mappings(ctx)
 	for _, found := range all {
-		if found.ID == id {
+		if found.Key() == key {
 			return found, true, nil
 		}
 	}

@@ -82,7 +82,7 @@ func serve(in io.Reader, ready func(addr string) error) error {
 	}
 	defer ioctx.Destroy()
 	ioctx.SetNamespace(j.Namespace)
-	img, err := open(ioctx, j.ID, j.ReadOnly)
+	img, err := open(ioctx, j)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func serve(in io.Reader, ready func(addr string) error) error {
 		return err
 	}
 	root := &directory{name: fileName(addr), image: &image{img: img, size: size, readOnly: j.ReadOnly}}
-	src := source{Pool: j.Pool, Namespace: j.Namespace, ID: j.ID, Addr: addr, Name: j.Name}
+	src := source{Pool: j.Pool, Namespace: j.Namespace, ID: j.ID, Snap: j.Snap, Addr: addr, Name: j.Name}
 	options := &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: src.String(), Name: "docker-volume-rbd", DirectMount: true, DirectMountStrict: true,
 		MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, DisableXAttrs: true, DisableSplice: true,
@@ -114,11 +114,11 @@ func serve(in io.Reader, ready func(addr string) error) error {
 	return nil
 }
 
-func open(ioctx *rados.IOContext, id string, readOnly bool) (*rbd.Image, error) {
-	if readOnly {
-		return rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
+func open(ioctx *rados.IOContext, j job) (*rbd.Image, error) {
+	if j.ReadOnly {
+		return rbd.OpenImageByIdReadOnly(ioctx, j.ID, j.Snap) // "" = rbd.NoSnapshot
 	}
-	return rbd.OpenImageById(ioctx, id, rbd.NoSnapshot)
+	return rbd.OpenImageById(ioctx, j.ID, rbd.NoSnapshot)
 }
 
 // directory is the root of the filesystem.

@@ -8,7 +8,7 @@ import (
 // source is what the FUSE mount says of itself in mountinfo. The name comes
 // last: it alone may be anything.
 type source struct {
-	Pool, Namespace, ID, Addr, Name string
+	Pool, Namespace, ID, Snap, Addr, Name string
 }
 
 // fileName is the name of the one file of the filesystem. The loop devices of a
@@ -20,13 +20,13 @@ func fileName(addr string) string {
 }
 
 func (s source) String() string {
-	return strings.Join([]string{"rbd", s.Pool, s.Namespace, s.ID, s.Addr, s.Name}, "|")
+	return strings.Join([]string{"rbd", s.Pool, s.Namespace, s.ID, s.Snap, s.Addr, s.Name}, "|")
 }
 
 func parseSource(text string) (s source, err error) {
-	f := strings.SplitN(text, "|", 6)
-	if len(f) != 6 || f[0] != "rbd" {
+	f := strings.SplitN(text, "|", 7)
+	if len(f) != 7 || f[0] != "rbd" {
 		return s, fmt.Errorf("its source %q names no image", text)
 	}
-	return source{Pool: f[1], Namespace: f[2], ID: f[3], Addr: f[4], Name: f[5]}, nil
+	return source{Pool: f[1], Namespace: f[2], ID: f[3], Snap: f[4], Addr: f[5], Name: f[6]}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,7 +76,7 @@ func (tr tree) want(name, text string) {
 }
 
 func (tr tree) mapper() *Mapper {
-	return &Mapper{Pool: "rbd", User: "client.docker", FSID: fsid, Sys: tr.dir, Ceph: noCluster{tr.t}}
+	return &Mapper{Pool: "rbd", FSID: fsid, Sys: tr.dir, Kmsg: filepath.Join(tr.dir, "kmsg"), Ceph: noCluster{tr.t}}
 }
 
 // noCluster fails the test when it is asked.
@@ -100,6 +101,9 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 	tr.device("11", map[string]string{"pool_ns": "absent", "name": "old", "image_id": "11"}) // before 4.19 there are no namespaces
 	tr.device("12", map[string]string{"pool": "rbd2", "image_id": "12"})
 	tr.device("14", map[string]string{"image_id": "14", "cluster_fsid": "00000000-95df-4e57-9d4d-36c3516b51ca"})
+	tr.device("18", map[string]string{ // of ours, before the user was set anew
+		"name": "db3", "image_id": "18", "config_info": "192.168.1.1:6789 name=old,key=client.old,noshare,queue_depth=128,ms_mode=crc rbd db3 -",
+	})
 	for id, options := range map[string]string{ // what an admin maps is not ours
 		"15": "name=admin,key=client.admin", "16": "name=docker,key=client.docker,noshare", "17": "name=docker,key=client.docker,ro",
 	} {
@@ -116,6 +120,8 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 			{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd0", Addr: "192.168.1.5:0/1913726304", Alive: true},
 			{Name: "db2", ID: "10", Device: "/dev/rbd10", Addr: "[fd00::5]:0/7", Alive: true},
 			{Name: "old", ID: "11", Device: "/dev/rbd11", Addr: "192.168.1.5:0/1913726304", Alive: true},
+			{Name: "db3", ID: "18", Device: "/dev/rbd18", Addr: "192.168.1.5:0/1913726304", Alive: true},
+			{Name: "db1", ID: "3", Snap: "monday", Device: "/dev/rbd3", Addr: "192.168.1.5:0/1913726304", Alive: true},
 		}},
 		{"namespace", "rbd", "team", []driver.Mapping{
 			{Name: "db1", ID: "2", Device: "/dev/rbd2", Addr: "192.168.1.5:0/1913726304", Alive: true},
@@ -126,7 +132,7 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 		{"a pool with nothing mapped", "none", "", nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			m := &Mapper{Pool: row.pool, Namespace: row.namespace, User: "client.docker", FSID: fsid, Sys: tr.dir}
+			m := &Mapper{Pool: row.pool, Namespace: row.namespace, FSID: fsid, Sys: tr.dir}
 			got, err := m.Mappings(t.Context())
 			if err != nil || !slices.Equal(got, row.want) {
 				t.Errorf("\n got %+v (%v)\nwant %+v", got, err, row.want)
@@ -147,45 +153,51 @@ func TestMappingsWithoutTheKernelsClientAreAnError(t *testing.T) {
 
 func TestFeaturesTheKernelCannotMapAreNamed(t *testing.T) {
 	const linux61, linux415 = "0x1bf\n", "0xc5\n"
+	const off = "switch it off while nobody uses it: rbd feature disable rbd/team/db1 "
 	for _, row := range []struct {
 		name, supported string
 		features        []string
-		want            string
+		want, cure      string
 	}{
-		{"all of ours", linux61, []string{"layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"}, ""},
-		{"data pool", linux61, []string{"layering", "data-pool", "operations", "striping"}, ""},
-		{"none", linux61, nil, ""},
-		{"journaling", linux61, []string{"layering", "exclusive-lock", "journaling"}, "journaling"},
-		{"an image under migration", linux61, []string{"layering", "migrating"}, "migrating"},
-		{"one that we do not know either", linux61, []string{"layering", "dirty-cache"}, "dirty-cache"},
+		{"all of ours", linux61, []string{"layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"}, "", ""},
+		{"data pool", linux61, []string{"layering", "data-pool", "operations", "striping"}, "", ""},
+		{"none", linux61, nil, "", ""},
+		{"journaling", linux61, []string{"layering", "exclusive-lock", "journaling"}, "journaling", off + "journaling, "},
+		{"an image under migration", linux61, []string{"layering", "migrating"}, "migrating",
+			"end the migration (rbd migration commit rbd/team/db1), "},
+		{"one that we do not know either", linux61, []string{"layering", "dirty-cache"}, "dirty-cache", ""},
 		{"older kernel", linux415, []string{"layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"},
-			"object-map, fast-diff, deep-flatten"},
+			"object-map, fast-diff, deep-flatten", "take Linux 5.3 or newer for object-map, take Linux 5.3 or newer for fast-diff, " +
+				"take Linux 5.1 or newer for deep-flatten, " + off + "deep-flatten fast-diff object-map, "},
+		{"what cannot be switched off", "0x5\n", []string{"layering", "striping"}, "striping", "take Linux 4.17 or newer for striping, "},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			tr := newTree(t)
 			tr.file("supported_features", row.supported)
-			err := tr.mapper().checkFeatures(row.features)
+			m := tr.mapper()
+			m.Namespace = "team"
+			err := m.checkFeatures(driver.Image{Name: "db1", Features: row.features})
 			if row.want == "" {
 				if err != nil {
 					t.Error(err)
 				}
 				return
 			}
-			want := "invalid: this kernel cannot map images with " + row.want + "; take a newer one, or rbd feature disable"
+			want := "invalid: this kernel cannot map images with " + row.want + "; " + row.cure + "or set RBD_MAPPER=fuse"
 			if !errors.Is(err, driver.ErrInvalid) || err.Error() != want {
-				t.Errorf("got %v, want %s", err, want)
+				t.Errorf("\n got %v\nwant %s", err, want)
 			}
 		})
 	}
 	t.Run("a kernel that does not say", func(t *testing.T) {
-		if err := newTree(t).mapper().checkFeatures([]string{"journaling"}); err != nil {
+		if err := newTree(t).mapper().checkFeatures(driver.Image{Features: []string{"journaling"}}); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("a kernel that says something else", func(t *testing.T) {
 		tr := newTree(t)
 		tr.file("supported_features", "all\n")
-		if err := tr.mapper().checkFeatures([]string{"layering"}); err == nil {
+		if err := tr.mapper().checkFeatures(driver.Image{Features: []string{"layering"}}); err == nil {
 			t.Error("understood")
 		}
 	})
@@ -210,29 +222,39 @@ func TestTheLineThatMapsAnImage(t *testing.T) {
 		namespace string
 		mode      driver.OpenMode
 		release   [2]int
+		set, snap string
 		want      string
 	}{
-		{"5.10 knows only v1", both, "", driver.ReadWrite, linux510,
+		{"5.10 knows only v1", both, "", driver.ReadWrite, linux510, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
-		{"5.11 knows v2", both, "", driver.ReadWrite, [2]int{5, 11},
+		{"5.11 knows v2", both, "", driver.ReadWrite, [2]int{5, 11}, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"6.1", both, "", driver.ReadWrite, linux61,
+		{"6.1", both, "", driver.ReadWrite, linux61, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"6.1, monitors with v1 only", v1, "", driver.ReadWrite, linux61,
+		{"6.1, monitors with v1 only", v1, "", driver.ReadWrite, linux61, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
-		{"6.1, monitors with v2 only", v2, "", driver.ReadWrite, linux61,
+		{"6.1, monitors with v2 only", v2, "", driver.ReadWrite, linux61, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"4.19 with a namespace", both, "team", driver.ReadWrite, [2]int{4, 19},
+		{"4.19 with a namespace", both, "team", driver.ReadWrite, [2]int{4, 19}, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,_pool_ns=team rbd db1 -"},
-		{"read-only", both, "", driver.ReadOnly, linux510,
+		{"read-only", both, "", driver.ReadOnly, linux510, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ro rbd db1 -"},
-		{"all at once", both, "team", driver.ReadOnly, linux61,
+		{"all at once", both, "team", driver.ReadOnly, linux61, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc,ro,_pool_ns=team rbd db1 -"},
-		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, User: "docker"}, "", driver.ReadWrite, linux61,
+		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, User: "docker"}, "", driver.ReadWrite, linux61, "", "",
 			"[fd00::1]:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
+		{"set to secure", both, "", driver.ReadWrite, linux61, "secure", "",
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=secure rbd db1 -"},
+		{"set to legacy", both, "", driver.ReadWrite, linux61, "legacy", "",
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
+		{"v2 only, and a kernel that may know it: it will say", v2, "", driver.ReadWrite, [2]int{4, 18}, "", "",
+			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
+		{"a snapshot", both, "", driver.ReadOnly, linux510, "", "monday",
+			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ro rbd db1 monday"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := addString(row.kernel, "rbd", row.namespace, "db1", row.mode, row.release)
+			m := Mapper{Pool: "rbd", Namespace: row.namespace, MSMode: row.set}
+			got, err := m.line(row.kernel, driver.Image{Name: "db1", Snap: row.snap}, row.mode, row.release)
 			if err != nil || got != row.want {
 				t.Errorf("\n got %s (%v)\nwant %s", got, err, row.want)
 			}
@@ -249,18 +271,27 @@ func TestTheLineThatMapsAnImage(t *testing.T) {
 }
 
 func TestWhatTheKernelCannotMap(t *testing.T) {
-	v2 := both
-	v2.V1 = nil
-	if line, err := addString(v2, "rbd", "", "db1", driver.ReadWrite, linux510); err == nil || !strings.Contains(err.Error(), "v1") {
-		t.Errorf("v2 monitors on 5.10: %s, %v", line, err)
-	}
-	if line, err := addString(rbd.Kernel{User: "docker"}, "rbd", "", "db1", driver.ReadWrite, linux61); err == nil {
-		t.Errorf("no monitors: %s", line)
-	}
-	for _, names := range [][3]string{
-		{"r bd", "", "db1"}, {"rbd", "te am", "db1"}, {"rbd", "", "db 1"}, {"rbd", "", "db1\n"}, {"rbd", "team,ro", "db1"}, {"rbd\t", "", "db1"},
+	v1, v2 := both, both
+	v2.V1, v1.V2 = nil, nil
+	for _, row := range []struct {
+		set    string
+		kernel rbd.Kernel
+		says   string
+	}{
+		{"legacy", v2, "v1: none"}, {"secure", v1, "v2: none"}, {"", rbd.Kernel{User: "docker"}, "v1: none; v2: none"},
 	} {
-		line, err := addString(both, names[0], names[1], names[2], driver.ReadWrite, linux61)
+		m := Mapper{Pool: "rbd", MSMode: row.set}
+		line, err := m.line(row.kernel, driver.Image{Name: "db1"}, driver.ReadWrite, linux61)
+		if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%q: %s, %v", row.set, line, err)
+		}
+	}
+	for _, names := range [][4]string{
+		{"r bd", "", "db1"}, {"rbd", "te am", "db1"}, {"rbd", "", "db 1"}, {"rbd", "", "db1\n"}, {"rbd", "team,ro", "db1"}, {"rbd\t", "", "db1"},
+		{"rbd", "", "db1", "mon day"},
+	} {
+		m := Mapper{Pool: names[0], Namespace: names[1]}
+		line, err := m.line(both, driver.Image{Name: names[2], Snap: names[3]}, driver.ReadWrite, linux61)
 		if !errors.Is(err, driver.ErrInvalid) {
 			t.Errorf("%q: %s, %v", names, line, err)
 		}
@@ -280,14 +311,14 @@ func TestTheKernelsErrorNumbersAreExplained(t *testing.T) {
 		kind error // nil = none of the driver's
 		says string
 	}{
-		{unix.ENOENT, driver.ErrNotFound, "no such pool or image"},
-		{unix.ENXIO, nil, "features"},
+		{unix.ENOENT, driver.ErrNotFound, "no such pool, namespace, image or snapshot"},
+		{unix.ENXIO, driver.ErrInvalid, "features"},
 		{unix.EPERM, nil, "CAP_SYS_ADMIN"},
 		{unix.EACCES, nil, "caps"},
 		{unix.EROFS, driver.ErrInUse, "another client has the image's lock"},
 		{unix.EBUSY, driver.ErrInUse, "another client has the image's lock"},
-		{unix.ETIMEDOUT, driver.ErrUnavailable, "could not reach the monitors"},
-		{unix.EINVAL, nil, "see the kernel's log"},
+		{unix.ETIMEDOUT, driver.ErrUnavailable, "neither the monitors nor an OSD answered"},
+		{unix.EINVAL, driver.ErrInvalid, "RBD_MS_MODE=legacy"},
 		{unix.EIO, nil, "see the kernel's log"},
 		// Of the file in sysfs, not of the image.
 		{&fs.PathError{Op: "open", Path: "/sys/bus/rbd/add", Err: unix.ENOENT}, nil, "/sys/bus/rbd/add"},
@@ -295,7 +326,7 @@ func TestTheKernelsErrorNumbersAreExplained(t *testing.T) {
 		{&fs.PathError{Op: "open", Path: "/sys/bus/rbd/add", Err: unix.EACCES}, nil, "/sys/bus/rbd/add"},
 	} {
 		t.Run(row.err.Error(), func(t *testing.T) {
-			err := explain(row.err)
+			err := explain(row.err, "")
 			for _, kind := range kinds {
 				if is := errors.Is(err, kind); is != (kind == row.kind) { //nolint:errorlint // the very sentinel
 					t.Errorf("is it %v? %v: %v", kind, is, err)
@@ -319,13 +350,14 @@ func TestUnmapAndDropWriteTheNumberOfTheDevice(t *testing.T) {
 		{"unmap", []string{"remove", "remove_single_major"}, (*Mapper).Unmap, "5e4a6b8b4567",
 			map[string]string{"remove": "", "remove_single_major": "3"}},
 		{"drop", []string{"remove", "remove_single_major"}, (*Mapper).Drop, "5e4a6b8b4567",
-			map[string]string{"remove": "", "remove_single_major": "3 force"}},
+			map[string]string{"remove": "", "remove_single_major": "3"}},
 		{"unmap, module without single_major", []string{"remove"}, (*Mapper).Unmap, "5e4a6b8b4567", map[string]string{"remove": "3"}},
-		{"drop, module without single_major", []string{"remove"}, (*Mapper).Drop, "5e4a6b8b4567", map[string]string{"remove": "3 force"}},
+		{"drop, module without single_major", []string{"remove"}, (*Mapper).Drop, "5e4a6b8b4567", map[string]string{"remove": "3"}},
 		{"unmap of what is not mapped", []string{"remove"}, (*Mapper).Unmap, "other", map[string]string{"remove": ""}},
 		{"drop of what is not mapped", []string{"remove"}, (*Mapper).Drop, "other", map[string]string{"remove": ""}},
 		{"unmap of an image that others mapped in another pool", []string{"remove"}, (*Mapper).Unmap, "foreign", map[string]string{"remove": ""}},
 		{"unmap of a snapshot's image", []string{"remove"}, (*Mapper).Unmap, "snapped", map[string]string{"remove": ""}},
+		{"unmap of the snapshot", []string{"remove"}, (*Mapper).Unmap, "snapped@monday", map[string]string{"remove": "5"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			tr := newTree(t, row.files...)
@@ -354,24 +386,80 @@ func TestWhatTheKernelAnswersIsPassedOn(t *testing.T) {
 	}
 }
 
-// A cluster that cannot be reached lets the write hang; the request ends.
-func TestUnmapEndsWithItsContext(t *testing.T) {
+// A cluster that cannot be reached lets the write hang; the request ends. The
+// next one for the image does not meet the kernel at it.
+func TestACallThatHangsOutlivesItsRequestAlone(t *testing.T) {
 	tr := newTree(t)
 	tr.device("3", nil)
+	tr.device("4", map[string]string{"image_id": "other", "name": "db2"})
 	remove := filepath.Join(tr.dir, "remove")
 	if err := unix.Mkfifo(remove, 0o600); err != nil { // blocks until somebody reads
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	err := tr.mapper().Unmap(ctx, "5e4a6b8b4567")
-	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "/dev/rbd3") {
+	m := tr.mapper()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err := m.Unmap(ctx, "5e4a6b8b4567")
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "unmap in the kernel has not ended in time") {
 		t.Errorf("got %v", err)
 	}
+	image := driver.Image{Name: "db1", ID: "5e4a6b8b4567"}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	for what, err := range map[string]error{
+		"unmap": m.Unmap(short, image.ID), "drop": m.Drop(short, image.ID),
+		"map": func() error { _, err := m.Map(short, image, driver.ReadWrite); return err }(),
+	} {
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the kernel has not ended an earlier call for this image") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := m.Map(t.Context(), driver.Image{Name: "db2", ID: "other"}, driver.ReadWrite); err != nil {
+		t.Errorf("another image: %v", err)
+	}
+	waits := make(chan error)
+	go func() {
+		_, err := m.Map(t.Context(), image, driver.ReadWrite)
+		waits <- err
+	}()
 	got, err := os.ReadFile(remove) // and lets the writer go
 	if err != nil || string(got) != "3" {
 		t.Errorf("read %q, %v", got, err)
 	}
+	if err := <-waits; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheKernelsLogIsReadFromNowOn(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0) // a record a read, as /dev/kmsg gives
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fds[1]) }()
+	log := kernelLog(fds[0])
+	defer log.close()
+	if said := log.said(); said != "" {
+		t.Errorf("nothing said: %q", said)
+	}
+	for _, record := range []string{
+		"6,1,1,-;rbd: one", "6,2,2,-;usb 1-1: new device\n SUBSYSTEM=usb", "6,3,3,-;libceph: two", "3,4,4,-;rbd: three\n DEVICE=+rbd:0", "4,5,5,c;rbd: four",
+	} {
+		if _, err := unix.Write(fds[1], []byte(record)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said, want := log.said(), "libceph: two; rbd: three; rbd: four"; said != want {
+		t.Errorf("got %q, want %q", said, want)
+	}
+	if err := explain(unix.EIO, "rbd: four"); !strings.Contains(err.Error(), "the kernel's log says: rbd: four") {
+		t.Error(err)
+	}
+	none := (&Mapper{Kmsg: filepath.Join(t.TempDir(), "none")}).listen()
+	if said := none.said(); said != "" {
+		t.Errorf("no log: %q", said)
+	}
+	none.close()
 }
 
 func TestMapOfAMappedImageIsTheMappingThatIsThere(t *testing.T) {

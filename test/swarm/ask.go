@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // Ask sends a request to the plugin's own socket.
 func (n *Node) Ask(path, body string) (string, error) {
-	return run(time.Minute, "nsenter", "-t", strconv.Itoa(n.init), "-m", "curl", "-sS", "--unix-socket",
+	return tool.Run(time.Minute, "nsenter", "-t", strconv.Itoa(n.init), "-m", "curl", "-sS", "--unix-socket",
 		"/run/docker/plugins/"+n.plugin+"/rbd.sock", "-d", body, "http://rbd/"+path)
 }
 

@@ -1,15 +1,15 @@
 package swarm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // The networks of the bed are inside namespaces that it makes, and lead nowhere.
@@ -57,7 +57,7 @@ func Start(dir, plugin, sabotage string) (b *Bed, err error) {
 	var cluster, image error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, cluster = run(2*time.Minute, "ip", "netns", "exec", b.name, "env", "CLUSTER_ADDR="+monitor, "../cluster.sh", "start", b.cluster())
+		_, cluster = tool.Run(2*time.Minute, "ip", "netns", "exec", b.name, "env", "CLUSTER_ADDR="+monitor, "../cluster.sh", "start", b.cluster())
 	})
 	wg.Go(func() { image = b.buildWriter() })
 	nodes := make([]error, len(b.Nodes))
@@ -100,7 +100,7 @@ func (b *Bed) network() error {
 		}
 	}
 	for _, line := range lines {
-		if _, err := run(10*time.Second, "ip", strings.Fields(line)...); err != nil {
+		if _, err := tool.Run(10*time.Second, "ip", strings.Fields(line)...); err != nil {
 			return err
 		}
 	}
@@ -110,9 +110,9 @@ func (b *Bed) network() error {
 // buildWriter builds the workload as the root of an image.
 func (b *Bed) buildWriter() error {
 	root := filepath.Join(b.dir, "writer")
-	_, err := run(5*time.Minute, "env", "CGO_ENABLED=0", "go", "build", "-o", filepath.Join(root, "writer"), "../workload/writer")
+	_, err := tool.Run(5*time.Minute, "env", "CGO_ENABLED=0", "go", "build", "-o", filepath.Join(root, "writer"), "../workload/writer")
 	if err == nil {
-		_, err = run(time.Minute, "tar", "-C", root, "-cf", filepath.Join(b.dir, "writer.tar"), ".")
+		_, err = tool.Run(time.Minute, "tar", "-C", root, "-cf", filepath.Join(b.dir, "writer.tar"), ".")
 	}
 	return err
 }
@@ -146,22 +146,22 @@ func (b *Bed) Close() error {
 		errs = append(errs, n.stop())
 	}
 	if _, err := os.Stat(b.cluster()); err == nil {
-		_, err := run(time.Minute, "../cluster.sh", "stop", b.cluster())
+		_, err := tool.Run(time.Minute, "../cluster.sh", "stop", b.cluster())
 		errs = append(errs, err)
 	}
 	for _, n := range b.Nodes {
-		_, err := run(10*time.Second, "ip", "netns", "del", n.netns())
+		_, err := tool.Run(10*time.Second, "ip", "netns", "del", n.netns())
 		errs = append(errs, err)
 	}
-	_, err := run(10*time.Second, "ip", "netns", "del", b.name)
-	_, rm := run(time.Minute, "rm", "-rf", "--one-file-system", b.dir)
+	_, err := tool.Run(10*time.Second, "ip", "netns", "del", b.name)
+	_, rm := tool.Run(time.Minute, "rm", "-rf", "--one-file-system", b.dir)
 	return errors.Join(append(errs, err, rm)...)
 }
 
 // Ceph runs one of Ceph's tools on the cluster.
-func (b *Bed) Ceph(tool string, args ...string) (string, error) {
-	args = append([]string{"--net=/run/netns/" + b.name, tool, "-c", filepath.Join(b.cluster(), "ceph.conf")}, args...)
-	return run(time.Minute, "nsenter", args...)
+func (b *Bed) Ceph(program string, args ...string) (string, error) {
+	args = append([]string{"--net=/run/netns/" + b.name, program, "-c", filepath.Join(b.cluster(), "ceph.conf")}, args...)
+	return tool.Run(time.Minute, "nsenter", args...)
 }
 
 // Docker runs the docker client on a manager that answers.
@@ -176,37 +176,6 @@ func (b *Bed) Docker(args ...string) (out string, err error) {
 		}
 		if time.Now().After(end) {
 			return out, fmt.Errorf("no manager does it: %w", err)
-		}
-	}
-}
-
-// run runs a program and returns what it prints; the error says what it says.
-func run(limit time.Duration, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	var stdout, stderr strings.Builder
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	if ctx.Err() != nil {
-		err = fmt.Errorf("no end within %v", limit)
-	}
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
-	}
-	return strings.TrimSpace(stdout.String()), err
-}
-
-// within repeats until there is no error any more.
-func within(limit time.Duration, try func() error) error {
-	for end := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
-		err := try()
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("after %v: %w", limit, err)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // The watch timeout of Ceph in these tests is 10 s; in one it is the default.
@@ -78,7 +80,7 @@ func holder(t *testing.T, n *Node, volume string) []string {
 // unwatched waits until Ceph has missed all the clients, or somebody has fenced them.
 func unwatched(t *testing.T, volume string, clients []string) time.Time {
 	t.Helper()
-	must(t, within(time.Minute, func() error {
+	must(t, tool.Within(time.Minute, func() error {
 		out, err := bed.Ceph("rbd", "status", "rbd/"+volume)
 		for _, c := range clients {
 			if strings.Contains(out, c) {
@@ -127,7 +129,7 @@ func TestCutOff(t *testing.T) {
 // be fenced then.
 func takenOver(t *testing.T, s *Service, from *Node, clients []string) {
 	t.Helper()
-	must(t, within(90*time.Second, func() error {
+	must(t, tool.Within(90*time.Second, func() error {
 		if s.Node() == from {
 			return fmt.Errorf("%s still has it", from.Name)
 		}
@@ -156,7 +158,7 @@ func TestCutOffFromTheSwarmOnly(t *testing.T) {
 	lost := s.Node()
 	must(t, lost.Cut("swarm"))
 	from := time.Now()
-	must(t, within(90*time.Second, func() error {
+	must(t, tool.Within(90*time.Second, func() error {
 		out, err := bed.Docker("service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}}", s.Name)
 		if err == nil && (out == "" || strings.Contains(out, lost.Name)) {
 			err = fmt.Errorf("no new task: %q", out)
@@ -164,7 +166,7 @@ func TestCutOffFromTheSwarmOnly(t *testing.T) {
 		return err
 	}))
 	logs, waiting := logSizes(), map[string]bool{}
-	must(t, within(time.Minute, func() error {
+	must(t, tool.Within(time.Minute, func() error {
 		for _, n := range bed.Nodes {
 			for _, line := range n.said(logs[n.Name]) {
 				if n != lost && strings.Contains(line, "waiting: in use by node "+lost.Name) && strings.Contains(line, "volume="+s.Name) {
@@ -191,7 +193,7 @@ func TestCutOffFromTheSwarmOnly(t *testing.T) {
 // anew waits until there is a new writer, and it writes.
 func anew(t *testing.T, s *Service, before int) {
 	t.Helper()
-	must(t, within(2*time.Minute, func() error {
+	must(t, tool.Within(2*time.Minute, func() error {
 		if len(s.Writers()) == before {
 			return fmt.Errorf("no new task of %s writes", s.Name)
 		}
@@ -281,7 +283,7 @@ func TestOperatorsFence(t *testing.T) {
 	dead := s.Node()
 	clients := holder(t, dead, s.Name)
 	must(t, dead.Kill())
-	must(t, within(time.Minute, func() error { // another has the task, and waits
+	must(t, tool.Within(time.Minute, func() error { // another has the task, and waits
 		out, err := bed.Docker("service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", s.Name)
 		if err == nil && !strings.Contains(out, "Starting") {
 			err = fmt.Errorf("no task is starting: %q", out)
@@ -312,7 +314,7 @@ func TestCrashes(t *testing.T) {
 	s := service(t)
 	n := s.Node()
 	must(t, n.CrashPlugin())
-	must(t, within(time.Minute, func() error {
+	must(t, tool.Within(time.Minute, func() error {
 		if len(s.Errors()) == 0 {
 			return fmt.Errorf("the writer has not lost its volume")
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // bed is the one that all stories of the honest plugin lie in.
@@ -130,7 +132,7 @@ func showLogs(t *testing.T, from map[string]int64) {
 func waitFor(t *testing.T, n *Node, from int64, limit time.Duration, parts ...string) string {
 	t.Helper()
 	var found string
-	must(t, within(limit, func() error {
+	must(t, tool.Within(limit, func() error {
 		for _, line := range n.said(from) {
 			all := true
 			for _, part := range parts {
@@ -209,7 +211,7 @@ func busy(all []span, from, to time.Time) (sum time.Duration) {
 // mount, image server, loop device.
 func nothingStale(t *testing.T, n *Node, volume string, clients []string) {
 	t.Helper()
-	must(t, within(40*time.Second, func() error {
+	must(t, tool.Within(40*time.Second, func() error {
 		mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", n.init))
 		if err != nil {
 			return err

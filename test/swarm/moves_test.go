@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // The node is drained, the service is made to restart, or bound to a node: it
@@ -27,7 +29,7 @@ func TestPlannedMove(t *testing.T) {
 		old := running(t, from, s.Name)
 		_, err := bed.Docker(move.args(from, to)...)
 		must(t, err)
-		must(t, within(time.Minute, func() error {
+		must(t, tool.Within(time.Minute, func() error {
 			if len(s.Writers()) == writers {
 				return errors.New("nothing moves")
 			}

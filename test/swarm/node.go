@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // Node is a machine of the swarm: network, mount, pid and uts namespaces, with
@@ -59,7 +61,7 @@ func (n *Node) boot() error {
 		return err
 	}
 	n.switched(cmd)
-	return within(10*time.Second, func() error {
+	return tool.Within(10*time.Second, func() error {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
 		if err != nil {
 			return err
@@ -104,7 +106,7 @@ func (n *Node) StartEngine() error {
 	}
 	n.engine = cmd
 	go func() { _ = cmd.Wait() }()
-	return within(90*time.Second, func() error {
+	return tool.Within(90*time.Second, func() error {
 		_, err := n.docker(5*time.Second, "version")
 		return err
 	})
@@ -135,7 +137,7 @@ func (n *Node) install(dir, sabotage string) error {
 func (n *Node) Docker(args ...string) (string, error) { return n.docker(time.Minute, args...) }
 
 func (n *Node) docker(limit time.Duration, args ...string) (string, error) {
-	return run(limit, "docker", append([]string{"-H", "unix://" + n.dir("docker.sock")}, args...)...)
+	return tool.Run(limit, "docker", append([]string{"-H", "unix://" + n.dir("docker.sock")}, args...)...)
 }
 
 // reachable tells whether its engine can be asked and is part of the swarm.
@@ -204,7 +206,7 @@ func (n *Node) link(state string, networks []string) (err error) {
 		n.down = map[string]bool{}
 	}
 	for _, network := range networks {
-		_, one := run(10*time.Second, "ip", "-n", n.bed.name, "link", "set", n.port(network), state)
+		_, one := tool.Run(10*time.Second, "ip", "-n", n.bed.name, "link", "set", n.port(network), state)
 		err = errors.Join(err, one)
 		n.down[network] = state == "down"
 	}
@@ -288,7 +290,7 @@ func (n *Node) stop() error {
 		ids, _ := filepath.Glob(n.dir(pattern))
 		for _, id := range ids {
 			if id = filepath.Base(id); len(id) == 64 {
-				_, _ = run(10*time.Second, "find", "/sys/fs/cgroup", "-depth", "-type", "d", "-name", "*"+id+"*", "-exec", "rmdir", "{}", "+")
+				_, _ = tool.Run(10*time.Second, "find", "/sys/fs/cgroup", "-depth", "-type", "d", "-name", "*"+id+"*", "-exec", "rmdir", "{}", "+")
 			}
 		}
 	}

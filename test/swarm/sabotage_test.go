@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // With a hole in the plugin's protection the checker finds corruption. If it did
@@ -44,7 +46,7 @@ func TestTheCheckerFindsCorruption(t *testing.T) {
 			_, err = s.Writes(time.Minute, "")
 			must(t, err)
 			story(t, b, s)
-			must(t, within(time.Minute, func() error {
+			must(t, tool.Within(time.Minute, func() error {
 				if len(s.Violations()) == 0 {
 					return errors.New("the checker has found nothing")
 				}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/workload"
 )
 
@@ -125,7 +126,7 @@ func (s *Service) End() error {
 		_, _ = n.Docker("rm", "-f", s.Name)
 	}
 	began := time.Now()
-	err := within(3*time.Minute, func() error {
+	err := tool.Within(3*time.Minute, func() error {
 		for _, n := range s.bed.Nodes { // one that waits for the volume would have it after all
 			out, err := n.Docker("ps", "-aq", "--filter", "label=com.docker.swarm.service.name="+s.Name)
 			if err == nil && out != "" {
@@ -166,41 +167,11 @@ func (s *Service) Inspect(left bool) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	mounted := func(do func() error) error {
-		if _, err := run(time.Minute, "mount", "-o", "loop,noatime", file, dir); err != nil {
-			return err
-		}
-		err := do()
-		_, umount := run(time.Minute, "umount", dir)
-		return errors.Join(err, umount)
+	entries, err := workload.Inspect(file, dir, left)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", s.Name, err)
 	}
-	if left { // the kernel replays the journal
-		if err := mounted(func() error { return nil }); err != nil {
-			return err
-		}
-	}
-	if out, err := run(5*time.Minute, "e2fsck", "-f", "-n", file); err != nil {
-		return fmt.Errorf("the filesystem of %s is damaged: %w\n%s", s.Name, err, out)
-	}
-	return mounted(func() error {
-		log, err := os.Open(filepath.Join(dir, "log"))
-		if err != nil {
-			return err
-		}
-		defer func() { _ = log.Close() }()
-		info, err := log.Stat()
-		if err != nil {
-			return err
-		}
-		entries, tail, err := workload.Scan(log, info.Size())
-		if err != nil {
-			return fmt.Errorf("log of %s: %w", s.Name, err)
-		}
-		if tail != "" && !left {
-			return fmt.Errorf("log of %s: its end is %s", s.Name, tail)
-		}
-		return s.Verify(entries)
-	})
+	return s.Verify(entries)
 }
 
 // fenced are the clients on Ceph's blocklist, and until when.

@@ -23,7 +23,7 @@ import (
 // Env names the directory of a running cluster (test/cluster.sh).
 const Env = "TEST_CLUSTER"
 
-var dir string
+var dir = os.Getenv(Env)
 
 // serveImage makes the program of the tests an image server.
 const serveImage = "serve-image"
@@ -52,7 +52,6 @@ func ImageServer(tb testing.TB) []string {
 
 func run(m *testing.M) int {
 	defer func() { _ = os.RemoveAll(programDir) }()
-	dir = os.Getenv(Env)
 	if dir == "" {
 		tmp, err := os.MkdirTemp("", "rbd")
 		if err == nil {

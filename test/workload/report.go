@@ -1,8 +1,10 @@
 package workload
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
@@ -93,10 +95,14 @@ func (l *Listener) Close() {
 }
 
 // Sender sends reports.
-type Sender struct{ conn *net.UnixConn }
+type Sender struct{ conn io.WriteCloser }
 
-// Dial finds a listener.
+// Dial finds a listener. "-" is for a listener behind the standard output, see
+// Follow.
 func Dial(path string) (*Sender, error) {
+	if path == "-" {
+		return &Sender{os.Stdout}, nil
+	}
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return nil, err
@@ -110,12 +116,29 @@ func Dial(path string) (*Sender, error) {
 func (s *Sender) Send(r Report) error {
 	data, err := json.Marshal(r)
 	if err == nil {
+		if s.conn == os.Stdout {
+			data = append(data, '\n')
+		}
 		_, err = s.conn.Write(data)
 	}
 	if err != nil {
 		return fmt.Errorf("report %s: %w", r.Kind, err)
 	}
 	return nil
+}
+
+// Follow receives the reports that a sender writes to its standard output, until
+// that ends. Lines that are no reports are left out.
+func Follow(r io.Reader, each func(Report)) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxReport)
+	for lines.Scan() {
+		var report Report
+		if json.Unmarshal(lines.Bytes(), &report) == nil && report.Kind != "" {
+			report.At = time.Now()
+			each(report)
+		}
+	}
 }
 
 // Close closes the sender's socket.

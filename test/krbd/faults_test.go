@@ -1,0 +1,110 @@
+package krbd
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+)
+
+// watchTimeout is Ceph's for these tests, instead of 30 s.
+const watchTimeout = 10
+
+// moved waits until the volume of a dead or lost node is mounted on another.
+func (w *writers) moved(t *testing.T, from, to *node, since time.Time) (ended chan error) {
+	t.Helper()
+	ended = w.write(t, to)
+	took := time.Since(since)
+	t.Logf("figure: %s lost at once, its volume is written on %s after %.1fs (watch timeout %d s)", from.Name, to.Name, took.Seconds(), watchTimeout)
+	return ended
+}
+
+func TestAPlannedMove(t *testing.T) {
+	plugin(t)
+	w := watched(t)
+	for _, n := range []*node{one, two, one} {
+		ended := w.write(t, n)
+		w.wait(t, n, 20)
+		w.stopped(t, n, ended)
+		must(t, n.clean(w.volume, time.Second))
+	}
+}
+
+func TestANodeLosesItsPower(t *testing.T) {
+	plugin(t)
+	testbed.WatchTimeout(t, watchTimeout)
+	w := watched(t)
+	_ = w.write(t, two)
+	w.wait(t, two, 20)
+	must(t, two.Kill())
+	off := time.Now()
+	ended := w.moved(t, two, one, off)
+	w.stopped(t, one, ended)
+	must(t, two.boot(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	w.stopped(t, two, w.write(t, two))
+}
+
+// A reboot of the very node that has the volume waits for nothing.
+func TestANodeReboots(t *testing.T) {
+	plugin(t) // at Ceph's default watch timeout
+	w := watched(t)
+	_ = w.write(t, two)
+	must(t, two.Kill(), two.boot(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	before := time.Now()
+	ended := w.write(t, two)
+	t.Logf("figure: after the reboot of the same node mount and first records took %.1fs (watch timeout 30 s)", time.Since(before).Seconds())
+	if took := time.Since(before); took > 15*time.Second {
+		t.Errorf("it waited for its own past: %v", took)
+	}
+	w.stopped(t, two, ended)
+}
+
+func TestANodeIsPaused(t *testing.T) {
+	plugin(t)
+	testbed.WatchTimeout(t, watchTimeout)
+	w := watched(t)
+	lost := w.write(t, two)
+	must(t, two.Pause())
+	ended := w.moved(t, two, one, time.Now())
+	must(t, two.Resume())
+	w.failed(t, two, lost, 60*time.Second)
+	must(t, two.clean(w.volume, 40*time.Second))
+	w.wait(t, one, 20)
+	w.stopped(t, one, ended)
+	w.stopped(t, two, w.write(t, two)) // it may come back
+}
+
+func TestANodeIsCutOff(t *testing.T) {
+	plugin(t)
+	testbed.WatchTimeout(t, watchTimeout)
+	w := watched(t)
+	lost := w.write(t, two)
+	must(t, two.Cut())
+	ended := w.moved(t, two, one, time.Now())
+	must(t, two.Heal())
+	w.failed(t, two, lost, 60*time.Second)
+	must(t, two.clean(w.volume, 40*time.Second))
+	if log := two.log(); !strings.Contains(log, "dropping the mapping /dev/rbd") {
+		t.Error("the plugin does not report that it took the mapping away")
+	}
+	w.wait(t, one, 20)
+	w.stopped(t, one, ended)
+	w.stopped(t, two, w.write(t, two))
+}
+
+// A network that is away for longer than the watch timeout, while nobody else
+// wants the volume: the I/O waits and goes on.
+func TestABlip(t *testing.T) {
+	plugin(t)
+	testbed.WatchTimeout(t, watchTimeout)
+	w := watched(t)
+	ended := w.write(t, two)
+	must(t, two.Cut())
+	time.Sleep((watchTimeout + 8) * time.Second)
+	must(t, two.Heal())
+	w.wait(t, two, 20)
+	time.Sleep(16 * time.Second) // the plugin compares every 15 s
+	w.wait(t, two, 20)
+	w.stopped(t, two, ended)
+}

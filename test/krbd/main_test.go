@@ -1,0 +1,76 @@
+package krbd
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/guest"
+)
+
+// work is the directory that test/krbd.sh has filled.
+var work = os.Getenv("TEST_KRBD")
+
+// The ports that guests serve.
+const (
+	mapperPort = 9000
+	dockerPort = 2375
+)
+
+var one, two *node
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if work == "" {
+		fmt.Fprintln(os.Stderr, "krbd: TEST_KRBD is not set; run test/krbd.sh")
+		os.Exit(1)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	began := time.Now()
+	nodes := []*node{{Guest: newGuest(1, 3072)}, {Guest: newGuest(2, 3072)}}
+	one, two = nodes[0], nodes[1]
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		defer func() { _ = n.Kill() }()
+		wg.Go(func() { errs[i] = n.boot() })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "krbd:", err)
+			return 1
+		}
+	}
+	fmt.Printf("==> two guests are up after %v\n", time.Since(began).Round(time.Second))
+	return m.Run()
+}
+
+func newGuest(number, memMB int) *guest.Guest {
+	return &guest.Guest{
+		Dir: work, Kernel: filepath.Join(work, "kernel"), Agent: filepath.Join(work, "agent"),
+		Name: fmt.Sprintf("node%d", number), Number: number, MemMB: memMB, Serve: []int{mapperPort, dockerPort},
+	}
+}
+
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// volumeName names a volume after its test.
+func volumeName(t *testing.T) string {
+	return strings.ToLower(strings.NewReplacer("Test", "", "/", "-", "_", "-", ",", "").Replace(t.Name()))
+}

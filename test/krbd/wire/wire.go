@@ -1,0 +1,68 @@
+// Package wire is what the tests and the mapper in a guest say to each other.
+package wire
+
+import (
+	"errors"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Request asks for one call.
+type Request struct {
+	Op     string
+	Limit  time.Duration
+	Mapper int // each number is a mapper of its own, as a plugin just started has it
+
+	Conf, User, Keyring, Pool, Namespace, MSMode string // of the mapper
+
+	Image  driver.Image
+	Mode   driver.OpenMode
+	Device string
+	Text   string // a key, or what is written
+}
+
+// Answer is what came of it.
+type Answer struct {
+	Mapping  driver.Mapping
+	Mappings []driver.Mapping
+	Text     string
+	Error    string
+	Kind     int // which of the driver's sentinels, from 1
+}
+
+var kinds = []error{
+	driver.ErrNotFound, driver.ErrExists, driver.ErrInvalid, driver.ErrBusy, driver.ErrInUse, driver.ErrLost, driver.ErrUnavailable,
+}
+
+// SetError puts an error into the answer.
+func (a *Answer) SetError(err error) {
+	if err == nil {
+		return
+	}
+	a.Error = err.Error()
+	for i, kind := range kinds {
+		if errors.Is(err, kind) {
+			a.Kind = i + 1
+		}
+	}
+}
+
+// Err takes it out again; it is of the same kind.
+func (a *Answer) Err() error {
+	if a.Error == "" {
+		return nil
+	}
+	if a.Kind == 0 {
+		return errors.New(a.Error)
+	}
+	return remoteError{a.Error, kinds[a.Kind-1]}
+}
+
+type remoteError struct {
+	text string
+	kind error
+}
+
+func (e remoteError) Error() string { return e.text }
+func (e remoteError) Unwrap() error { return e.kind }

@@ -64,6 +64,11 @@ func (d *Driver) Reconcile(ctx context.Context) {
 		if fenced, err = d.fences.Fenced(ask, addrs...); err != nil {
 			d.log.Debugf("reconcile: %v", err)
 			fenced = nil
+			for _, m := range mappings { // nothing would be done to them, and who mounts one again would wait
+				if m.Alive {
+					delete(volumes, m.Name)
+				}
+			}
 		}
 	}
 	var wg sync.WaitGroup

@@ -8,7 +8,7 @@
 #   ceph -c DIR/ceph.conf [-n client.docker|client.tests] ...   keyrings are found
 #   DIR/etc-ceph                                                to be bind-mounted as /etc/ceph: ceph.conf and client.docker's keyring
 # client.docker has the caps that the README documents, client.tests may use every pool.
-# CLUSTER_ADDR sets the address to listen on (default 127.0.0.1).
+# CLUSTER_ADDR sets the address to listen on (default 127.0.0.1, may be of IPv6), CLUSTER_MONS how many monitors there are (1).
 set -euo pipefail
 
 die() {
@@ -40,13 +40,13 @@ ceph() {
 	run command ceph -c "$dir/ceph.conf" --connect-timeout 20 "$@"
 }
 
-# Two neighbouring ports on which nobody listens, below the ephemeral range.
+# Ports on which nobody listens, two neighbours for each monitor, below the ephemeral range.
 free_port() {
 	local port busy
 	busy=$(ss -Hltn | awk '{ sub(/.*:/, "", $4); print $4 }')
 	for _ in {1..100}; do
 		port=$((10000 + 2 * (RANDOM % 10000)))
-		if ! grep -qxE "$port|$((port + 1))" <<<"$busy"; then
+		if ! seq "$port" $((port + 2 * mons - 1)) | grep -qxFf - <<<"$busy"; then
 			echo "$port"
 			return
 		fi
@@ -55,16 +55,24 @@ free_port() {
 }
 
 config() {
-	local addr=${CLUSTER_ADDR:-127.0.0.1} port
+	local addr=${CLUSTER_ADDR:-127.0.0.1} host ipv6=false port id
+	host=$addr
+	[[ $addr != *:* ]] || host="[$addr]" ipv6=true
 	port=$(free_port)
 	fsid=$(cat /proc/sys/kernel/random/uuid)
-	mon_host="[v2:$addr:$port,v1:$addr:$((port + 1))]"
+	mon_hosts=()
+	for id in "${mon_ids[@]}"; do
+		mon_hosts+=("[v2:$host:$port,v1:$host:$((port + 1))]")
+		port=$((port + 2))
+	done
 
 	mkdir "$dir/etc-ceph"
 	cat >"$dir/etc-ceph/ceph.conf" <<-END
 		[global]
 		fsid = $fsid
-		mon_host = $mon_host
+		mon_host = ${mon_hosts[*]}
+		ms_bind_ipv6 = $ipv6
+		ms_bind_ipv4 = $([[ $ipv6 = true ]] && echo false || echo true)
 		auth_cluster_required = cephx
 		auth_service_required = cephx
 		auth_client_required = cephx
@@ -91,12 +99,14 @@ config() {
 		log_file =
 
 		[mon]
-		mon_data = $dir/mon.a
+		mon_data = $dir/\$name
 		mon_data_avail_warn = 1
 		mon_data_avail_crit = 1
-		mon_cluster_log_file = $dir/cluster.a.log
+		mon_cluster_log_file = $dir/cluster.\$id.log
 		mon_memory_autotune = false
 		rocksdb_cache_size = 16777216
+		admin_socket = $dir/\$name.asok
+		pid_file = $dir/\$name.pid
 
 		[mgr]
 		mgr_data = $dir/mgr.x
@@ -115,9 +125,6 @@ config() {
 		osd_min_pg_log_entries = 100
 		osd_max_pg_log_entries = 200
 
-		[mon.a]
-		admin_socket = $dir/\$name.asok
-		pid_file = $dir/\$name.pid
 		[mgr.x]
 		admin_socket = $dir/\$name.asok
 		pid_file = $dir/\$name.pid
@@ -144,8 +151,8 @@ key() {
 }
 
 boot() {
-	local uuid
-	mkdir "$dir/mon.a" "$dir/mgr.x" "$dir/osd.0" "$dir/crash"
+	local uuid id
+	mkdir "$dir/mgr.x" "$dir/osd.0" "$dir/crash"
 	config
 	key mon. mon 'allow *'
 	key client.admin mon 'allow *' mgr 'allow *' osd 'allow *' mds 'allow *'
@@ -155,9 +162,15 @@ boot() {
 	key client.tests mon 'profile rbd' osd 'profile rbd' mgr 'profile rbd'
 	cp "$dir/ceph.client.docker.keyring" "$dir/etc-ceph/"
 
-	run monmaptool --create --fsid "$fsid" --addv a "$mon_host" "$dir/monmap"
-	run ceph-mon -c "$dir/ceph.conf" -i a --mkfs --monmap "$dir/monmap" --keyring "$dir/keyring"
-	daemon mon a
+	run monmaptool --create --fsid "$fsid" "$dir/monmap"
+	for id in "${!mon_ids[@]}"; do
+		run monmaptool --addv "${mon_ids[id]}" "${mon_hosts[id]}" "$dir/monmap"
+	done
+	for id in "${mon_ids[@]}"; do
+		mkdir "$dir/mon.$id"
+		run ceph-mon -c "$dir/ceph.conf" -i "$id" --mkfs --monmap "$dir/monmap" --keyring "$dir/keyring"
+		daemon mon "$id"
+	done
 	daemon mgr x &
 	local mgr=$!
 	uuid=$(cat /proc/sys/kernel/random/uuid)
@@ -206,7 +219,7 @@ failed() {
 # The OSD first: it takes leave of the monitor, and waits for it if that is gone.
 stop() {
 	local daemon p i
-	for daemon in osd.0 mgr.x mon.a; do
+	for daemon in osd.0 mgr.x $(cd "$dir" && echo mon.?); do
 		if p=$(pid "$daemon"); then kill "$p" 2>/dev/null || true; fi
 		for i in {1..120}; do
 			p=$(pid "$daemon") || break
@@ -225,6 +238,8 @@ usage() {
 
 (($# >= 2)) || usage
 dir=$(realpath -m "$2")
+mons=${CLUSTER_MONS:-1} mon_ids=(a b c d e)
+mon_ids=("${mon_ids[@]:0:mons}")
 store=memstore
 case "$1 ${3-}" in
 "start ") start ;;

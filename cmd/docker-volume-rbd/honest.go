@@ -9,4 +9,6 @@ import (
 
 // protection is what keeps two nodes from one volume: the watchers of images,
 // the guards, the fences.
-func protection(p *rbd.Pool) (driver.Images, driver.Records, driver.Fences) { return p, p, p }
+func protection(p *rbd.Pool, _ rbd.Config) (driver.Images, driver.Records, driver.Fences) {
+	return p, p, p
+}

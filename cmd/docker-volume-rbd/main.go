@@ -133,7 +133,7 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 	}
 	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %s", version, node.Name, ceph.Pool, ceph.User, why)
 	_, userspace := mapper.(*fuse.Mapper) // its clients wait for the newest OSD map by themselves
-	images, records, fences := protection(pool)
+	images, records, fences := protection(pool, ceph)
 	return driver.New(driver.Config{
 		Images: images, Records: records, Fences: fences, Mapper: mapper,
 		// The process that started us is in the mount namespace from which

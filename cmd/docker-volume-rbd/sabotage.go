@@ -16,12 +16,14 @@ import (
 
 // protection with a hole in it, for test/swarm: whoever looks for corruption
 // must find it then. No plugin that is installed is built like this.
-func protection(p *rbd.Pool) (driver.Images, driver.Records, driver.Fences) {
+func protection(p *rbd.Pool, cfg rbd.Config) (driver.Images, driver.Records, driver.Fences) {
 	switch os.Getenv("SABOTAGE") {
 	case "guard":
 		return blind{p}, &forgetful{Pool: p, guards: map[string]guard{}}, p
 	case "fence":
 		return p, p, harmless{p}
+	case "brief":
+		return p, p, brief{p, cfg}
 	}
 	return p, p, p
 }
@@ -30,6 +32,27 @@ func protection(p *rbd.Pool) (driver.Images, driver.Records, driver.Fences) {
 type harmless struct{ *rbd.Pool }
 
 func (harmless) Fence(context.Context, ...string) error { return nil }
+
+// brief fences for five seconds, and then there is no fence any more.
+type brief struct {
+	*rbd.Pool
+	cfg rbd.Config
+}
+
+func (b brief) Fence(_ context.Context, addrs ...string) error {
+	conn, err := rbd.Connect(b.cfg, map[string]string{"admin_socket": ""})
+	if err != nil {
+		return err
+	}
+	defer conn.Shutdown()
+	for _, addr := range addrs {
+		command := fmt.Sprintf(`{"prefix":"osd blocklist","blocklistop":"add","addr":%q,"expire":5.0}`, addr)
+		if _, _, err := conn.MonCommand([]byte(command)); err != nil {
+			return err
+		}
+	}
+	return conn.WaitForLatestOSDMap()
+}
 
 // blind sees no other user of an image.
 type blind struct{ *rbd.Pool }

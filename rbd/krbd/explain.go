@@ -32,7 +32,7 @@ func explain(err error, log string) error {
 		return fmt.Errorf("%w: the kernel does not know an option, for example ms_mode before Linux 5.11 (RBD_MS_MODE=legacy is without); %s",
 			driver.ErrInvalid, log)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: the kernel finds no key, or the plugin lacks CAP_SYS_ADMIN on the host; %s", err, log)
+		return fmt.Errorf("%w: the key lacks caps (the README lists them), the kernel does not find it, or the plugin lacks CAP_SYS_ADMIN on the host; %s", err, log)
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: Ceph refuses the key, or the key lacks caps; the README lists them; %s", err, log)
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EBUSY):
@@ -85,7 +85,8 @@ func (l kernelLog) said() string {
 		}
 		_, text, _ := strings.Cut(string(buf[:n]), ";")
 		text, _, _ = strings.Cut(text, "\n")
-		if strings.HasPrefix(text, "rbd: ") || strings.HasPrefix(text, "libceph: ") {
+		ours := strings.HasPrefix(text, "rbd: ") || strings.HasPrefix(text, "libceph: ")
+		if ours && !strings.HasSuffix(text, " session established") && !strings.Contains(text, " fsid ") { // what every map says
 			lines = append(lines, text)
 		}
 	}

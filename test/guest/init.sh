@@ -17,5 +17,6 @@ hostname "$name"
 modprobe virtio_net
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up
-ip addr add "$address" dev eth1 && ip link set eth1 up
+number=${address##*.}
+ip addr add "$address" dev eth1 && ip addr add "fd00:11:14::${number%/*}/64" dev eth1 nodad && ip link set eth1 up
 exec docker-init -- "$agent" "10.0.2.15:$port"

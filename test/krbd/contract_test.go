@@ -68,6 +68,7 @@ func (n *node) call(ctx context.Context, q wire.Request) (a wire.Answer, err err
 
 func (m remote) call(ctx context.Context, q wire.Request) (wire.Answer, error) {
 	q.Mapper, q.Conf, q.User, q.Pool, q.Namespace, q.MSMode = m.number, m.config.Conf, m.config.User, m.config.Pool, m.config.Namespace, m.config.MSMode
+	q.Keyring, q.Pause = m.config.Keyring, m.config.Pause
 	a, err := m.node.call(ctx, q)
 	if err == nil {
 		err = a.Err()

@@ -79,10 +79,27 @@ func (s *server) mapper(q wire.Request) *krbd.Mapper {
 	return m
 }
 
+// paused lets the network go at the right moment.
+type paused struct {
+	krbd.Cluster
+	pause time.Duration
+}
+
+func (p paused) Kernel(ctx context.Context) (rbd.Kernel, error) {
+	k, err := p.Cluster.Kernel(ctx)
+	time.Sleep(p.pause)
+	return k, err
+}
+
 func (s *server) do(ctx context.Context, q wire.Request, a *wire.Answer) (err error) {
 	switch q.Op {
 	case "map":
-		a.Mapping, err = s.mapper(q).Map(ctx, q.Image, q.Mode)
+		m := s.mapper(q)
+		if q.Pause > 0 {
+			m.Ceph = paused{m.Ceph, q.Pause}
+			defer func() { m.Ceph = m.Ceph.(paused).Cluster }()
+		}
+		a.Mapping, err = m.Map(ctx, q.Image, q.Mode)
 	case "unmap":
 		err = s.mapper(q).Unmap(ctx, q.Text)
 	case "drop":

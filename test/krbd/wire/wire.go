@@ -16,6 +16,7 @@ type Request struct {
 
 	Conf, User, Keyring, Pool, Namespace, MSMode string // of the mapper
 
+	Pause  time.Duration // of the map, before the kernel is asked
 	Image  driver.Image
 	Mode   driver.OpenMode
 	Device string

@@ -1,0 +1,172 @@
+package krbd
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
+)
+
+// A cluster on IPv6 with three monitors, spoken to in every way that there is.
+func TestProtocolsAndMonitors(t *testing.T) {
+	dir := filepath.Join(work, "c6")
+	_, err := tool.Run(2*time.Minute, "env", "CLUSTER_ADDR=fd00:11:14::1", "CLUSTER_MONS=3", "../cluster.sh", "start", dir)
+	must(t, err)
+	cfg := rbd.Config{Cluster: "ceph", ConfFile: filepath.Join(dir, "ceph.conf"), User: "client.tests", Pool: "rbd", Log: testbed.Log(t)}
+	pool := rbd.New(cfg)
+	t.Cleanup(func() {
+		pool.Close()
+		_, err := tool.Run(time.Minute, "../cluster.sh", "stop", dir)
+		must(t, err)
+	})
+	image := drivertest.Create(t, pool, "image", 8<<20)
+	try := func(mode, want string) {
+		t.Helper()
+		n := one.mappers(t, cfg, mode)
+		m := n.Mapper()
+		got, err := m.Map(t.Context(), image, driver.ReadWrite)
+		must(t, err, n.Write(got.Device, "mode "+mode))
+		text, err := n.Read(got.Device)
+		must(t, err)
+		info, err := one.Sh(quick, "cat /sys/bus/rbd/devices/*/config_info")
+		must(t, err, m.Unmap(t.Context(), image.ID))
+		mons, options, _ := strings.Cut(info, " ")
+		if text != "mode "+mode || !strings.HasPrefix(got.Addr, "[fd00:11:14::11]:0/") || strings.Count(mons, "[fd00:11:14::1]:") != 3 ||
+			strings.Contains(options, "ms_mode") != (want != "") || !strings.Contains(options, want) {
+			t.Errorf("mode %q: read %q as %s; %s", mode, text, got.Addr, info)
+		}
+	}
+	for mode, want := range map[string]string{
+		"": "ms_mode=prefer-crc", "legacy": "", "crc": "ms_mode=crc", "secure": "ms_mode=secure", "prefer-crc": "ms_mode=prefer-crc",
+		"prefer-secure": "ms_mode=prefer-secure",
+	} {
+		try(mode, want)
+	}
+	pid, err := tool.Run(quick, "cat", filepath.Join(dir, "mon.a.pid"))
+	must(t, err)
+	_, err = tool.Run(quick, "kill", "-KILL", pid)
+	must(t, err)
+	try("", "ms_mode=prefer-crc")
+}
+
+// Why the kernel does not map, in words.
+func TestTheKernelsRefusals(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	pool := rbd.New(cfg)
+	t.Cleanup(pool.Close)
+	ctx := t.Context()
+	image := drivertest.Create(t, pool, "image", 8<<20)
+	spec := "rbd/" + cfg.Namespace + "/"
+	testbed.RBD(t, "create", "--size", "8M", "--image-feature", "layering,exclusive-lock,object-map,journaling", spec+"journal")
+	testbed.RBD(t, "create", "--size", "8M", "--image-feature", "layering", spec+"bare")
+	open := func(name string) driver.Image {
+		h, err := pool.Open(ctx, name, driver.ReadOnly)
+		must(t, err)
+		defer func() { _ = h.Close(ctx) }()
+		return h.Image()
+	}
+	weak := cfg
+	weak.User = "client.weak"
+	keyring := testbed.User(t, weak.User, "mon", "profile rbd", "osd", "profile rbd-read-only pool=rbd")
+	elsewhere := cfg
+	elsewhere.Namespace = "nowhere"
+	snapped := image
+	snapped.Snap = "never"
+	for _, row := range []struct {
+		name, mode, keyring string
+		cfg                 rbd.Config
+		image               driver.Image
+		kind                error
+		says                []string
+	}{
+		{"a snapshot that is not there", "", "", cfg, snapped, driver.ErrNotFound, []string{"no such pool, namespace, image or snapshot"}},
+		{"a namespace that is not there", "", "", elsewhere, image, nil, []string{"rbd namespace create rbd/nowhere"}},
+		{"a feature that no kernel has", "", "", cfg, open("journal"), driver.ErrInvalid, []string{"journaling", "rbd feature disable " + spec + "journal journaling"}},
+		{"no exclusive-lock", "", "", cfg, open("bare"), driver.ErrInvalid, []string{"rbd feature enable " + spec + "bare exclusive-lock"}},
+		{"an option the kernel does not know", "telepathy", "", cfg, image, driver.ErrInvalid, []string{"the kernel's log says: libceph: ", "ms_mode"}},
+		{"a key that may not write", "", keyring, weak, image, nil, []string{"the key lacks caps"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			n := one.mappers(t, row.cfg, row.mode)
+			m := n.Mapper().(remote)
+			m.config.Keyring = row.keyring
+			got, err := m.Map(ctx, row.image, driver.ReadWrite)
+			t.Log(err)
+			if err == nil || row.kind != nil && !errors.Is(err, row.kind) || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("got %+v, %v", got, err)
+			}
+			for _, part := range row.says {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%q does not say %q", err, part)
+				}
+			}
+			if left, err := one.devices(); left != "" {
+				t.Errorf("left: %s, %v", left, err)
+			}
+		})
+	}
+}
+
+// The kernel may go on for a minute after the request has ended. What it makes
+// of it is found by the next call for the image, and by a look at sysfs.
+func TestWhatTheKernelEndsLate(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	pool := rbd.New(cfg)
+	t.Cleanup(pool.Close)
+	image := drivertest.Create(t, pool, "image", 8<<20)
+	n := two.mappers(t, cfg, "")
+	m := n.Mapper()
+	for _, then := range []string{"the network is back", "the kernel has given up"} {
+		t.Run(then, func(t *testing.T) {
+			_, err := m.Map(t.Context(), image, driver.ReadWrite) // the control connection stands
+			must(t, err, m.Unmap(t.Context(), image.ID))
+			result := make(chan error, 1)
+			go func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+				defer cancel()
+				slow := m.(remote)
+				slow.config.Pause = time.Second // between the question for the monitors and the kernel
+				_, err := slow.Map(ctx, image, driver.ReadWrite)
+				result <- err
+			}()
+			time.Sleep(500 * time.Millisecond)
+			must(t, two.Cut())
+			if err := <-result; err == nil {
+				t.Fatal("the map was faster than the network's end")
+			} else if !strings.Contains(err.Error(), "map in the kernel has not ended in time") {
+				t.Errorf("map: %v", err)
+			}
+			short, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if err := m.Unmap(short, image.ID); err == nil || !strings.Contains(err.Error(), "the kernel has not ended an earlier call") {
+				t.Errorf("unmap meanwhile: %v", err)
+			}
+			if then == "the kernel has given up" {
+				must(t, tool.Within(90*time.Second, func() error {
+					out, err := two.Sh(quick, "cat /proc/[0-9]*/task/*/stack 2>/dev/null | grep -c do_rbd_add; true")
+					if err == nil && out != "0" {
+						err = errors.New("the kernel is still at it")
+					}
+					return err
+				}))
+			}
+			must(t, two.Heal())
+			long, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			defer cancel()
+			must(t, m.Unmap(long, image.ID))
+			if all, err := m.Mappings(t.Context()); err != nil || len(all) != 0 {
+				t.Errorf("left: %v, %v", all, err)
+			}
+			got, err := m.Map(t.Context(), image, driver.ReadWrite)
+			must(t, err, n.Write(got.Device, "all is well"), m.Unmap(t.Context(), image.ID))
+		})
+	}
+}

@@ -1,0 +1,112 @@
+package krbd
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestThePluginCrashes(t *testing.T) {
+	plugin(t)
+	w := watched(t)
+	ended := w.write(t, two)
+	device := two.device(t)
+	must(t, two.stop("KILL", 5*time.Second))
+	w.wait(t, two, 20) // the I/O goes on
+	must(t, two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	w.wait(t, two, 20)
+	// Docker may mount again, and give back what it had before the crash.
+	if _, err := two.mount(w.volume, "another"); err != nil || two.device(t) != device {
+		t.Errorf("mounted again on %s, was %s: %v", two.device(t), device, err)
+	}
+	must(t, two.unmount(w.volume, "another"))
+	w.wait(t, two, 20) // the kernel knows of the one that is left
+	w.stopped(t, two, ended)
+	must(t, two.clean(w.volume, time.Second))
+	w.stopped(t, one, w.write(t, one))
+}
+
+// Whatever is asked while Ceph is away ends, the plugin itself too, and I/O that
+// waits goes on afterwards.
+func TestCephIsAway(t *testing.T) {
+	plugin(t)
+	w := watched(t)
+	ended := w.write(t, two)
+	idle, other := w.volume+"-idle", w.volume+"-other"
+	must(t, one.create(idle), one.create(other))
+	_, err := two.mount(idle, "a")
+	must(t, err, two.Cut())
+	for _, ask := range []struct{ op, volume, id string }{
+		{"Mount", other, "b"}, {"Unmount", idle, "a"}, {"Mount", w.volume, "c"}, {"Get", other, ""}, {"Path", idle, ""}, {"Remove", other, ""},
+	} {
+		began := time.Now()
+		// The engine may hang up as early as this.
+		_, err := two.volume(12*time.Second, ask.op, ask.volume, ask.id, nil)
+		t.Logf("Ceph is away: %s %s after %v: %v", ask.op, ask.volume, time.Since(began).Round(100*time.Millisecond), err)
+	}
+	must(t, two.stop("TERM", 8*time.Second))
+	must(t, two.Heal())
+	w.wait(t, two, 20)
+	must(t, two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	must(t, two.clean(idle, 40*time.Second), two.clean(other, 40*time.Second))
+	for _, volume := range []string{idle, other} {
+		_, err := one.mount(volume, "d")
+		must(t, err, one.unmount(volume, "d"))
+		_, err = one.volume(time.Minute, "Remove", volume, "", nil)
+		must(t, err)
+	}
+	w.stopped(t, two, ended)
+}
+
+// The network goes at some moment of a mount, of which the kernel's part is the
+// longest. Nobody waits for it, and nothing is left of it in the end.
+func TestTheNetworkGoesDuringAMount(t *testing.T) {
+	plugin(t)
+	volume := volumeName(t)
+	must(t, one.create(volume))
+	_, err := one.mount(volume, "a") // it gets its filesystem
+	must(t, err, one.unmount(volume, "a"))
+	for _, moment := range []time.Duration{20, 60, 100, 140, 180, 240} {
+		result := make(chan error, 1)
+		go func() {
+			_, err := two.volume(8*time.Second, "Mount", volume, "b", nil)
+			result <- err
+		}()
+		time.Sleep(moment * time.Millisecond)
+		must(t, two.Cut())
+		err := <-result
+		kernel, _ := two.Sh(quick, "cat /proc/*/task/*/stack 2>/dev/null | grep -o 'rbd_[a-z_]*\\|ceph_[a-z_]*' | sort | uniq -c | sort -rn | head -n 3")
+		t.Logf("cut after %v: %v; in the kernel: %s", moment*time.Millisecond, err, strings.Join(strings.Fields(kernel), " "))
+		must(t, two.Heal())
+		if err == nil { // it was faster
+			must(t, two.unmount(volume, "b"))
+		}
+		// The other node gets it, and what comes up late is taken away.
+		_, err = one.mount(volume, "c")
+		must(t, err, one.unmount(volume, "c"))
+		must(t, two.clean(volume, 100*time.Second))
+	}
+	_, err = one.volume(time.Minute, "Remove", volume, "", nil)
+	must(t, err)
+}
+
+// The kernel's threads of calls that hang are not the plugin's end either.
+func TestTheNetworkGoesForGoodDuringAMount(t *testing.T) {
+	plugin(t)
+	volume := volumeName(t)
+	must(t, one.create(volume))
+	go func() { _, _ = two.volume(30*time.Second, "Mount", volume, "b", nil) }()
+	time.Sleep(120 * time.Millisecond)
+	must(t, two.Cut())
+	time.Sleep(2 * time.Second)
+	must(t, two.stop("TERM", 8*time.Second), two.Heal(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	must(t, two.clean(volume, 100*time.Second))
+	_, err := one.mount(volume, "c")
+	must(t, err, one.unmount(volume, "c"))
+	_, err = one.volume(time.Minute, "Remove", volume, "", nil)
+	must(t, err)
+	if out, err := two.Sh(quick, "dmesg | grep -c 'blocked for more than'; true"); err != nil || strings.TrimSpace(out) != "0" {
+		t.Error(fmt.Errorf("the kernel has hung tasks: %s %w", out, err))
+	}
+}

@@ -13,7 +13,7 @@ packages=(
 	docker.io busybox-static               # test/engine.sh
 	debootstrap                            # cmd/base.sh
 	spin                                   # driver/guard.pml
-	qemu-system-x86 kmod                   # test/krbd.sh
+	qemu-system-x86 kmod docker-registry   # test/krbd.sh
 	e2fsprogs xfsprogs btrfs-progs cryptsetup-bin fdisk util-linux iproute2
 )
 

@@ -11,6 +11,7 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t debugfs debugfs /sys/kernel/debug
 mount --make-rshared /
+ln -s /proc/self/fd /dev/fd
 mkdir -p /lib/modules
 mount --bind "$modules/lib/modules" /lib/modules
 hostname "$name"

@@ -16,6 +16,9 @@ import (
 // work is the directory that test/krbd.sh has filled.
 var work = os.Getenv("TEST_KRBD")
 
+// pluginDir has the built managed plugin.
+var pluginDir = os.Getenv("TEST_PLUGIN")
+
 // The ports that guests serve.
 const (
 	mapperPort = 9000

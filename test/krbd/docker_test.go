@@ -1,0 +1,232 @@
+package krbd
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/workload"
+)
+
+// The engine in a guest has its data in the guest's memory.
+const engineDir = "/run/e"
+
+const (
+	pluginName = "rbd:latest"
+	writerName = "writer:test"
+)
+
+func script(name string) string {
+	path, _ := filepath.Abs(filepath.Join("..", name))
+	return path
+}
+
+// engine starts dockerd in a guest, with the managed plugin as an admin installs
+// it, and ends it with the test.
+func (n *node) engine(t *testing.T, flags ...string) {
+	t.Helper()
+	_, err := n.Sh(quick, "mkdir -p "+engineDir+" && mount -t tmpfs -o size=2g tmpfs "+engineDir)
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := n.Sh(quick, "tail -n 60 "+engineDir+"/d/dockerd.log; dmesg | tail -n 20")
+			t.Logf("the engine of %s: %s", n.Name, out)
+		}
+		_, err := n.Run(3*time.Minute, script("engine.sh"), "stop", engineDir+"/d")
+		if err == nil {
+			_, err = n.Sh(quick, "umount -l "+engineDir)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	began := time.Now()
+	_, err = n.Run(3*time.Minute, append([]string{script("engine.sh"), "start", engineDir + "/d", "-H", fmt.Sprintf("tcp://10.0.2.15:%d", dockerPort), "--tls=false"}, flags...)...)
+	must(t, err)
+	up := time.Since(began)
+	root := t.TempDir()
+	for _, args := range [][]string{{"cp", filepath.Join(work, "writer"), root + "/writer"}, {"tar", "-C", root, "-cf", root + ".tar", "writer"}} {
+		_, err = tool.Run(quick, args[0], args[1:]...)
+		must(t, err)
+	}
+	n.docker(t, "import", "-c", `ENTRYPOINT ["/writer"]`, root+".tar", writerName)
+	_, err = n.Run(4*time.Minute, "docker", "-H", "unix://"+engineDir+"/d/docker.sock", "plugin", "create", pluginName, pluginDir)
+	must(t, err)
+	n.docker(t, "plugin", "set", pluginName, "LOG_LEVEL=debug")
+	n.docker(t, "plugin", "enable", "--timeout", "0", pluginName)
+	t.Logf("the engine of %s was up after %v, the plugin after %v", n.Name, up.Round(time.Second), time.Since(began).Round(time.Second))
+}
+
+// docker runs the client, which is outside, on the engine, which is inside.
+func (n *node) docker(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := n.tryDocker(args...)
+	must(t, err)
+	return out
+}
+
+func (n *node) tryDocker(args ...string) (string, error) {
+	return tool.Run(2*time.Minute, "docker", append([]string{"-H", strings.Replace(n.URL(dockerPort), "http", "tcp", 1)}, args...)...)
+}
+
+// container writes in the volume.
+type container struct {
+	*node
+	id, pid string
+}
+
+func (n *node) run(t *testing.T, volume string) *container {
+	t.Helper()
+	id := n.docker(t, "run", "-d", "--network", "host", "--stop-timeout", "5", "--mount", "type=volume,volume-driver=rbd,src="+volume+",dst=/data,volume-opt=size=256M",
+		writerName, "-report", "-", "-node", n.Name)
+	c := &container{n, id, n.docker(t, "inspect", "-f", "{{.State.Pid}}", id)}
+	c.writes(t)
+	return c
+}
+
+// writes waits until the container has made progress.
+func (c *container) writes(t *testing.T) {
+	t.Helper()
+	size := func() (out string, err error) { return c.Sh(quick, "stat -c %s /proc/"+c.pid+"/root/data/log") }
+	before, err := size()
+	if err == nil {
+		err = tool.Within(20*time.Second, func() error {
+			now, err := size()
+			if err == nil && now == before {
+				err = errors.New("it writes nothing any more, after " + now + " bytes")
+			}
+			return err
+		})
+	}
+	if err != nil {
+		logs, _ := c.tryDocker("logs", "--tail", "5", c.id)
+		t.Fatalf("%v; %s", err, logs)
+	}
+}
+
+// stop ends the container in order; what it has reported goes to the checker.
+func (c *container) stop(t *testing.T, w *writers) {
+	t.Helper()
+	c.writes(t)
+	c.docker(t, "stop", c.id)
+	if code := c.docker(t, "inspect", "-f", "{{.State.ExitCode}}", c.id); code != "0" {
+		t.Errorf("the container's exit code is %s", code)
+	}
+	workload.Follow(strings.NewReader(c.docker(t, "logs", c.id)), func(r workload.Report) { _ = w.Add(r) })
+	c.docker(t, "rm", c.id)
+	must(t, c.clean(w.volume, 5*time.Second)) // mounts in the plugin's own namespace too: a device that is mounted is not unmapped
+}
+
+// crashPlugin kills the managed plugin's process; Docker starts it anew.
+func (n *node) crashPlugin(t *testing.T) {
+	t.Helper()
+	pids := func() string {
+		out, err := n.Sh(quick, `for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" != "/usr/bin/docker-volume-rbd " ] || echo ${p#/proc/}; done`)
+		must(t, err)
+		return out
+	}
+	before := pids()
+	_, err := n.Sh(quick, "kill -KILL "+before)
+	must(t, err)
+	must(t, tool.Within(30*time.Second, func() error {
+		if now := pids(); now == "" || now == before {
+			return errors.New("the plugin has not come back")
+		}
+		return nil
+	}))
+}
+
+// upgrade does what docker plugin upgrade is for, from a registry in the guest.
+func (n *node) upgrade(t *testing.T) {
+	t.Helper()
+	const remote, registry = "127.0.0.1:5000/rbd:next", engineDir + "/registry"
+	_, err := n.Sh(2*time.Minute, fmt.Sprintf(`set -e; mkdir %[1]s; cp -a %[2]s %[1]s/plugin; touch %[1]s/plugin/rootfs/etc/next
+		sed -i 's/"description": "Ceph RBD volumes/"description": "The next release: Ceph RBD volumes/' %[1]s/plugin/config.json
+		printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %[1]s/data}}\nhttp: {addr: 127.0.0.1:5000}\n' >%[1]s/config.yml
+		setsid docker-registry serve %[1]s/config.yml >%[1]s/log 2>&1 </dev/null & echo $! >%[1]s/pid
+		export DOCKER_HOST=unix://%[3]s/d/docker.sock
+		docker plugin create %[4]s %[1]s/plugin && docker plugin push %[4]s && docker plugin rm %[4]s`, registry, pluginDir, engineDir, remote))
+	must(t, err)
+	n.docker(t, "plugin", "disable", "-f", pluginName)
+	n.docker(t, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", pluginName, remote)
+	n.docker(t, "plugin", "enable", "--timeout", "0", pluginName)
+	if about := n.docker(t, "plugin", "inspect", "-f", "{{.Config.Description}}", pluginName); !strings.HasPrefix(about, "The next release") {
+		t.Errorf("the plugin was not upgraded: %s", about)
+	}
+	_, err = n.Sh(quick, "kill $(cat "+registry+"/pid)")
+	must(t, err)
+}
+
+// On a real kernel the containers' I/O goes on whatever happens to the plugin.
+func TestTheManagedPlugin(t *testing.T) {
+	_, err := one.Sh(quick, "! test -e /sys/bus/rbd || rmmod rbd") // the plugin is to load it
+	must(t, err)
+	must(t, two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	defer func() { must(t, two.stop("TERM", 8*time.Second)) }()
+	one.engine(t, "--live-restore")
+	w := &writers{workload.NewChecker(), volumeName(t)}
+
+	c := one.run(t, w.volume)
+	var inspect []struct{ Status map[string]any }
+	must(t, json.Unmarshal([]byte(one.docker(t, "volume", "inspect", w.volume)), &inspect))
+	status := inspect[0].Status
+	if status["mapper"] != "krbd (the kernel has rbd)" || status["device"] != one.device(t) || status["node"] != "node1" {
+		t.Errorf("inspect shows %v", status)
+	}
+	if log, err := one.Sh(quick, "grep -c 'mapper krbd (the kernel has rbd)' "+engineDir+"/d/dockerd.log"); err != nil || log == "0" {
+		t.Errorf("the log does not tell which mapper it is: %s, %v", log, err)
+	}
+	if mod, err := one.Sh(quick, "cat /sys/module/rbd/parameters/single_major"); err != nil || mod != "Y" {
+		t.Errorf("the module's single_major is %s, %v", mod, err)
+	}
+	c.stop(t, w)
+
+	for _, trouble := range []struct {
+		name string
+		do   func(t *testing.T)
+	}{
+		{"crash", one.crashPlugin},
+		{"disable and enable", func(t *testing.T) {
+			one.docker(t, "plugin", "disable", "-f", pluginName)
+			one.docker(t, "plugin", "enable", "--timeout", "0", pluginName)
+		}},
+		{"upgrade", one.upgrade},
+		{"the engine is restarted", func(t *testing.T) {
+			_, err := one.Run(2*time.Minute, script("engine.sh"), "restart", engineDir+"/d")
+			must(t, err)
+		}},
+		{"the engine crashes", func(t *testing.T) {
+			_, err := one.Run(time.Minute, script("engine.sh"), "kill", engineDir+"/d")
+			must(t, err)
+			_, err = one.Run(2*time.Minute, script("engine.sh"), "start", engineDir+"/d")
+			must(t, err)
+		}},
+	} {
+		t.Run(trouble.name, func(t *testing.T) {
+			c := one.run(t, w.volume)
+			device := one.device(t)
+			trouble.do(t)
+			c.writes(t)
+			time.Sleep(5 * time.Second) // the plugin has looked at what it finds
+			c.writes(t)
+			if now := one.device(t); now != device {
+				t.Errorf("the volume was on %s, is on %s", device, now)
+			}
+			c.stop(t, w)
+			w.stopped(t, two, w.write(t, two))
+		})
+	}
+	one.docker(t, "volume", "rm", w.volume)
+	if left := testbed.RBD(t, "ls", "rbd"); strings.Contains(left, w.volume) {
+		t.Errorf("volume rm has left %s", left)
+	}
+	if v := w.Violations(); len(v) > 0 {
+		t.Error(errors.Join(v...))
+	}
+}

@@ -46,7 +46,7 @@ go build -tags "$TAGS,sabotage" -o "$work/sabotaged" ./cmd/docker-volume-rbd
 go build -tags "$TAGS" -o "$work/mapper" ./test/krbd/mapper
 CGO_ENABLED=0 go build -o "$work/agent" ./test/guest/agent
 CGO_ENABLED=0 go build -o "$work/writer" ./test/workload/writer
-CGO_ENABLED=0 go test -c -o "$work/inside.test" ./test/krbd/inside
+go test -c -tags "$TAGS" -o "$work/inside.test" ./test/krbd/inside
 go test -c -tags "$TAGS" -o "$work/krbd.test" ./test/krbd
 
 ip netns add "$netns"

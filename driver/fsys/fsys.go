@@ -43,7 +43,11 @@ func (f FS) mount(m driver.Mount) error {
 			return err
 		}
 		if err := mount.Mount(m.Device, m.Path, m.FSType, m.Options); err != nil {
-			err = fmt.Errorf("mount %s as %s with options %q: %w; the kernel's log may say more", m.Device, m.FSType, m.Options, errno(err))
+			hint := "the kernel's log may say more"
+			if strings.HasPrefix(m.FSType, "ext") && errors.Is(err, unix.EUCLEAN) {
+				hint = damaged
+			}
+			err = fmt.Errorf("mount %s as %s with options %q: %w; %s", m.Device, m.FSType, m.Options, errno(err), hint)
 			return errors.Join(err, removeEmpty(m.Path))
 		}
 	}

@@ -3,6 +3,7 @@ package fsys
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -90,14 +91,18 @@ func readable(device string) error {
 	return err
 }
 
-// Check runs e2fsck on ext4 that is mounted nowhere; see driver.Filesystem. xfs
-// and btrfs replay their log when they are mounted and are never repaired
-// without a human.
+// Check runs e2fsck on ext4 that is mounted nowhere and was not left in order;
+// see driver.Filesystem. xfs and btrfs replay their log when they are mounted
+// and are never repaired without a human.
 func (f FS) Check(ctx context.Context, device, fstype string) error {
 	if !strings.HasPrefix(fstype, "ext") {
 		return nil
 	}
 	if busy, err := inUse(device); err != nil || busy {
+		return err
+	}
+	ok := false
+	if err := driver.Within(ctx, "read "+device, func() (err error) { ok, err = inOrder(device); return err }); err != nil || ok {
 		return err
 	}
 	_, err := run(ctx, "e2fsck", "-p", device)
@@ -106,9 +111,36 @@ func (f FS) Check(ctx context.Context, device, fstype string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w; the filesystem is damaged: map the image by hand on a node where it is not in use and run e2fsck", err)
+		return fmt.Errorf("%w; %s", err, damaged)
 	}
 	return nil
+}
+
+const damaged = "the filesystem is damaged: map the image by hand on a node where it is not in use and run e2fsck"
+
+// inOrder tells whether e2fsck -p would do nothing: unmounted, no error noted,
+// no journal to replay, no check wanted after so many mounts or days. What it
+// looks at besides, the group descriptors and the journal's inode, the kernel
+// looks at when it mounts. Most mounts are of this kind, and reading the
+// superblock (Linux, fs/ext4/ext4.h) takes no process.
+func inOrder(device string) (bool, error) {
+	file, err := os.Open(device)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = file.Close() }()
+	super := make([]byte, 1024)
+	if _, err := file.ReadAt(super, 1024); err != nil {
+		return false, &os.PathError{Op: "read the superblock", Path: device, Err: err}
+	}
+	short := func(at int) uint16 { return binary.LittleEndian.Uint16(super[at:]) }
+	const (
+		maxMounts, magic, state, checkInterval, incompat = 0x36, 0x38, 0x3a, 0x4c, 0x60
+
+		valid, needsRecovery = 1, 4
+	)
+	return short(magic) == 0xef53 && short(state) == valid && short(incompat)&needsRecovery == 0 &&
+		int16(short(maxMounts)) <= 0 && binary.LittleEndian.Uint32(super[checkInterval:]) == 0, nil
 }
 
 // inUse tells whether a filesystem of the device is mounted, wherever: the

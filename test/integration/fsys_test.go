@@ -100,11 +100,29 @@ func TestADamagedFilesystemIsCheckedBeforeItIsMounted(t *testing.T) {
 	if err := fs.Check(t.Context(), dev, "ext4"); err != nil {
 		t.Errorf("a wrong count: %v", err)
 	}
-	// ... and what needs a decision.
-	testbed.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=4k", "seek=20", "count=200", "conv=fsync")
-	err := fs.Check(t.Context(), dev, "ext4")
-	if err == nil || !strings.Contains(err.Error(), "run e2fsck") || strings.Contains(err.Error(), "\n") {
-		t.Errorf("lost inodes: %v", err)
+	if free := strings.TrimSpace(testbed.Run(t, "sh", "-c", "dumpe2fs -h "+dev+" 2>/dev/null | sed -n 's/^Free blocks: *//p'")); free == "7" {
+		t.Error("the wrong count was not repaired")
+	}
+	// A check that is due is done, though all is in order.
+	checked := func() string {
+		return testbed.Run(t, "sh", "-c", "dumpe2fs -h "+dev+" 2>/dev/null | grep '^Mount count'")
+	}
+	testbed.Run(t, "tune2fs", "-c", "5", "-C", "7", dev)
+	if err := fs.Check(t.Context(), dev, "ext4"); err != nil || !strings.HasSuffix(strings.TrimSpace(checked()), " 0") {
+		t.Errorf("a check that was due: %v, %s", err, checked())
+	}
+	// ... and what needs a decision, found before or by the mount.
+	for _, state := range []string{"2", "1"} {
+		testbed.Run(t, "debugfs", "-w", "-R", "set_super_value state "+state, dev)
+		testbed.Run(t, "tune2fs", "-c", "0", dev)
+		testbed.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=4k", "seek=20", "count=200", "conv=fsync")
+		err := fs.Check(t.Context(), dev, "ext4")
+		if err == nil {
+			err = fs.Mount(t.Context(), driver.Mount{Device: dev, Path: filepath.Join(t.TempDir(), "v"), FSType: "ext4"})
+		}
+		if err == nil || !strings.Contains(err.Error(), "run e2fsck") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("state %s, lost inodes: %v", state, err)
+		}
 	}
 }
 

@@ -17,7 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
 )
 
 // What the test outside has prepared.
@@ -101,6 +107,30 @@ func BenchmarkMount(b *testing.B) {
 		measure(b, func() error { return ask("Mount", volume) }, func() error { return ask("Unmount", volume) })
 	})
 	dir := b.TempDir()
+	b.Run("parts", func(b *testing.B) { // of the plugin, without the guard: what maps, and what mounts
+		pool := rbd.New(rbd.Config{Cluster: "ceph", User: "client.docker", Pool: "rbd", Log: logrus.New()})
+		defer pool.Close()
+		ctx := context.Background()
+		h, err := pool.Open(ctx, volume, driver.ReadOnly)
+		if err != nil {
+			b.Fatal(err)
+		}
+		image := h.Image()
+		_ = h.Close(ctx)
+		m, fs, path := krbd.Mapper{Ceph: pool, Pool: "rbd"}, fsys.FS{HostMounts: "/proc/1/mountinfo"}, filepath.Join(dir, "parts")
+		measure(b, func() error {
+			device, err := m.Map(ctx, image, driver.ReadWrite)
+			if err != nil {
+				return err
+			}
+			return fs.Mount(ctx, driver.Mount{Device: device.Device, Path: path, FSType: "ext4", Options: "noatime"})
+		}, func() error {
+			if err := fs.Unmount(ctx, path); err != nil {
+				return err
+			}
+			return m.Unmap(ctx, image.ID)
+		})
+	})
 	b.Run("syscalls", func(b *testing.B) { // two of them: write to sysfs, mount
 		var number string
 		measure(b, func() error {

@@ -135,7 +135,7 @@ func inOrder(device string) (bool, error) {
 	}
 	short := func(at int) uint16 { return binary.LittleEndian.Uint16(super[at:]) }
 	const (
-		maxMounts, magic, state, checkInterval, incompat = 0x36, 0x38, 0x3a, 0x4c, 0x60
+		maxMounts, magic, state, checkInterval, incompat = 0x36, 0x38, 0x3a, 0x44, 0x60
 
 		valid, needsRecovery = 1, 4
 	)

@@ -213,15 +213,15 @@ func TestTheManagedPlugin(t *testing.T) {
 			device := one.device(t)
 			trouble.do(t)
 			c.writes(t)
-			time.Sleep(5 * time.Second) // the plugin has looked at what it finds
+			time.Sleep(2 * time.Second) // the plugin has looked at what it finds
 			c.writes(t)
 			if now := one.device(t); now != device {
 				t.Errorf("the volume was on %s, is on %s", device, now)
 			}
 			c.stop(t, w)
-			w.stopped(t, two, w.write(t, two))
 		})
 	}
+	w.stopped(t, two, w.write(t, two))
 	one.docker(t, "volume", "rm", w.volume)
 	if left := testbed.RBD(t, "ls", "rbd"); strings.Contains(left, w.volume) {
 		t.Errorf("volume rm has left %s", left)

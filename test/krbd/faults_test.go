@@ -101,7 +101,7 @@ func TestABlip(t *testing.T) {
 	w := watched(t)
 	ended := w.write(t, two)
 	must(t, two.Cut())
-	time.Sleep((watchTimeout + 8) * time.Second)
+	time.Sleep((watchTimeout + 4) * time.Second)
 	must(t, two.Heal())
 	w.wait(t, two, 20)
 	time.Sleep(16 * time.Second) // the plugin compares every 15 s

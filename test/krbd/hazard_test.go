@@ -37,10 +37,10 @@ func (n *node) device(t *testing.T) string {
 // When the network is back nobody is there to take the stale mapping away. What
 // it can do depends on how long the fence lasts: the kernel does not remember
 // that it was fenced. (The taker's kernel fences as well, when it breaks the lock
-// of the dead client, for Ceph's default hour: here that is 15 s.)
+// of the dead client, for Ceph's default hour: here that is 8 s.)
 func TestAStaleMappingWritesAgainWhenItsFenceEnds(t *testing.T) {
-	const short = 15
-	testbed.Ceph(t, "config", "set", "mon", "mon_osd_blocklist_default_expire", "15")
+	const short = 8
+	testbed.Ceph(t, "config", "set", "mon", "mon_osd_blocklist_default_expire", "8")
 	defer testbed.Ceph(t, "config", "rm", "mon", "mon_osd_blocklist_default_expire")
 	for _, row := range []struct {
 		name, program string
@@ -71,7 +71,7 @@ func TestAStaleMappingWritesAgainWhenItsFenceEnds(t *testing.T) {
 				t.Fatal("the old holder wrote at once")
 			}
 			var written error
-			for time.Since(taken) < (short+15)*time.Second {
+			for time.Since(taken) < (short+10)*time.Second {
 				time.Sleep(time.Second)
 				if _, written = two.raw("write", stale, "the old holder's"); written == nil {
 					break

@@ -27,6 +27,9 @@ const (
 
 var one, two *node
 
+// long is for the nights.
+var long = flag.Bool("long", false, "wait for the kernel's own time limits too")
+
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if work == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -126,12 +127,21 @@ func (n *node) devices() (string, error) {
 func plugin(t *testing.T, settings ...string) {
 	t.Helper()
 	settings = append(settings, "RBD_MAPPER=krbd")
-	for _, n := range []*node{one, two} {
-		must(t, n.start("docker-volume-rbd", settings...))
-		t.Cleanup(func() {
-			if err := n.stop("TERM", 8*time.Second); err != nil {
-				t.Errorf("%s: %v", n.Name, err)
-			}
+	both := func(do func(n *node) error) error {
+		var errs [2]error
+		var wg sync.WaitGroup
+		for i, n := range []*node{one, two} {
+			wg.Go(func() { errs[i] = do(n) })
+		}
+		wg.Wait()
+		return errors.Join(errs[:]...)
+	}
+	must(t, both(func(n *node) error { return n.start("docker-volume-rbd", settings...) }))
+	t.Cleanup(func() {
+		if err := both(func(n *node) error { return n.stop("TERM", 8*time.Second) }); err != nil {
+			t.Error(err)
+		}
+		for _, n := range []*node{one, two} {
 			if left, err := n.devices(); left != "" || err != nil {
 				t.Errorf("%s has devices left: %s, %v", n.Name, left, err)
 			}
@@ -141,6 +151,6 @@ func plugin(t *testing.T, settings ...string) {
 				t.Logf("kernel's log of %s:\n%s", n.Name, out)
 			}
 			_, _ = n.Sh(quick, "rm -f /run/plugin.log")
-		})
-	}
+		}
+	})
 }

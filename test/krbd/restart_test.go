@@ -42,7 +42,7 @@ func TestCephIsAway(t *testing.T) {
 	} {
 		began := time.Now()
 		// The engine may hang up as early as this.
-		_, err := two.volume(12*time.Second, ask.op, ask.volume, ask.id, nil)
+		_, err := two.volume(7*time.Second, ask.op, ask.volume, ask.id, nil)
 		t.Logf("Ceph is away: %s %s after %v: %v", ask.op, ask.volume, time.Since(began).Round(100*time.Millisecond), err)
 	}
 	must(t, two.stop("TERM", 8*time.Second))

@@ -201,7 +201,7 @@ func BenchmarkMany(b *testing.B) {
 // BenchmarkStream writes and reads in blocks of 4 MiB past the page cache, in
 // turn to a file of a volume that the plugin has mounted, and to a raw device.
 func BenchmarkStream(b *testing.B) {
-	const block, blocks = 4 << 20, 32
+	const block, blocks = 4 << 20, 16
 	buf, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		b.Fatal(err)

@@ -46,7 +46,7 @@ free_port() {
 	busy=$(ss -Hltn | awk '{ sub(/.*:/, "", $4); print $4 }')
 	for _ in {1..100}; do
 		port=$((10000 + 2 * (RANDOM % 10000)))
-		if ! seq "$port" $((port + 2 * mons - 1)) | grep -qxFf - <<<"$busy"; then
+		if ! grep -qxF -f <(seq "$port" $((port + 2 * mons - 1))) <<<"$busy"; then
 			echo "$port"
 			return
 		fi

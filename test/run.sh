@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs Go tests with a throw-away Ceph cluster, and stops it. Without arguments: everything, as make test does, in this
-# order: what needs neither Ceph nor root, what needs a cluster, the managed plugin in a real engine, and a swarm of three.
+# order: what needs neither Ceph nor root, what needs a cluster, the managed plugin in a real engine, a swarm of three, and
+# the kernel's client in guests.
 #
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
 # FAULTS, SEED   how many random faults the swarm has (12), and which (0 = other ones each time)
-# MODEL=long     spin goes through larger models of the guard too
+# MODEL=long     spin goes through larger models of the guard too, and the guests wait for the kernel's own time limits
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,6 +34,9 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
+
+# told FILE - of what a long test says into FILE, what is worth reading
+told() { tee "$1" | grep -E --line-buffered '^(---|    ---|ok|FAIL|panic|==>)|figure:|seed|without the'; }
 
 test/cluster.sh start "$TEST_CLUSTER"
 if (($#)); then
@@ -65,5 +69,7 @@ go test -tags "$TAGS" -timeout 15m ./test/e2e/...
 test/engine.sh stop "$TEST_ENGINE"
 echo "==> a swarm of three nodes, and what can happen to them"
 TMPDIR=$work go test -timeout $((20 + ${FAULTS:-12} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-12}" -v |
-	tee "$work/swarm.log" | grep -E --line-buffered '^(---|    ---|ok|FAIL|panic)|figure:|seed|without the' ||
-	{ cat "$work/swarm.log" >&2; exit 1; }
+	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
+echo "==> the kernel's client, in guests that have it"
+test/krbd.sh "-long=$([[ ${MODEL-} = long ]] && echo true || echo false)" |
+	told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }

@@ -132,7 +132,7 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 		return nil, err
 	}
 	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %s", version, node.Name, ceph.Pool, ceph.User, why)
-	_, userspace := mapper.(*fuse.Mapper) // its clients wait for the newest OSD map by themselves
+	_, kernel := mapper.(*krbd.Mapper) // clients in userspace wait for the newest OSD map by themselves
 	images, records, fences := protection(pool, ceph)
 	return driver.New(driver.Config{
 		Images: images, Records: records, Fences: fences, Mapper: mapper,
@@ -141,7 +141,7 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
 		Why:        why,
 		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
-		Defaults: defaults(values), Root: root, Log: log, Unlock: userspace, Restart: restart,
+		Defaults: defaults(values), Root: root, Log: log, Unlock: !kernel, Restart: restart,
 	})
 }
 
@@ -151,24 +151,30 @@ func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, 
 	if msMode != "" && !slices.Contains(krbd.MSModes, msMode) {
 		return nil, "", fmt.Errorf("setting RBD_MS_MODE=%q: allowed are %s, or nothing", msMode, strings.Join(krbd.MSModes, ", "))
 	}
+	if !slices.Contains([]string{"auto", "krbd", "fuse"}, name) {
+		return nil, "", fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
+	}
 	why = name + " (RBD_MAPPER)"
-	missing := krbd.Available()
-	if name == "auto" && missing == nil {
-		name, why = "krbd", "krbd (the kernel has rbd)"
-	} else if name == "auto" {
-		name, why = "fuse", fmt.Sprintf("fuse (%v)", missing)
+	if name != "fuse" {
+		missing := krbd.Available()
+		switch {
+		case name == "krbd" && missing != nil:
+			return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w; load the module on the host (modprobe rbd), or set fuse", missing)
+		case missing != nil:
+			name, why = "fuse", fmt.Sprintf("fuse (%v)", missing)
+		case name == "auto":
+			name, why = "krbd", "krbd (the kernel has rbd)"
+		}
 	}
-	switch {
-	case name == "krbd" && missing != nil:
-		return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w; load the module on the host (modprobe rbd), or set fuse", missing)
-	case name == "krbd":
-		fsid, err := ceph.FSID()
-		return &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, FSID: fsid, MSMode: msMode}, why, err
-	case name == "fuse":
-		m, err := userspace(log, ceph, run)
-		return m, why, err
+	fsid, err := ceph.FSID()
+	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, FSID: fsid, MSMode: msMode}
+	if name == "krbd" {
+		return kernel, why, err
 	}
-	return nil, "", fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
+	if m, err = userspace(log, ceph, run); err == nil && krbd.Present() {
+		m = krbd.Beside{Mapper: m, Kernel: kernel}
+	}
+	return m, why, err
 }
 
 func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, error) {

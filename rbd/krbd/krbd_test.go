@@ -444,7 +444,7 @@ func TestTheKernelsLogIsReadFromNowOn(t *testing.T) {
 	}
 	for _, record := range []string{
 		"6,1,1,-;rbd: one", "6,2,2,-;usb 1-1: new device\n SUBSYSTEM=usb", "6,3,3,-;libceph: two", "3,4,4,-;rbd: three\n DEVICE=+rbd:0", "4,5,5,c;rbd: four",
-		"6,6,6,-;libceph: mon0 (1)10.0.0.1:6789 session established", "6,7,7,-;libceph: client4131 fsid "+fsid,
+		"6,6,6,-;libceph: mon0 (1)10.0.0.1:6789 session established", "6,7,7,-;libceph: client4131 fsid " + fsid,
 	} {
 		if _, err := unix.Write(fds[1], []byte(record)); err != nil {
 			t.Fatal(err)

@@ -85,6 +85,7 @@ func (n *node) run(t *testing.T, volume string) *container {
 	t.Helper()
 	id := n.docker(t, "run", "-d", "--network", "host", "--stop-timeout", "5", "--mount", "type=volume,volume-driver=rbd,src="+volume+",dst=/data,volume-opt=size=256M",
 		writerName, "-report", "-", "-node", n.Name)
+	t.Cleanup(func() { _, _ = n.tryDocker("rm", "-f", id) })
 	c := &container{n, id, n.docker(t, "inspect", "-f", "{{.State.Pid}}", id)}
 	c.writes(t)
 	return c
@@ -127,7 +128,7 @@ func (c *container) stop(t *testing.T, w *writers) {
 func (n *node) crashPlugin(t *testing.T) {
 	t.Helper()
 	pids := func() string {
-		out, err := n.Sh(quick, `for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" != "/usr/bin/docker-volume-rbd " ] || echo ${p#/proc/}; done`)
+		out, err := n.Sh(quick, `for p in /proc/[0-9]*; do [ "$(cat $p/cmdline 2>/dev/null | tr '\0' ' ')" != "/usr/bin/docker-volume-rbd " ] || echo ${p#/proc/}; done`)
 		must(t, err)
 		return out
 	}

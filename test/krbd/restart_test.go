@@ -110,3 +110,27 @@ func TestTheNetworkGoesForGoodDuringAMount(t *testing.T) {
 		t.Error(fmt.Errorf("the kernel has hung tasks: %s %w", out, err))
 	}
 }
+
+// Who changes the mapper while a volume is in use leaves it to the kernel until
+// its last unmount; the next mount is the other mapper's.
+func TestTheMapperIsChanged(t *testing.T) {
+	plugin(t)
+	w := watched(t)
+	ended := w.write(t, two)
+	device := two.device(t)
+	must(t, two.stop("TERM", 8*time.Second), two.start("docker-volume-rbd", "RBD_MAPPER=fuse"))
+	path, err := two.mount(w.volume, "another")
+	must(t, err)
+	if source, err := two.Sh(quick, "findmnt -n -o SOURCE "+path); err != nil || source != device {
+		t.Errorf("mounted from %s, not from %s: %v", source, device, err)
+	}
+	must(t, two.unmount(w.volume, "another"))
+	w.wait(t, two, 20)
+	w.stopped(t, two, ended)
+	must(t, two.clean(w.volume, time.Second))
+	ended = w.write(t, two)
+	if source, err := two.Sh(quick, "findmnt -n -o SOURCE "+path); err != nil || !strings.HasPrefix(source, "/dev/loop") {
+		t.Errorf("then mounted from %s: %v", source, err)
+	}
+	w.stopped(t, two, ended)
+}

@@ -1,0 +1,68 @@
+package krbd
+
+import (
+	"context"
+	"os"
+	"slices"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Present tells whether the kernel has rbd now; it loads nothing.
+func Present() bool {
+	_, err := os.Stat(sysfs)
+	return err == nil
+}
+
+// Beside is another mapper on a node where the kernel's client may be in use
+// still, as the setting was changed while containers ran: what the kernel has
+// mapped stays with it until the last unmount.
+type Beside struct {
+	driver.Mapper
+	Kernel *Mapper
+}
+
+// of chooses who has a mapping, or would have it.
+func (b Beside) of(key string) (driver.Mapper, error) {
+	if _, ok, err := b.Kernel.find(key); err != nil || ok {
+		return b.Kernel, err
+	}
+	return b.Mapper, nil
+}
+
+// Map is that of the mapper which has the image already; see driver.Mapper.
+func (b Beside) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+	m, err := b.of(image.Key())
+	if err != nil {
+		return driver.Mapping{}, err
+	}
+	return m.Map(ctx, image, mode)
+}
+
+// Unmap takes a device away; see driver.Mapper.
+func (b Beside) Unmap(ctx context.Context, key string) error {
+	m, err := b.of(key)
+	if err != nil {
+		return err
+	}
+	return m.Unmap(ctx, key)
+}
+
+// Drop takes a device away by force; see driver.Mapper.
+func (b Beside) Drop(ctx context.Context, key string) error {
+	m, err := b.of(key)
+	if err != nil {
+		return err
+	}
+	return m.Drop(ctx, key)
+}
+
+// Mappings lists those of both; see driver.Mapper.
+func (b Beside) Mappings(ctx context.Context) ([]driver.Mapping, error) {
+	kernels, err := b.Kernel.Mappings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	others, err := b.Mapper.Mappings(ctx)
+	return slices.Concat(kernels, others), err
+}

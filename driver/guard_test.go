@@ -2,6 +2,7 @@ package driver_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -30,7 +31,7 @@ func TestALiveHolderIsNamedAndLeftAlone(t *testing.T) {
 
 func TestTheNextNodeHasTheVolumeWhenTheFirstLetsGo(t *testing.T) {
 	_, one, two := twoNodes(t)
-	two.poll = 100 * time.Millisecond // much longer than to unmap and then give the guard back
+	two.poll = time.Second // much longer than to unmap and then give the guard back
 	two.start()
 	one.create("v", nil)
 	one.mount("v", "1")
@@ -561,5 +562,102 @@ func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {
 	one.mount("v", "2")
 	if looked != 2 {
 		t.Errorf("looked %d times", looked)
+	}
+}
+
+// To unmount or unmap while Ceph is away would hang in the kernel.
+func TestWhileCephIsAwayNoMountIsTouched(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	away := func(call string) error {
+		switch call {
+		case "mappings", "mounted":
+			return nil
+		case "unmount", "detach", "unmap", "drop", "mount", "check":
+			t.Errorf("%s, although Ceph is away", call)
+		}
+		return fmt.Errorf("%w: no answer", driver.ErrUnavailable)
+	}
+	one.tap.before = away
+	one.mount("v", "2")
+	one.Reconcile(within(t, ever))
+	one.unmount("v", "2")
+	check(t, one.Driver.Unmount(within(t, ever), "v", "1"), driver.ErrUnavailable)
+	one.LetGo(within(t, ever))
+	one.tap.before = nil
+	one.Reconcile(within(t, ever)) // when it is back, what nobody uses goes
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+}
+
+// What a mapping that lost its right has not written yet is to fail, not to be
+// written by the very unmount; one whose data path is dead has nothing to write.
+func TestAFenceComesBeforeWhatDropsAMapping(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		_, one, _ := twoNodes(t)
+		one.create("v", nil)
+		one.mount("v", "1")
+		g, version, _ := one.guard("v")
+		h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.Node, g.Addrs = "two", []string{"10.0.0.2:0/77"}
+		if _, err := one.client.Swap(within(t, ever), "guard."+h.Image().ID, version, g); err != nil {
+			t.Fatal(err)
+		}
+		if dead {
+			one.Break(h.Image().ID)
+		}
+		one.tap.before = func(call string) error {
+			if call == "fence" {
+				return driver.ErrUnavailable
+			}
+			return nil
+		}
+		one.Reconcile(within(t, ever))
+		_, mounted := one.mountOf("v")
+		if left := mounted || one.device("v") != ""; left == dead {
+			t.Errorf("the fence failed, dead %v: mount or device left %v", dead, left)
+		}
+		one.tap.before = nil
+		one.Reconcile(within(t, ever))
+		if _, mounted := one.mountOf("v"); mounted || one.device("v") != "" {
+			t.Error("mount or device left")
+		}
+	}
+}
+
+// A snapshot that is mapped beside its image is not under the image's guard.
+func TestASnapshotIsNotTakenForItsImage(t *testing.T) {
+	c, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	one.unmount("v", "1")
+	c.Snapshot("v", "monday")
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := h.Image()
+	image.Snap = "monday"
+	snap, err := one.Host.Map(within(t, ever), image, driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.Reconcile(within(t, ever))
+	one.mount("v", "2")
+	if d, _ := one.mountOf("v"); d.Device == snap.Device {
+		t.Error("the snapshot was mounted as the volume")
+	}
+	one.unmount("v", "2")
+	if text, err := one.Host.Read(snap.Device); err != nil || text != "ext4" {
+		t.Errorf("the snapshot reads %q, %v", text, err)
+	}
+	all, err := one.Host.Mappings(within(t, ever))
+	if err != nil || len(all) != 1 || all[0] != snap {
+		t.Errorf("mappings: %v, %v", all, err)
 	}
 }

@@ -6,8 +6,8 @@
 // memory; so it has all programs of the host, at the same paths, and forgets
 // what it wrote when it is killed. It has two networks: one for an agent that
 // runs commands in it, which nothing disturbs, and one with Ceph, which can be
-// cut. The calling process must be in the network namespace of the bridge that
-// [Bridge] made: test/krbd.sh sees to that.
+// cut. The calling process must be in the network namespace of the bridge, see
+// [Bridge]: test/krbd.sh makes both.
 //
 // Start reading at [Guest.Boot].
 package guest

@@ -38,8 +38,8 @@ type Guest struct {
 	ports map[int]int // of the guest, to those on loopback
 }
 
-// Bridge is the name of the bridge that leads to Ceph, Net how its addresses
-// begin. The host has Net1.
+// Bridge is the name of the bridge that leads to Ceph, Net how the addresses
+// behind it begin; Ceph has the first one.
 const (
 	Bridge = "guests"
 	Net    = "10.11.14."

@@ -167,9 +167,12 @@ func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, 
 		}
 	}
 	fsid, err := ceph.FSID()
+	if err != nil { // it may come later, and everything that asks Ceph says so until then
+		log.Warnf("which cluster it is, is not known: %v", err)
+	}
 	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, FSID: fsid, MSMode: msMode}
 	if name == "krbd" {
-		return kernel, why, err
+		return kernel, why, nil
 	}
 	if m, err = userspace(log, ceph, run); err == nil && krbd.Present() {
 		m = krbd.Beside{Mapper: m, Kernel: kernel}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os/exec"
 	"time"
 )
@@ -20,7 +21,11 @@ func (g *Guest) Kill() error {
 }
 
 // Reset is the button of that name; WaitUp waits for the boot.
-func (g *Guest) Reset() error { return g.monitor("system_reset") }
+func (g *Guest) Reset() error {
+	err := g.monitor("system_reset")
+	http.DefaultClient.CloseIdleConnections() // the guest knows nothing of them any more, and never says so
+	return err
+}
 
 // Pause stops its processors.
 func (g *Guest) Pause() error { return g.monitor("stop") }

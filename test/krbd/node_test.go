@@ -47,7 +47,6 @@ func (n *node) reset() error {
 	if err := n.Reset(); err != nil {
 		return err
 	}
-	time.Sleep(time.Second)
 	if err := n.WaitUp(); err != nil {
 		return err
 	}

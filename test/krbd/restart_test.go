@@ -128,6 +128,8 @@ func TestTheMapperIsChanged(t *testing.T) {
 	w.wait(t, two, 20)
 	w.stopped(t, two, ended)
 	must(t, two.clean(w.volume, time.Second))
+	_, err = two.Sh(quick, "modprobe -a fuse loop") // udev has it done elsewhere
+	must(t, err)
 	ended = w.write(t, two)
 	if source, err := two.Sh(quick, "findmnt -n -o SOURCE "+path); err != nil || !strings.HasPrefix(source, "/dev/loop") {
 		t.Errorf("then mounted from %s: %v", source, err)

@@ -41,11 +41,9 @@ func NewHost(c *Cluster, ip string) *Host {
 
 // Reboot loses everything that a power cut does; Ceph has noticed.
 func (h *Host) Reboot() {
+	h.Cut()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, d := range h.mapped {
-		d.client.Kill()
-	}
 	clear(h.mapped)
 	clear(h.mounts)
 }
@@ -257,7 +255,7 @@ func (h *Host) Format(_ context.Context, device, fstype string, options []string
 }
 
 // Check has nothing to check; see driver.Filesystem.
-func (h *Host) Check(context.Context, string, string) error { return nil }
+func (*Host) Check(context.Context, string, string) error { return nil }
 
 // Mount mounts; see driver.Filesystem.
 func (h *Host) Mount(_ context.Context, m driver.Mount) error {

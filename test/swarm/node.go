@@ -174,23 +174,27 @@ func (n *Node) processes() (all []process) {
 	return all
 }
 
-func (n *Node) crash(what string, is func(args []string) bool) error {
+func (n *Node) send(s syscall.Signal, what string, is func(args []string) bool) error {
 	all := n.processes()
 	i := slices.IndexFunc(all, func(p process) bool { return is(p.args) })
 	if i < 0 {
-		return fmt.Errorf("%s has no %s to be killed", n.Name, what)
+		return fmt.Errorf("%s has no %s to be sent %v", n.Name, what, s)
 	}
-	return syscall.Kill(all[i].pid, syscall.SIGKILL)
+	return syscall.Kill(all[i].pid, s)
 }
 
+// isPlugin: without arguments; with one it is an image server.
+func isPlugin(args []string) bool { return len(args) == 1 && args[0] == "/usr/bin/docker-volume-rbd" }
+
 // CrashPlugin kills the plugin. Docker starts it again.
-func (n *Node) CrashPlugin() error {
-	return n.crash("plugin", func(args []string) bool { return len(args) == 1 && args[0] == "/usr/bin/docker-volume-rbd" })
-}
+func (n *Node) CrashPlugin() error { return n.send(syscall.SIGKILL, "plugin", isPlugin) }
+
+// FreezePlugin stops the plugin but not its image servers, until Resume.
+func (n *Node) FreezePlugin() error { return n.send(syscall.SIGSTOP, "plugin", isPlugin) }
 
 // CrashEngine kills dockerd, and nothing else. StartEngine starts it again.
 func (n *Node) CrashEngine() error {
-	return n.crash("engine", func(args []string) bool { return args[0] == "dockerd" })
+	return n.send(syscall.SIGKILL, "engine", func(args []string) bool { return args[0] == "dockerd" })
 }
 
 // Cut takes the node off the networks named, "ceph" or "swarm".

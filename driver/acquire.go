@@ -125,7 +125,9 @@ func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, err
 			return true, nil
 		}
 	}
-	return false, nil
+	// A kernel may be at it still, for a request that has ended: what it makes
+	// would be a stranger to us.
+	return false, d.mapper.Unmap(ctx, image.ID)
 }
 
 // take fences, if it must, and swaps the record, that of the holder before, for

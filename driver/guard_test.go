@@ -535,6 +535,51 @@ func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
 	}
 }
 
+// It does so before somebody wants to mount, too.
+func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	one.tap.before = func(call string) error {
+		if call == "reaches" {
+			return driver.ErrHidden
+		}
+		return nil
+	}
+	one.Reconcile(within(t, ever))
+	if one.ended != 0 {
+		t.Error("the plugin has ended under a container")
+	}
+	one.unmount("v", "1")
+	one.Reconcile(within(t, ever))
+	if one.ended != 1 {
+		t.Errorf("ended %d times", one.ended)
+	}
+}
+
+// What a kernel is still at, for a request that has ended, is waited for and
+// taken away: its watcher is no stranger.
+func TestALateMapIsTakenAwayBeforeTheNext(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.tap.before = func(call string) error {
+		if call != "unmap" {
+			return nil
+		}
+		one.tap.before = nil // it is mapped at this very moment
+		h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+		if err != nil {
+			return err
+		}
+		_, err = one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite)
+		return err
+	}
+	one.mount("v", "1")
+	if one.tap.before != nil {
+		t.Error("the mapper was not asked to wait for what it is still at")
+	}
+}
+
 // From the last swap on the guard names the mapping alone: a control client that
 // went on watching would be a stranger to the next node, should this one die.
 func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {

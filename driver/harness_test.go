@@ -379,6 +379,10 @@ func (p *tap) Detach(ctx context.Context, path string) error {
 	return p.call("detach", func() error { return p.host.Detach(ctx, path) })
 }
 
+func (p *tap) Reaches(ctx context.Context, dir string) error {
+	return p.call("reaches", func() error { return p.host.Reaches(ctx, dir) })
+}
+
 func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]driver.Mount, err error) {
 	err = p.call("mounted", func() (err error) { m, err = p.host.Mounted(ctx, dir); return err })
 	return m, err

@@ -52,6 +52,7 @@ func (d *Driver) mount(ctx context.Context, name, id string) (string, error) {
 		}
 	}
 	d.refs.add(name, id)
+	d.record.note(name)
 	return d.path(name), nil
 }
 
@@ -97,6 +98,9 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	m, err := d.mapper.Map(ctx, l.Image(), ReadWrite)
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
+	}
+	if l.adopted && !l.guard.covers(m) { // it was on its way out, and this is a new one
+		l.adopted = false
 	}
 	if meta[metaFSType] == "" {
 		b, version, err := d.loadBlank(ctx, name)

@@ -181,6 +181,9 @@ type Filesystem interface {
 	// Mounted lists the mounts right under the directory, by path; Options are
 	// those of the mount, without those of the filesystem.
 	Mounted(ctx context.Context, dir string) (map[string]Mount, error)
+	// Reaches tries whether mounts under the directory reach the host;
+	// ErrHidden if not.
+	Reaches(ctx context.Context, dir string) error
 }
 
 // Mount is one mount: mount -t FSType -o Options Device Path.

@@ -57,6 +57,11 @@ func (r *record) put(volume string, created time.Time) {
 	r.change(func(v map[string]time.Time) { v[volume] = created })
 }
 
+// note makes a volume known of which no more is known than that it is there.
+func (r *record) note(volume string) {
+	r.change(func(v map[string]time.Time) { noteIn(v, volume) })
+}
+
 func (r *record) remove(volume string) {
 	r.change(func(v map[string]time.Time) { delete(v, volume) })
 }
@@ -66,11 +71,15 @@ func (r *record) replace(volumes []string) {
 	r.change(func(v map[string]time.Time) {
 		maps.DeleteFunc(v, func(name string, _ time.Time) bool { return !slices.Contains(volumes, name) })
 		for _, name := range volumes {
-			if _, known := v[name]; !known {
-				v[name] = time.Time{}
-			}
+			noteIn(v, name)
 		}
 	})
+}
+
+func noteIn(v map[string]time.Time, volume string) {
+	if _, known := v[volume]; !known {
+		v[volume] = time.Time{}
+	}
 }
 
 // change writes the file if anything is different. A write that fails costs

@@ -55,6 +55,8 @@ func TestTheRecordSurvivesAReopen(t *testing.T) {
 	wantVolumes(t, r)
 	r.put("db2", monday)
 	r.put("db1", time.Time{})
+	r.note("db1")
+	r.note("db2")
 	r.put("gone", monday)
 	r.remove("gone")
 	wantWarnings(t, hook, 0)

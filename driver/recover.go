@@ -35,6 +35,8 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 //     unmount met a container that still held it. It is let go; if the kernel
 //     says that a container has it, it stays.
 //   - mounted without a mapping: what a dead userspace mapper leaves.
+//   - nothing mapped, and mounts would not reach the host: the plugin ends, to
+//     be started afresh, before somebody wants to mount.
 func (d *Driver) Reconcile(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -42,6 +44,14 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	if err != nil {
 		d.log.Warnf("reconcile: mappings of this node: %v", err)
 		return
+	}
+	if len(mappings) == 0 {
+		switch err := d.fs.Reaches(ctx, d.mounts); {
+		case errors.Is(err, ErrHidden):
+			d.startAfresh(ctx)
+		case err != nil:
+			d.log.Warnf("reconcile: do mounts reach the host: %v", err)
+		}
 	}
 	mounts, err := d.fs.Mounted(ctx, d.mounts)
 	if err != nil {
@@ -64,6 +74,8 @@ func (d *Driver) Reconcile(ctx context.Context) {
 		if fenced, err = d.fences.Fenced(ask, addrs...); err != nil {
 			d.log.Debugf("reconcile: %v", err)
 			fenced = nil
+		}
+		if errors.Is(err, ErrUnavailable) {
 			for _, m := range mappings { // nothing would be done to them, and who mounts one again would wait
 				if m.Alive {
 					delete(volumes, m.Name)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -50,11 +49,12 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	// Asked first: to unmount while Ceph is away hangs in the kernel, where
-	// nothing ends it, not even the end of the process.
-	guard, version, err := d.loadGuard(ctx, m.ID)
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	guard, version, err := d.askFirst(ctx, m.ID)
+	if err != nil {
 		return err
+	}
+	if version != 0 && !guard.covers(m) {
+		return d.drop(ctx, m)
 	}
 	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
 		return err
@@ -65,14 +65,34 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 		}
 		return err
 	}
-	if !slices.Contains(guard.Addrs, m.Addr) {
+	if version == 0 {
 		return nil
 	}
 	return d.giveBack(ctx, m.ID, version)
 }
 
+// askFirst reads the guard, version 0 if there is none, before an unmount: while
+// Ceph is away that hangs in the kernel, where nothing ends it, not even the end
+// of the process.
+func (d *Driver) askFirst(ctx context.Context, id string) (Guard, Version, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.patience)
+	defer cancel()
+	guard, version, err := d.loadGuard(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return Guard{}, 0, nil
+	}
+	return guard, version, err
+}
+
 // unstage undoes stage. A guard whose device cannot be unmapped is kept.
 func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
+	if _, mounted, err := d.mounted(ctx, name); err != nil {
+		return err
+	} else if mounted {
+		if _, _, err := d.askFirst(ctx, l.Image().ID); err != nil {
+			return err
+		}
+	}
 	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
 		return err
 	}
@@ -95,9 +115,6 @@ func (d *Driver) unmap(ctx context.Context, m Mapping) error {
 
 // drop takes a mapping away that may not write any more, whoever uses it.
 func (d *Driver) drop(ctx context.Context, m Mapping) error {
-	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its client is dead or fenced, or not the one of the guard; "+
-		"containers that still use it must be restarted", m.Device, m.Addr)
-	d.refs.forget(m.Name)
 	// First: what it has not written yet shall fail, not be written now, and not
 	// wait for ever. For a client that is dead already it ends the watch, which
 	// would last for another 30 s.
@@ -109,11 +126,15 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 	}
 	err := d.fences.Fence(patience, m.Addr)
 	if err != nil && m.Alive {
+		d.log.WithField("volume", m.Name).Warnf("the mapping %s (%s) may not write any more, but cannot be fenced and stays for now: %v", m.Device, m.Addr, err)
 		return fmt.Errorf("fence %s: %w", m.Addr, err)
 	}
 	if err != nil {
 		d.log.WithField("volume", m.Name).Infof("fence %s, which is to be dropped: %v", m.Addr, err)
 	}
+	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its client is dead or fenced, or not the one of the guard; "+
+		"containers that still use it must be restarted", m.Device, m.Addr)
+	d.refs.forget(m.Name)
 	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
 		return err
 	}

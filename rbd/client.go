@@ -32,6 +32,7 @@ type Pool struct {
 	cfg Config
 
 	mu      sync.Mutex
+	fsid    string // "" = not known yet
 	current *client
 	dialing *dial
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/ceph/go-ceph/rados"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
 
 // Kernel is what the kernel's client needs to know of a cluster and what
@@ -19,9 +21,19 @@ type Kernel struct {
 	User   string   // without "client."
 }
 
-// Kernel asks the cluster and reads the keyring.
+// Kernel asks the cluster and reads the keyring. A configuration that bears the
+// id of another cluster is an error.
 func (p *Pool) Kernel(ctx context.Context) (k Kernel, err error) {
+	fsid, err := p.FSID(ctx)
+	if err != nil {
+		return Kernel{}, err
+	}
 	err = p.do(ctx, "ask for the monitors", reads, func(c *client, _ *rados.IOContext) error {
+		if is, err := c.conn.GetFSID(); err != nil {
+			return err
+		} else if is != fsid {
+			return fmt.Errorf("%w: %s has fsid = %s, but the cluster is %s: correct the file", driver.ErrInvalid, p.cfg.ConfFile, fsid, is)
+		}
 		out, err := monCommand(c.conn, map[string]any{"prefix": "mon dump", "format": "json"})
 		if err != nil {
 			return err
@@ -43,6 +55,31 @@ func (p *Pool) Kernel(ctx context.Context) (k Kernel, err error) {
 		return Kernel{}, err
 	}
 	return k, nil
+}
+
+// FSID is the id of the cluster, from its configuration or, if that does not
+// say, the cluster itself.
+func (p *Pool) FSID(ctx context.Context) (string, error) {
+	p.mu.Lock()
+	fsid := p.fsid
+	p.mu.Unlock()
+	if fsid != "" {
+		return fsid, nil
+	}
+	fsid, err := p.cfg.FSID()
+	if err != nil || fsid == "" {
+		err = p.do(ctx, "ask for the id of the cluster", reads, func(c *client, _ *rados.IOContext) (err error) {
+			fsid, err = c.conn.GetFSID()
+			return err
+		})
+	}
+	if err != nil {
+		return "", err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fsid = fsid
+	return fsid, nil
 }
 
 // FSID reads the id of the cluster from its configuration, without asking it;

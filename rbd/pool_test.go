@@ -3,6 +3,9 @@ package rbd_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -309,4 +312,41 @@ func fresh(t *testing.T, cfg rbd.Config) *rados.IOContext {
 	t.Cleanup(ioctx.Destroy)
 	ioctx.SetNamespace(cfg.Namespace)
 	return ioctx
+}
+
+// The id tells the devices of one cluster from those of another.
+func TestWhichClusterItIs(t *testing.T) {
+	whole, err := os.ReadFile(testbed.Conf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^\s*fsid\s*=\s*(\S+)$`)
+	is := line.FindStringSubmatch(string(whole))
+	if is == nil {
+		t.Fatalf("the cluster's configuration has no fsid: %s", whole)
+	}
+	const other = "00000000-95df-4e57-9d4d-36c3516b51ca"
+	for _, row := range []struct{ name, fsid, want, kernelSays string }{
+		{"the file says it", is[0], is[1], ""},
+		{"the file does not", "", is[1], ""},
+		{"the file names another", "fsid = " + other, other, "has fsid = " + other + ", but the cluster is " + is[1]},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg := testbed.Namespace(t)
+			cfg.ConfFile = filepath.Join(t.TempDir(), "ceph.conf")
+			if err := os.WriteFile(cfg.ConfFile, line.ReplaceAll(whole, []byte(row.fsid)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p := connect(t, cfg)
+			for range 2 {
+				if got, err := p.FSID(t.Context()); err != nil || got != row.want {
+					t.Errorf("got %q, %v; want %q", got, err, row.want)
+				}
+			}
+			_, err := p.Kernel(t.Context())
+			if (err == nil) != (row.kernelSays == "") || err != nil && (!errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), row.kernelSays)) {
+				t.Errorf("what the kernel has to be told: %v", err)
+			}
+		})
+	}
 }

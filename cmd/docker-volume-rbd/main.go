@@ -37,7 +37,7 @@ const serveImage = "serve-image"
 
 // leastLife keeps a plugin that ends to be started afresh from doing so all the
 // time, where that does not help.
-const leastLife = 20 * time.Second
+const leastLife = 10 * time.Second
 
 // watchInterval is how often mappings are compared with their guards.
 const watchInterval = 15 * time.Second
@@ -166,11 +166,7 @@ func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, 
 			name, why = "krbd", "krbd (the kernel has rbd)"
 		}
 	}
-	fsid, err := ceph.FSID()
-	if err != nil { // it may come later, and everything that asks Ceph says so until then
-		log.Warnf("which cluster it is, is not known: %v", err)
-	}
-	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, FSID: fsid, MSMode: msMode}
+	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, MSMode: msMode}
 	if name == "krbd" {
 		return kernel, why, nil
 	}
@@ -200,7 +196,11 @@ func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, 
 // own. The name is free again when this process ends, and it is the host's, with
 // the host's network.
 func alone(node string, ceph rbd.Config) error {
-	name := fmt.Sprintf("@docker-volume-rbd/%s/%s/%s/%s", ceph.Cluster, ceph.Pool, ceph.Namespace, node)
+	cluster, err := ceph.FSID()
+	if err != nil || cluster == "" { // it may come later, and everything that asks Ceph says so until then
+		cluster = ceph.Cluster
+	}
+	name := fmt.Sprintf("@docker-volume-rbd/%s/%s/%s/%s", cluster, ceph.Pool, ceph.Namespace, node)
 	addr := &net.UnixAddr{Net: "unixgram", Name: name}
 	socket, err := net.ListenUnixgram("unixgram", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {

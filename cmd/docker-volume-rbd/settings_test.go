@@ -14,6 +14,7 @@ import (
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
 )
 
 // config is what of config.json is tested; see moby, api/types/plugin.
@@ -258,7 +259,7 @@ func TestLogLevels(t *testing.T) {
 func TestTheMapperIsChosenForAReason(t *testing.T) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	_, krbdErr := os.Stat("/sys/bus/rbd")
+	krbdErr := krbd.Available()
 	for _, row := range []struct{ mapper, msMode, why, err string }{
 		{"fuse", "", "fuse (RBD_MAPPER)", ""},
 		{"auto", "secure", map[bool]string{true: "krbd (the kernel has rbd)", false: "fuse (the kernel has no rbd, and modprobe rbd: "}[krbdErr == nil], ""},

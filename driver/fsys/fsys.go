@@ -44,7 +44,7 @@ func (f FS) mount(m driver.Mount) error {
 		}
 		if err := mount.Mount(m.Device, m.Path, m.FSType, m.Options); err != nil {
 			hint := "the kernel's log may say more"
-			if strings.HasPrefix(m.FSType, "ext") && errors.Is(err, unix.EUCLEAN) {
+			if strings.HasPrefix(m.FSType, "ext") && (errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG)) { // EFSCORRUPTED, EFSBADCRC
 				hint = damaged
 			}
 			err = fmt.Errorf("mount %s as %s with options %q: %w; %s", m.Device, m.FSType, m.Options, errno(err), hint)
@@ -86,6 +86,26 @@ func (f FS) reachesHost(path string) error {
 			driver.ErrHidden, path, f.HostMounts)
 	}
 	return nil
+}
+
+// Reaches mounts an empty tmpfs for a moment; see driver.Filesystem.
+func (f FS) Reaches(ctx context.Context, dir string) error {
+	if f.HostMounts == "" {
+		return nil
+	}
+	path := filepath.Join(dir, ".probe") // no volume is called so
+	return driver.Within(ctx, "mount "+path, func() error {
+		if err := f.unmount(path, unix.MNT_DETACH); err != nil { // of a plugin that was killed
+			return err
+		}
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return err
+		}
+		if err := mount.Mount("tmpfs", path, "tmpfs", "size=4k,mode=0700"); err != nil {
+			return errors.Join(&fs.PathError{Op: "mount tmpfs", Path: path, Err: errno(err)}, removeEmpty(path))
+		}
+		return errors.Join(f.reachesHost(path), f.unmount(path, unix.MNT_DETACH))
+	})
 }
 
 // Unmount unmounts; see driver.Filesystem.

@@ -289,6 +289,9 @@ func (h *Host) Unmount(_ context.Context, path string) error {
 // Detach unmounts; see driver.Filesystem.
 func (h *Host) Detach(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
 
+// Reaches has no host to look at; see driver.Filesystem.
+func (*Host) Reaches(context.Context, string) error { return nil }
+
 // Mounted lists the mounts; see driver.Filesystem.
 func (h *Host) Mounted(_ context.Context, dir string) (map[string]driver.Mount, error) {
 	h.mu.Lock()

@@ -2,6 +2,8 @@ package krbd
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"slices"
 
@@ -23,16 +25,26 @@ type Beside struct {
 }
 
 // of chooses who has a mapping, or would have it.
-func (b Beside) of(key string) (driver.Mapper, error) {
-	if _, ok, err := b.Kernel.find(key); err != nil || ok {
-		return b.Kernel, err
+func (b Beside) of(ctx context.Context, key string) (driver.Mapper, error) {
+	all, err := b.kernels(ctx)
+	if slices.ContainsFunc(all, func(m driver.Mapping) bool { return m.Key() == key }) {
+		return b.Kernel, nil
 	}
-	return b.Mapper, nil
+	return b.Mapper, err
+}
+
+// kernels are the kernel's. The module may be unloaded when there are none.
+func (b Beside) kernels(ctx context.Context) ([]driver.Mapping, error) {
+	all, err := b.Kernel.Mappings(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return all, err
 }
 
 // Map is that of the mapper which has the image already; see driver.Mapper.
 func (b Beside) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
-	m, err := b.of(image.Key())
+	m, err := b.of(ctx, image.Key())
 	if err != nil {
 		return driver.Mapping{}, err
 	}
@@ -41,7 +53,7 @@ func (b Beside) Map(ctx context.Context, image driver.Image, mode driver.OpenMod
 
 // Unmap takes a device away; see driver.Mapper.
 func (b Beside) Unmap(ctx context.Context, key string) error {
-	m, err := b.of(key)
+	m, err := b.of(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -50,7 +62,7 @@ func (b Beside) Unmap(ctx context.Context, key string) error {
 
 // Drop takes a device away by force; see driver.Mapper.
 func (b Beside) Drop(ctx context.Context, key string) error {
-	m, err := b.of(key)
+	m, err := b.of(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -59,7 +71,7 @@ func (b Beside) Drop(ctx context.Context, key string) error {
 
 // Mappings lists those of both; see driver.Mapper.
 func (b Beside) Mappings(ctx context.Context) ([]driver.Mapping, error) {
-	kernels, err := b.Kernel.Mappings(ctx)
+	kernels, err := b.kernels(ctx)
 	if err != nil {
 		return nil, err
 	}

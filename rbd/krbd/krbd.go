@@ -25,6 +25,8 @@ const sysfs = "/sys/bus/rbd"
 // Cluster tells what the kernel's client needs to know; rbd.Pool does.
 type Cluster interface {
 	Kernel(ctx context.Context) (rbd.Kernel, error)
+	// FSID is the id of the cluster: another may have a pool of the same name.
+	FSID(ctx context.Context) (string, error)
 }
 
 // Mapper maps the images of one pool. Its methods may be called at the same
@@ -33,7 +35,6 @@ type Mapper struct {
 	Ceph      Cluster
 	Pool      string
 	Namespace string
-	FSID      string // of the cluster, as another may have a pool of the same name; "" = not known
 	MSMode    string // one of MSModes; "" = what kernel and monitors can do
 	Sys       string // "" = /sys/bus/rbd
 	Kmsg      string // "" = /dev/kmsg
@@ -109,50 +110,75 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	if image.Snap != "" {
 		mode = driver.ReadOnly
 	}
-	answer := make(chan driver.Mapping, 1)
-	err := m.alone(ctx, image.Key(), "map in the kernel", func() error {
-		found, ok, err := m.find(image.Key())
-		if err == nil && !ok {
-			found, err = m.add(ctx, image, mode)
+	for {
+		_, mapped, err := m.find(ctx, image.Key())
+		var call order
+		if err == nil && !mapped {
+			call, err = m.prepare(ctx, image, mode)
 		}
-		answer <- found
-		return err
-	})
-	if err != nil {
-		return driver.Mapping{}, err
+		if err != nil {
+			return driver.Mapping{}, err
+		}
+		answer := make(chan driver.Mapping, 1)
+		err = m.alone(ctx, image.Key(), "map in the kernel", func() error {
+			found, ok, err := m.find(ctx, image.Key())
+			if err == nil && !ok && !mapped {
+				found, err = m.add(ctx, image, call)
+			}
+			answer <- found
+			return err
+		})
+		if err != nil {
+			return driver.Mapping{}, err
+		}
+		if found := <-answer; found != (driver.Mapping{}) {
+			return found, nil
+		} // else it was there, but on its way out
 	}
-	return <-answer, nil
 }
 
-// add has the kernel map an image.
-func (m *Mapper) add(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+// order is what the kernel is told, and with which key.
+type order struct {
+	line string
+	rbd.Kernel
+}
+
+// prepare finds out all that the kernel has to be told, and whether it can.
+func (m *Mapper) prepare(ctx context.Context, image driver.Image, mode driver.OpenMode) (order, error) {
 	if err := m.checkFeatures(image); err != nil {
-		return driver.Mapping{}, err
+		return order{}, err
 	}
 	if mode == driver.ReadWrite && !slices.Contains(image.Features, driver.FeatureLock) {
 		// With it the kernel waits for the newest OSD map, and so for the fence
 		// of a dead holder, before it lets anything through.
-		return driver.Mapping{}, fmt.Errorf("%w: the image lacks the feature exclusive-lock; switch it on while nobody uses it: "+
+		return order{}, fmt.Errorf("%w: the image lacks the feature exclusive-lock; switch it on while nobody uses it: "+
 			"rbd feature enable %s exclusive-lock", driver.ErrInvalid, m.spec(image.Name))
 	}
 	k, err := m.Ceph.Kernel(ctx)
 	if err != nil {
-		return driver.Mapping{}, err
+		return order{}, err
 	}
 	line, err := m.line(k, image, mode, kernelRelease())
-	if err != nil {
-		return driver.Mapping{}, err
-	}
+	return order{line, k}, err
+}
+
+// add has the kernel map an image.
+func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (driver.Mapping, error) {
 	if ctx.Err() != nil { // the caller has gone, and would not know of the device
 		return driver.Mapping{}, ctx.Err()
 	}
 	log := m.listen()
 	defer log.close()
-	err = withKey(k, func() error { return m.write("add", line) })
+	err := withKey(o.Kernel, func() error {
+		if err := m.write("add", o.line); err != nil {
+			return explain(err, log.said())
+		}
+		return nil
+	})
 	if err != nil {
-		return driver.Mapping{}, explain(err, log.said())
+		return driver.Mapping{}, err
 	}
-	found, ok, err := m.find(image.Key())
+	found, ok, err := m.find(context.WithoutCancel(ctx), image.Key())
 	if err == nil && !ok {
 		err = fmt.Errorf("%w: the image called %s is not the one that was asked for", driver.ErrLost, image.Name)
 	}
@@ -199,7 +225,7 @@ func (m *Mapper) Drop(ctx context.Context, key string) error {
 
 func (m *Mapper) remove(ctx context.Context, key, force string) error {
 	return m.alone(ctx, key, "unmap in the kernel", func() error {
-		found, ok, err := m.find(key)
+		found, ok, err := m.find(ctx, key)
 		if err != nil || !ok {
 			return err
 		}
@@ -218,8 +244,9 @@ func (m *Mapper) remove(ctx context.Context, key, force string) error {
 	})
 }
 
-// Mappings lists the devices of our pool; see driver.Mapper.
-func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
+// Mappings lists the devices of our pool; see driver.Mapper. The cluster's id is
+// asked for when there is one that may be ours.
+func (m *Mapper) Mappings(ctx context.Context) ([]driver.Mapping, error) {
 	dirs, err := os.ReadDir(m.sys("devices"))
 	if err != nil {
 		return nil, err
@@ -230,8 +257,14 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
 			return strings.TrimSuffix(string(text), "\n")
 		}
-		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace ||
-			m.FSID != "" && attr("cluster_fsid") != m.FSID || !ours(attr("config_info")) {
+		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(attr("config_info")) {
+			continue
+		}
+		fsid, err := m.Ceph.FSID(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("whose is /dev/rbd%s: %w", dir.Name(), err)
+		}
+		if attr("cluster_fsid") != fsid {
 			continue
 		}
 		found := driver.Mapping{
@@ -255,8 +288,8 @@ func ours(configInfo string) bool {
 
 var ourOptions = regexp.MustCompile(`^name=([^,]+),key=client\.([^,]+),noshare,queue_depth=128,`)
 
-func (m *Mapper) find(key string) (driver.Mapping, bool, error) {
-	all, err := m.Mappings(context.Background())
+func (m *Mapper) find(ctx context.Context, key string) (driver.Mapping, bool, error) {
+	all, err := m.Mappings(ctx)
 	for _, found := range all {
 		if found.Key() == key {
 			return found, true, nil

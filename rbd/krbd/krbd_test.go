@@ -76,7 +76,7 @@ func (tr tree) want(name, text string) {
 }
 
 func (tr tree) mapper() *Mapper {
-	return &Mapper{Pool: "rbd", FSID: fsid, Sys: tr.dir, Kmsg: filepath.Join(tr.dir, "kmsg"), Ceph: noCluster{tr.t}}
+	return &Mapper{Pool: "rbd", Sys: tr.dir, Kmsg: filepath.Join(tr.dir, "kmsg"), Ceph: noCluster{tr.t}}
 }
 
 // noCluster fails the test when it is asked.
@@ -87,9 +87,18 @@ func (c noCluster) Kernel(context.Context) (rbd.Kernel, error) {
 	return rbd.Kernel{}, driver.ErrUnavailable
 }
 
+func (noCluster) FSID(context.Context) (string, error) { return fsid, nil }
+
 type cluster func() (rbd.Kernel, error)
 
 func (c cluster) Kernel(context.Context) (rbd.Kernel, error) { return c() }
+
+func (c cluster) FSID(context.Context) (string, error) { return fsid, nil }
+
+// nameless is a cluster whose id is not to be had.
+type nameless struct{ noCluster }
+
+func (nameless) FSID(context.Context) (string, error) { return "", driver.ErrUnavailable }
 
 func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 	tr := newTree(t)
@@ -132,13 +141,32 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 		{"a pool with nothing mapped", "none", "", nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			m := &Mapper{Pool: row.pool, Namespace: row.namespace, FSID: fsid, Sys: tr.dir}
+			m := &Mapper{Ceph: noCluster{t}, Pool: row.pool, Namespace: row.namespace, Sys: tr.dir}
 			got, err := m.Mappings(t.Context())
 			if err != nil || !slices.Equal(got, row.want) {
 				t.Errorf("\n got %+v (%v)\nwant %+v", got, err, row.want)
 			}
 		})
 	}
+}
+
+// Whose a device is, is never guessed; where there is none, nobody asks.
+func TestADeviceOfAClusterThatIsNotKnownIsNobodys(t *testing.T) {
+	tr := newTree(t, "remove")
+	m := tr.mapper()
+	m.Ceph = nameless{noCluster{t}}
+	if got, err := m.Mappings(t.Context()); err != nil || len(got) != 0 {
+		t.Errorf("no device: %v, %v", got, err)
+	}
+	tr.device("3", nil)
+	got, err := m.Mappings(t.Context())
+	if !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "whose is /dev/rbd3") {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := m.Unmap(t.Context(), "5e4a6b8b4567"); !errors.Is(err, driver.ErrUnavailable) {
+		t.Errorf("unmap: %v", err)
+	}
+	tr.want("remove", "")
 }
 
 func TestMappingsWithoutTheKernelsClientAreAnError(t *testing.T) {

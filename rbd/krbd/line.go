@@ -25,7 +25,8 @@ var MSModes = []string{"legacy", "crc", "secure", "prefer-crc", "prefer-secure"}
 // monitors, options, pool, image, snapshot. The kernel splits it at white space.
 //
 // The options begin as no admin writes them by hand, with the queue depth that
-// is the default anyway: so our mappings are told from others. Without noshare
+// is the default anyway: so our mappings are told from others. Devices that
+// running nodes have mapped bear this beginning: it is a format. Without noshare
 // all volumes of a node would be one client of Ceph, and one fence for all.
 func (m *Mapper) line(k rbd.Kernel, image driver.Image, mode driver.OpenMode, kernel [2]int) (string, error) {
 	if strings.ContainsAny(m.Pool+m.Namespace+image.Name+image.Snap, " \t\n,") {
@@ -144,14 +145,14 @@ func (m *Mapper) checkFeatures(image driver.Image) error {
 	}
 	if len(off) > 0 {
 		// fast-diff stands on object-map, and that on exclusive-lock: the last first.
-		slices.SortFunc(off, func(a, b string) int { return bitOf(b) - bitOf(a) })
+		slices.SortFunc(off, func(a, b string) int { return indexOf(b) - indexOf(a) })
 		cures = append(cures, "switch it off while nobody uses it: rbd feature disable "+m.spec(image.Name)+" "+strings.Join(off, " "))
 	}
 	cures = append(cures, "or set RBD_MAPPER=fuse")
 	return fmt.Errorf("%w: this kernel cannot map images with %s; %s", driver.ErrInvalid, strings.Join(unknown, ", "), strings.Join(cures, ", "))
 }
 
-func bitOf(name string) int {
+func indexOf(name string) int {
 	return slices.IndexFunc(features, func(f feature) bool { return f.name == name })
 }
 

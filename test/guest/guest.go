@@ -111,11 +111,11 @@ func (g *Guest) start() error {
 		_ = cmd.Wait()
 		close(ended)
 	}(g.ended)
-	return g.WaitUp()
+	return g.waitUp()
 }
 
-// WaitUp waits until the agent answers.
-func (g *Guest) WaitUp() error {
+// waitUp waits until the agent answers.
+func (g *Guest) waitUp() error {
 	for end := time.Now().Add(bootLimit); ; {
 		resp, err := (&http.Client{Timeout: time.Second}).Get(g.URL(agentPort) + "/run")
 		if err == nil {
@@ -146,7 +146,7 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// URL is where a port of Config.Serve is reached.
+// URL is where a port of Guest.Serve is reached.
 func (g *Guest) URL(port int) string { return fmt.Sprintf("http://127.0.0.1:%d", g.ports[port]) }
 
 // Post sends a request to a unix socket in the guest and returns the answer,

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"net/http"
 	"os/exec"
 	"time"
 )
@@ -18,13 +17,6 @@ func (g *Guest) Kill() error {
 	<-g.ended
 	g.qemu = nil
 	return nil
-}
-
-// Reset is the button of that name; WaitUp waits for the boot.
-func (g *Guest) Reset() error {
-	err := g.monitor("system_reset")
-	http.DefaultClient.CloseIdleConnections() // the guest knows nothing of them any more, and never says so
-	return err
 }
 
 // Pause stops its processors.

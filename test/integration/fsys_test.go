@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -146,5 +147,15 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 	}
 	if err := exec.Command("mountpoint", "-q", path).Run(); err == nil {
 		t.Error("the mount was left behind")
+	}
+	dir := t.TempDir()
+	if err := fs.Reaches(t.Context(), dir); !errors.Is(err, driver.ErrHidden) {
+		t.Errorf("asked beforehand: %v", err)
+	}
+	if err := (fsys.FS{HostMounts: "/proc/self/mountinfo"}).Reaches(t.Context(), dir); err != nil {
+		t.Errorf("a host that sees it: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

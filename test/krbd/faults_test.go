@@ -50,7 +50,7 @@ func TestANodeReboots(t *testing.T) {
 	plugin(t) // at Ceph's default watch timeout
 	w := watched(t)
 	_ = w.write(t, two)
-	must(t, two.reset(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
+	must(t, two.Kill(), two.boot(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
 	before := time.Now()
 	ended := w.write(t, two)
 	t.Logf("figure: after the reboot of the same node mount and first records took %.1fs (watch timeout 30 s)", time.Since(before).Seconds())

@@ -153,13 +153,20 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 			if err := m.Unmap(short, image.ID); err == nil || !strings.Contains(err.Error(), "the kernel has not ended an earlier call") {
 				t.Errorf("unmap meanwhile: %v", err)
 			}
+			atIt := func() bool {
+				out, err := two.Sh(quick, "cat /proc/[0-9]*/task/*/stack 2>/dev/null | grep -c do_rbd_add; true")
+				must(t, err)
+				return out != "0"
+			}
+			if !atIt() {
+				t.Error("the kernel is not at it any more")
+			}
 			if then == "the kernel has given up" {
 				must(t, tool.Within(90*time.Second, func() error {
-					out, err := two.Sh(quick, "cat /proc/[0-9]*/task/*/stack 2>/dev/null | grep -c do_rbd_add; true")
-					if err == nil && out != "0" {
-						err = errors.New("the kernel is still at it")
+					if atIt() {
+						return errors.New("the kernel is still at it")
 					}
-					return err
+					return nil
 				}))
 			}
 			must(t, two.Heal())

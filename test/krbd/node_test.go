@@ -42,17 +42,6 @@ func (n *node) prepare() error {
 	return err
 }
 
-// reset is the button of that name.
-func (n *node) reset() error {
-	if err := n.Reset(); err != nil {
-		return err
-	}
-	if err := n.WaitUp(); err != nil {
-		return err
-	}
-	return n.prepare()
-}
-
 // start starts the plugin: the program as it is, or another build of it, with
 // settings from NAME=VALUE words.
 func (n *node) start(program string, settings ...string) error {

@@ -37,13 +37,22 @@ func TestCephIsAway(t *testing.T) {
 	must(t, one.create(idle), one.create(other))
 	_, err := two.mount(idle, "a")
 	must(t, err, two.Cut())
-	for _, ask := range []struct{ op, volume, id string }{
-		{"Mount", other, "b"}, {"Unmount", idle, "a"}, {"Mount", w.volume, "c"}, {"Get", other, ""}, {"Path", idle, ""}, {"Remove", other, ""},
+	for _, ask := range []struct {
+		op, volume, id string
+		says           string // "" = it works
+	}{
+		{"Unmount", idle, "a", "ceph cannot be asked"}, {"Mount", w.volume, "c", ""}, {"Get", idle, "", ""},
+		{"Get", other, "", "nobody answers"}, // not known here: an answer would say that there is none
+		{"Path", idle, "", ""},
+		{"Remove", other, "", "ceph cannot be asked"},
+		{"Mount", other, "b", "deadline exceeded"}, // the engine hangs up
 	} {
 		began := time.Now()
-		// The engine may hang up as early as this.
-		_, err := two.volume(7*time.Second, ask.op, ask.volume, ask.id, nil)
+		_, err := two.volume(8*time.Second, ask.op, ask.volume, ask.id, nil)
 		t.Logf("Ceph is away: %s %s after %v: %v", ask.op, ask.volume, time.Since(began).Round(100*time.Millisecond), err)
+		if (err == nil) != (ask.says == "") || err != nil && !strings.Contains(err.Error(), ask.says) {
+			t.Errorf("%s %s: got %v, want %q", ask.op, ask.volume, err, ask.says)
+		}
 	}
 	must(t, two.stop("TERM", 8*time.Second))
 	must(t, two.Heal())
@@ -67,17 +76,25 @@ func TestTheNetworkGoesDuringAMount(t *testing.T) {
 	must(t, one.create(volume))
 	_, err := one.mount(volume, "a") // it gets its filesystem
 	must(t, err, one.unmount(volume, "a"))
-	for _, moment := range []time.Duration{20, 60, 100, 140, 180, 240} {
+	caught := false
+	for _, share := range []time.Duration{10, 30, 50, 60, 70, 80, 90} { // percent of how long it takes
+		_, err := two.mount(volume, "a") // as warm as it will be
+		must(t, err, two.unmount(volume, "a"))
+		before := time.Now()
+		_, err = two.mount(volume, "a")
+		moment := time.Since(before) * share / 100
+		must(t, err, two.unmount(volume, "a"))
 		result := make(chan error, 1)
 		go func() {
-			_, err := two.volume(8*time.Second, "Mount", volume, "b", nil)
+			_, err := two.volume(4*time.Second, "Mount", volume, "b", nil)
 			result <- err
 		}()
-		time.Sleep(moment * time.Millisecond)
+		time.Sleep(moment)
 		must(t, two.Cut())
-		err := <-result
+		err = <-result
 		kernel, _ := two.Sh(quick, "cat /proc/*/task/*/stack 2>/dev/null | grep -o 'rbd_[a-z_]*\\|ceph_[a-z_]*' | sort | uniq -c | sort -rn | head -n 3")
-		t.Logf("cut after %v: %v; in the kernel: %s", moment*time.Millisecond, err, strings.Join(strings.Fields(kernel), " "))
+		caught = caught || strings.Contains(kernel, "rbd_add")
+		t.Logf("cut after %v: %v; in the kernel: %s", moment.Round(time.Millisecond), err, strings.Join(strings.Fields(kernel), " "))
 		must(t, two.Heal())
 		if err == nil { // it was faster
 			must(t, two.unmount(volume, "b"))
@@ -87,6 +104,9 @@ func TestTheNetworkGoesDuringAMount(t *testing.T) {
 		must(t, err, one.unmount(volume, "c"))
 		must(t, two.clean(volume, 100*time.Second))
 	}
+	if !caught {
+		t.Error("the network has gone at no moment at which the kernel was mapping")
+	}
 	_, err = one.volume(time.Minute, "Remove", volume, "", nil)
 	must(t, err)
 }
@@ -95,18 +115,20 @@ func TestTheNetworkGoesDuringAMount(t *testing.T) {
 func TestTheNetworkGoesForGoodDuringAMount(t *testing.T) {
 	plugin(t)
 	volume := volumeName(t)
-	must(t, one.create(volume))
+	_, err := two.Sh(quick, "echo 10 >/proc/sys/kernel/hung_task_timeout_secs; echo 'test begins' >/dev/kmsg")
+	must(t, err, one.create(volume))
+	defer func() { _, _ = two.Sh(quick, "echo 120 >/proc/sys/kernel/hung_task_timeout_secs") }()
 	go func() { _, _ = two.volume(30*time.Second, "Mount", volume, "b", nil) }()
 	time.Sleep(120 * time.Millisecond)
 	must(t, two.Cut())
-	time.Sleep(2 * time.Second)
+	time.Sleep(14 * time.Second)
 	must(t, two.stop("TERM", 8*time.Second), two.Heal(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
 	must(t, two.clean(volume, 100*time.Second))
-	_, err := one.mount(volume, "c")
+	_, err = one.mount(volume, "c")
 	must(t, err, one.unmount(volume, "c"))
 	_, err = one.volume(time.Minute, "Remove", volume, "", nil)
 	must(t, err)
-	if out, err := two.Sh(quick, "dmesg | grep -c 'blocked for more than'; true"); err != nil || strings.TrimSpace(out) != "0" {
+	if out, err := two.Sh(quick, "dmesg | sed '1,/test begins/d' | grep -c 'blocked for more than'; true"); err != nil || strings.TrimSpace(out) != "0" {
 		t.Error(fmt.Errorf("the kernel has hung tasks: %s %w", out, err))
 	}
 }

@@ -64,8 +64,19 @@ func (b *Bed) Service(name, volumeOptions string, options ...string) (*Service, 
 // RunOn starts a container by hand, which takes as long as the volume's mount.
 func (s *Service) RunOn(n *Node) error {
 	args := append([]string{"run", "-d", "--name", s.Name, "--network", "host", "--env", "NODE=" + n.Name}, slices.Concat(s.mounts, s.command())...)
-	_, err := n.docker(3*time.Minute, args...)
-	return err
+	// An engine that crashed a moment ago may unmount what the new plugin has
+	// shared. The plugin then says so, and starts afresh within 15 s.
+	for range 8 {
+		_, err := n.docker(3*time.Minute, args...)
+		if err == nil || !strings.Contains(err.Error(), "does not reach the host") {
+			return err
+		}
+		if _, err := n.docker(time.Minute, "rm", "-f", s.Name); err != nil {
+			return err
+		}
+		time.Sleep(5 * time.Second)
+	}
+	return errors.New("the mounts of " + n.Name + " do not reach the host, and its plugin does not help itself")
 }
 
 // Writes waits for a new record, on a node if one is named, and tells when it came.

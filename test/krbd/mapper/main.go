@@ -1,5 +1,5 @@
 // Mapper lets a test outside its guest use a mapper inside it: requests are JSON
-// over HTTP. See ../remote_test.go for the other end.
+// over HTTP. See ../contract_test.go for the other end.
 package main
 
 import (

@@ -221,6 +221,8 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 			return inUse
 		}
 		switch _, version, err := d.loadGuard(ctx, l.Image().ID); {
+		case err != nil && ctx.Err() != nil:
+			return inUse
 		case err != nil && !errors.Is(err, ErrNotFound):
 			return err
 		case version != l.version: // else two could wait for each other's watch

@@ -55,8 +55,9 @@ type Driver struct {
 	patience time.Duration
 	now      func() time.Time
 
-	locks locks
-	refs  refs
+	locks  locks
+	refs   refs
+	outage outage
 }
 
 // New checks the configuration and reads the record. It does not ask Ceph.

@@ -557,6 +557,51 @@ func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
 	}
 }
 
+// A mount that errors have made read-only is seen in the status, and made anew
+// for the next container, unless others still have it.
+func TestAMountThatErrorsHaveMadeReadOnlyIsMadeAnew(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	if err := one.write("v", "ext4 kept"); err != nil {
+		t.Fatal(err)
+	}
+	one.Spoil(one.device("v"))
+	v, err := one.Get(within(t, ever), "v")
+	if err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), "read-only; restart its containers") {
+		t.Errorf("status: %v, %v", v.Status, err)
+	}
+	release, err := one.Hold(one.path("v"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = one.Driver.Mount(within(t, ever), "v", "2")
+	check(t, err, driver.ErrBusy, "read-only", "stop all of them")
+	one.Reconcile(within(t, ever))
+	if one.device("v") == "" {
+		t.Error("unmapped under a container")
+	}
+	release()
+	before := one.device("v")
+	one.mount("v", "2")
+	if one.device("v") == before {
+		t.Error("mounted as it was")
+	}
+	one.holds("v", "ext4 kept")
+	v, err = one.Get(within(t, ever), "v")
+	if err != nil || v.Status["error"] != nil {
+		t.Errorf("status: %v, %v", v.Status, err)
+	}
+	one.unmount("v", "1") // of the container from before
+	if one.device("v") == "" {
+		t.Error("unmapped under a container")
+	}
+	one.unmount("v", "2")
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+}
+
 // What a kernel is still at, for a request that has ended, is waited for and
 // taken away: its watcher is no stranger.
 func TestALateMapIsTakenAwayBeforeTheNext(t *testing.T) {

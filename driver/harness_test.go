@@ -223,6 +223,13 @@ func (p *tap) die() {
 	p.dead = true
 }
 
+// on sets before while calls may be under way.
+func (p *tap) on(before func(call string) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.before = before
+}
+
 func (p *tap) call(name string, effect func() error) error {
 	p.mu.Lock()
 	p.calls++
@@ -377,6 +384,10 @@ func (p *tap) Unmount(ctx context.Context, path string) error {
 
 func (p *tap) Detach(ctx context.Context, path string) error {
 	return p.call("detach", func() error { return p.host.Detach(ctx, path) })
+}
+
+func (p *tap) Sound(ctx context.Context, m driver.Mount) error {
+	return p.call("sound", func() error { return p.host.Sound(ctx, m) })
 }
 
 func (p *tap) Reaches(ctx context.Context, dir string) error {

@@ -63,13 +63,40 @@ func (d *Driver) staged(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	mount, found, err := d.mounted(ctx, name)
-	return found && mount.Device == m.Device, err
+	if err != nil || !found || mount.Device != m.Device {
+		return false, err
+	}
+	return !errors.Is(d.fs.Sound(ctx, mount), ErrContent), nil
+}
+
+// renew takes a mount away that errors have made read-only, for a new one; the
+// check before that repairs what can be. Only the last user's end does it.
+func (d *Driver) renew(ctx context.Context, name string) error {
+	mount, found, err := d.mounted(ctx, name)
+	if err != nil || !found {
+		return err
+	}
+	broken := d.fs.Sound(ctx, mount)
+	if !errors.Is(broken, ErrContent) {
+		return nil
+	}
+	d.log.WithField("volume", name).Warnf("mounting anew: %v", broken)
+	if err := d.letGo(ctx, name); errors.Is(err, ErrBusy) {
+		return fmt.Errorf("%w: %w, and containers of this node still use it; stop all of them, then start again", ErrBusy, broken)
+	} else if err != nil {
+		return err
+	}
+	d.refs.forget(name)
+	return nil
 }
 
 // stage takes a volume from Ceph to a mounted filesystem: guard, map, swap,
 // format if it is blank, mount. What a failure leaves is undone in reverse.
 func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.reclaim(ctx, name, nil); err != nil {
+		return err
+	}
+	if err := d.renew(ctx, name); err != nil {
 		return err
 	}
 	l, err := d.acquire(ctx, name)

@@ -46,7 +46,7 @@ var BuiltinDefaults = map[string]string{
 // setting was made. nouuid: xfs refuses a clone, or the dead remains of a lost
 // mapping still mounted somewhere, for bearing the same UUID.
 var DefaultMountOptions = map[string]string{
-	"ext4":  "noatime",
+	"ext4":  "noatime,errors=remount-ro",
 	"xfs":   "noatime,nouuid",
 	"btrfs": "noatime",
 }

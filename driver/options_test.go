@@ -235,7 +235,7 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 		fstype   string
 		want     string
 	}{
-		{"ext4, nothing set", nil, "", "ext4", "noatime"},
+		{"ext4, nothing set", nil, "", "ext4", "noatime,errors=remount-ro"},
 		{"xfs, nothing set", nil, "", "xfs", "noatime,nouuid"},
 		{"btrfs, nothing set", nil, "", "btrfs", "noatime"},
 		{"another one's volume", nil, "", "f2fs", ""},
@@ -243,7 +243,7 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 		{"setting for ext4 on xfs", opts{OptMountOptions: "data=journal"}, "", "xfs", "noatime,nouuid"},
 		{"setting for ext4 on btrfs", opts{OptFSType: "ext4", OptMountOptions: "data=journal"}, "", "btrfs", "noatime"},
 		{"setting for xfs on xfs", opts{OptFSType: "xfs", OptMountOptions: "nouuid"}, "", "xfs", "nouuid"},
-		{"setting for xfs on ext4", opts{OptFSType: "xfs", OptMountOptions: "nouuid"}, "", "ext4", "noatime"},
+		{"setting for xfs on ext4", opts{OptFSType: "xfs", OptMountOptions: "nouuid"}, "", "ext4", "noatime,errors=remount-ro"},
 		{"the volume's own come first", opts{OptMountOptions: "data=journal"}, "discard", "ext4", "discard"},
 		{"the volume's own on another filesystem", opts{OptMountOptions: "data=journal"}, "discard", "xfs", "discard"},
 	} {

@@ -181,6 +181,10 @@ type Filesystem interface {
 	// Mounted lists the mounts right under the directory, by path; Options are
 	// those of the mount, without those of the filesystem.
 	Mounted(ctx context.Context, dir string) (map[string]Mount, error)
+	// Sound looks, without touching the device, whether a mount can still be
+	// written to. ErrContent if errors have made the filesystem read-only or shut
+	// it down: no unmount of one of its mounts, but that of all, mends it.
+	Sound(ctx context.Context, m Mount) error
 	// Reaches tries whether mounts under the directory reach the host;
 	// ErrHidden if not.
 	Reaches(ctx context.Context, dir string) error

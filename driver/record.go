@@ -94,12 +94,22 @@ func (r *record) change(edit func(map[string]time.Time)) {
 	}
 	data, err := json.Marshal(r.volumes)
 	if err == nil {
-		err = os.WriteFile(r.file+".new", data, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(r.file+".new", r.file)
+		err = replaceFile(r.file, data)
 	}
 	if err != nil {
 		r.log.Warnf("record of known volumes: %v", err)
 	}
+}
+
+// replaceFile leaves the old content or the new one, whenever the power goes.
+func replaceFile(path string, data []byte) error {
+	file, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }

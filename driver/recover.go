@@ -10,12 +10,15 @@ import (
 )
 
 // Watch compares, now and at each interval until the context ends, what is
-// mapped on this node with the guards, and puts right what does not fit.
+// mapped on this node with the guards, and puts right what does not fit. It
+// learns which volumes there are, for the time when Ceph cannot be asked, and so
+// whether it can, before Docker asks.
 //
 // Once a day, ten minutes after the start for the first time, it sweeps.
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	sweep := time.Now().Add(10 * time.Minute)
 	for {
+		_ = d.learn(ctx)
 		d.Reconcile(ctx)
 		if time.Now().After(sweep) {
 			go d.Sweep(ctx)

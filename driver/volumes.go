@@ -87,8 +87,16 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	if checkName(name) != nil { // Docker asks every driver for any name
 		return Volume{}, wrap("get", name, ErrNotFound)
 	}
-	v := Volume{Name: name, Mountpoint: d.Path(ctx, name)}
-	err := d.describe(ctx, &v)
+	created, known := d.record.get(name)
+	patience := d.patience
+	if known { // there is another answer
+		patience /= 2
+	}
+	var v Volume
+	err := d.ask(ctx, patience, func(ctx context.Context) (err error) {
+		v, err = d.describe(ctx, name)
+		return err
+	})
 	if err == nil {
 		d.record.put(name, v.Created)
 		return v, nil
@@ -100,29 +108,27 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	if errors.Is(err, ErrInvalid) {
 		return Volume{}, wrap("get", name, err)
 	}
-	created, known := d.record.get(name)
 	if !known {
 		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
 	}
-	d.log.WithField("volume", name).Warnf("get: answered from the record: %v", err)
-	v.Created = created
-	v.Status = map[string]any{"pool": d.pool, "ceph": "unavailable: " + err.Error()}
-	return v, nil
+	return Volume{
+		Name: name, Mountpoint: d.Path(ctx, name), Created: created,
+		Status: map[string]any{"pool": d.pool, "ceph": "unavailable: " + err.Error()},
+	}, nil
 }
 
-// describe asks Ceph, for no longer than the driver's patience.
-func (d *Driver) describe(ctx context.Context, v *Volume) error {
-	ctx, cancel := context.WithTimeout(ctx, d.patience)
-	defer cancel()
-	h, err := d.images.Open(ctx, v.Name, ReadOnly)
+// describe asks Ceph.
+func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error) {
+	v = Volume{Name: name, Mountpoint: d.Path(ctx, name)}
+	h, err := d.images.Open(ctx, name, ReadOnly)
 	if err != nil {
-		return err
+		return v, err
 	}
 	defer d.closeHandle(ctx, h)
 	image := h.Image()
 	meta, formatted, err := d.metaOf(ctx, h)
 	if err != nil {
-		return err
+		return v, err
 	}
 	v.Created = image.Created
 	v.Status = map[string]any{
@@ -141,10 +147,15 @@ func (d *Driver) describe(ctx context.Context, v *Volume) error {
 		v.Status["since"] = guard.Since.Format(time.RFC3339)
 		v.Status["client"] = strings.Join(guard.Addrs, ", ")
 	case !errors.Is(err, ErrNotFound):
-		return err
+		return v, err
 	}
 	if m, found, _ := d.mapping(ctx, v.Name); found {
 		v.Status["device"] = m.Device
+	}
+	if mount, found, _ := d.mounted(ctx, name); found {
+		if broken := d.fs.Sound(ctx, mount); errors.Is(broken, ErrContent) {
+			v.Status["error"] = broken.Error() + "; restart its containers"
+		}
 	}
 	// Without fast-diff, or with an object map that is not valid, it takes a
 	// question per object: too long for what every start of a container asks.
@@ -155,7 +166,7 @@ func (d *Driver) describe(ctx context.Context, v *Volume) error {
 			v.Status["used"] = formatSize(used)
 		}
 	}
-	return nil
+	return v, nil
 }
 
 func filesystemStatus(meta map[string]string, formatted bool) string {
@@ -175,15 +186,8 @@ func (d *Driver) List(ctx context.Context) ([]Volume, error) {
 	if err != nil {
 		d.log.Warnf("list: mounts of this node: %v", err)
 	}
-	ask, cancel := context.WithTimeout(ctx, d.patience)
-	defer cancel()
-	names, err := d.images.Names(ask)
-	if err == nil {
-		d.record.replace(names)
-	} else {
-		d.log.Warnf("list: answered from the record: %v", err)
-		names = d.record.names()
-	}
+	_ = d.learn(ctx)
+	names := d.record.names()
 	volumes := make([]Volume, 0, len(names))
 	for _, name := range names {
 		created, _ := d.record.get(name)
@@ -194,6 +198,19 @@ func (d *Driver) List(ctx context.Context) ([]Volume, error) {
 		volumes = append(volumes, v)
 	}
 	return volumes, nil
+}
+
+// learn asks Ceph which volumes there are, and writes it down.
+func (d *Driver) learn(ctx context.Context) error {
+	var names []string
+	err := d.ask(ctx, d.patience/2, func(ctx context.Context) (err error) {
+		names, err = d.images.Names(ctx)
+		return err
+	})
+	if err == nil {
+		d.record.replace(names)
+	}
+	return err
 }
 
 // Path is where the volume is mounted on this node, "" if it is not. It asks

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
@@ -245,13 +248,13 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 	}
 	away := func(string) error { return fmt.Errorf("%w: no answer", driver.ErrUnavailable) }
 	one.restart() // also after a restart: the record is on disk
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		switch call {
 		case "mappings", "mounted":
 			return nil
 		}
 		return away(call)
-	}
+	})
 	v, err := one.Get(within(t, ever), "v")
 	if err != nil || v.Created.IsZero() || v.Status["ceph"] == nil {
 		t.Errorf("get: %+v, %v", v, err)
@@ -267,8 +270,59 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 	}
 	_, err = one.Driver.Mount(within(t, ever), "v", "1")
 	check(t, err, driver.ErrUnavailable)
-	one.tap.before = nil
+	one.tap.on(nil)
 	one.mount("v", "1")
+	one.answers("v")
+}
+
+// answers waits until Get is answered by Ceph again.
+func (n *node) answers(volume string) {
+	n.t.Helper()
+	for end := time.Now().Add(ever); ; time.Sleep(time.Millisecond) {
+		v, err := n.Get(within(n.t, ever), volume)
+		if err == nil && v.Status["ceph"] == nil {
+			return
+		}
+		if time.Now().After(end) {
+			n.t.Fatalf("get: %+v, %v", v, err)
+		}
+	}
+}
+
+// dockerd asks for all its volumes, one after the other, when it starts.
+func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	var asked atomic.Int64
+	hangs := func(call string) error {
+		switch call {
+		case "mappings", "mounted":
+			return nil
+		}
+		asked.Add(1)
+		time.Sleep(60 * time.Millisecond) // longer than the patience
+		return driver.ErrUnavailable
+	}
+	one.tap.on(hangs)
+	for range 300 {
+		if v, err := one.Get(within(t, ever), "v"); err != nil || !strings.Contains(fmt.Sprint(v.Status["ceph"]), "cannot be asked") {
+			t.Fatalf("known: %+v, %v", v, err)
+		}
+		if _, err := one.List(within(t, ever)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := one.Get(within(t, ever), "unknown"); !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) {
+			t.Fatalf("unknown: %v", err)
+		}
+	}
+	if n := asked.Load(); n > 30 {
+		t.Errorf("ceph was asked %d times", n)
+	}
+	one.tap.on(nil)
+	one.answers("v")
+	if log := one.log.String(); strings.Count(log, "ceph does not answer") != 1 || strings.Count(log, "ceph answers again") != 1 {
+		t.Errorf("the log:\n%s", log)
+	}
 }
 
 func namesOf(volumes []driver.Volume) (names []string) {
@@ -340,7 +394,7 @@ func TestAMountThatDockerGaveUpIsUndone(t *testing.T) {
 func TestMountOptions(t *testing.T) {
 	c := memory.NewCluster()
 	for name, want := range map[string]string{
-		"plain ext4": "noatime", "plain xfs": "noatime,nouuid", "own": "discard",
+		"plain ext4": "noatime,errors=remount-ro", "plain xfs": "noatime,nouuid", "own": "discard",
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, c, "one", "10.0.0.1")

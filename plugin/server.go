@@ -246,7 +246,7 @@ func Listen(path string) (net.Listener, error) {
 }
 
 // Serve answers until the context ends, and then gives the requests under way
-// 5 of the 10 s that Docker gives a plugin to end.
+// 3 of the 10 s that Docker gives a plugin to end.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
 		Handler:           s.Handler(),
@@ -255,7 +255,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stopped := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
 		stopped <- server.Shutdown(grace)
 	}()

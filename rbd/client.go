@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
@@ -31,6 +32,10 @@ type Config struct {
 type Pool struct {
 	cfg Config
 
+	diagnosing atomic.Bool
+	calls      slots // for what is done on the pool
+	images     slots // for open images: apart, as who has one open goes on with calls
+
 	mu      sync.Mutex
 	fsid    string // "" = not known yet
 	current *client
@@ -38,7 +43,15 @@ type Pool struct {
 }
 
 // New returns a pool; it does not connect.
-func New(cfg Config) *Pool { return &Pool{cfg: cfg.WithDefaults()} }
+func New(cfg Config) *Pool {
+	return &Pool{cfg: cfg.WithDefaults(), calls: make(slots, many), images: make(slots, many)}
+}
+
+// many bounds the threads that hang in librados while Ceph is away: each call
+// has one, and may outlive its request by rados_osd_op_timeout.
+const many = 100
+
+type slots chan struct{}
 
 // WithDefaults fills in what follows from the rest.
 func (cfg Config) WithDefaults() Config {
@@ -86,6 +99,9 @@ func Connect(cfg Config, options map[string]string) (*rados.Conn, error) {
 			return nil, fmt.Errorf("connect as client.%s: no key found (%w); put its keyring beside %s", user, err, cfg.ConfFile)
 		case syscall.EACCES, syscall.EPERM:
 			return nil, fmt.Errorf("connect as client.%s: the cluster does not accept the key (%w)", user, err)
+		case syscall.ETIMEDOUT:
+			return nil, fmt.Errorf("connect as client.%s: no monitor answers within %s s (%s); is this node's network up, is ceph running? (%w)",
+				user, timeouts["client_mount_timeout"], monHost(conn), err)
 		}
 		return nil, fmt.Errorf("connect as client.%s: %w", user, err)
 	}
@@ -138,7 +154,7 @@ func (p *Pool) get(ctx context.Context) (*client, error) {
 				return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, d.err)
 			}
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: no connection yet", driver.ErrUnavailable)
+			return nil, fmt.Errorf("%w: no connection to the monitors yet; is this node's network up, is ceph running?", driver.ErrUnavailable)
 		}
 	}
 }
@@ -189,6 +205,37 @@ func (p *Pool) checkNamespace(c *client) error {
 	return nil
 }
 
+// use is one more use of a client; false if it has been shut down.
+func (p *Pool) use(c *client) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.retired && c.users == 0 {
+		return false
+	}
+	c.users++
+	return true
+}
+
+// enter is get for a new piece of work, of which there are not too many at a time.
+func (p *Pool) enter(ctx context.Context, s slots) (*client, error) {
+	select {
+	case s <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %d requests wait for it already", driver.ErrUnavailable, many)
+	}
+	c, err := p.get(ctx)
+	if err != nil {
+		<-s
+	}
+	return c, err
+}
+
+// leave ends what enter began.
+func (p *Pool) leave(c *client, s slots) {
+	p.put(c)
+	<-s
+}
+
 // put ends a use of a client.
 func (p *Pool) put(c *client) {
 	p.mu.Lock()
@@ -237,12 +284,12 @@ const (
 // do runs fn on the pool, on the current client. It returns when fn does, or
 // with ErrUnavailable when the context ends first; fn then goes on alone.
 func (p *Pool) do(ctx context.Context, what string, e effect, fn func(*client, *rados.IOContext) error) error {
-	c, err := p.get(ctx)
+	c, err := p.enter(ctx, p.calls)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return p.run(ctx, c, what, e, func() error {
-		defer p.put(c)
+		defer p.leave(c, p.calls)
 		ioctx, err := p.ioctx(c)
 		if err != nil {
 			return err
@@ -258,16 +305,26 @@ func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn fun
 	go func() { done <- fn() }()
 	select {
 	case err := <-done:
-		// Timed out in librados: the OSD may have it, and do it later.
-		if gone(err) || e == changes && errno(err) == syscall.ETIMEDOUT {
+		if errno(err) == syscall.ETIMEDOUT { // in librados
+			why := p.diagnose(c)
+			if e == changes { // the OSD may have it, and do it later
+				p.retire(c, err)
+			}
+			return fmt.Errorf("%w; %s", translate(what, err), why)
+		}
+		if gone(err) {
 			p.retire(c, err)
 		}
 		return translate(what, err)
 	case <-ctx.Done():
+		why := "the request has ended"
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			why = p.diagnose(c)
+		}
 		if e == changes {
 			p.retire(c, fmt.Errorf("%s has not ended in time", what))
 		}
-		return fmt.Errorf("%s: %w: no answer in time", what, driver.ErrUnavailable)
+		return fmt.Errorf("%s: %w: no answer in time; %s", what, driver.ErrUnavailable, why)
 	}
 }
 

@@ -31,7 +31,7 @@ type handle struct {
 
 // Open opens an image; see driver.Images.
 func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
-	c, err := p.get(ctx)
+	c, err := p.enter(ctx, p.images)
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
@@ -270,5 +270,5 @@ func (h *handle) free() {
 	if h.ioctx != nil {
 		h.ioctx.Destroy()
 	}
-	h.pool.put(h.client)
+	h.pool.leave(h.client, h.pool.images)
 }

@@ -222,3 +222,16 @@ func TestTranslateErrorNumbers(t *testing.T) {
 		t.Error("gone without an error")
 	}
 }
+
+func TestParseHealth(t *testing.T) {
+	for answer, want := range map[string]string{
+		`{"status":"HEALTH_OK","checks":{},"mutes":[]}`: "HEALTH_OK",
+		`{"status":"HEALTH_WARN","checks":{"PG_AVAILABILITY":{"severity":"HEALTH_WARN","summary":{"message":"Reduced data availability: 8 pgs inactive","count":8}},
+			"OSD_DOWN":{"severity":"HEALTH_WARN","summary":{"message":"1 osds down","count":1}}}}`: "HEALTH_WARN: 1 osds down; Reduced data availability: 8 pgs inactive",
+		`HEALTH_WARN 1 osds down`: "HEALTH_WARN 1 osds down",
+	} {
+		if got := health([]byte(answer)); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

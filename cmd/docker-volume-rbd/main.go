@@ -96,7 +96,7 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	go d.Watch(ctx, watchInterval)
 	server := plugin.Server{Driver: d, Log: log}
 	err = server.Serve(ctx, listener)
-	ending, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	ending, cancel := context.WithTimeout(context.Background(), 3500*time.Millisecond)
 	defer cancel()
 	d.LetGo(ending)
 	return err

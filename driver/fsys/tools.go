@@ -21,7 +21,7 @@ import (
 // of 100 GiB writes 5 MiB instead of 530). Else mkfs discards first, which it
 // does by default. mke2fs knows assume_storage_prezeroed from 1.47.0 on.
 var mkfs = map[string]struct{ always, fresh []string }{
-	"ext4":  {[]string{"mkfs.ext4", "-q", "-F", "-m", "0"}, []string{"-E", "nodiscard,assume_storage_prezeroed=1"}},
+	"ext4":  {[]string{"mkfs.ext4", "-q", "-F", "-m", "0", "-e", "remount-ro"}, []string{"-E", "nodiscard,assume_storage_prezeroed=1"}},
 	"xfs":   {[]string{"mkfs.xfs", "-q", "-f"}, []string{"-K"}},
 	"btrfs": {[]string{"mkfs.btrfs", "-q", "-f"}, []string{"-K"}},
 }

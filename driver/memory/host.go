@@ -23,6 +23,7 @@ type Host struct {
 	mu     sync.Mutex
 	mapped map[string]*device // by key
 	mounts map[string]driver.Mount
+	spoilt map[string]bool // by device
 	next   int
 }
 
@@ -36,7 +37,7 @@ type device struct {
 
 // NewHost returns a node of the cluster.
 func NewHost(c *Cluster, ip string) *Host {
-	return &Host{IP: ip, cluster: c, mapped: map[string]*device{}, mounts: map[string]driver.Mount{}}
+	return &Host{IP: ip, cluster: c, mapped: map[string]*device{}, mounts: map[string]driver.Mount{}, spoilt: map[string]bool{}}
 }
 
 // Reboot loses everything that a power cut does; Ceph has noticed.
@@ -288,6 +289,23 @@ func (h *Host) Unmount(_ context.Context, path string) error {
 
 // Detach unmounts; see driver.Filesystem.
 func (h *Host) Detach(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
+
+// Sound looks whether Spoil has been called; see driver.Filesystem.
+func (h *Host) Sound(_ context.Context, m driver.Mount) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.spoilt[m.Device] {
+		return fmt.Errorf("%w: errors have made it read-only", driver.ErrContent)
+	}
+	return nil
+}
+
+// Spoil makes the filesystem on a device read-only, as errors do.
+func (h *Host) Spoil(device string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.spoilt[device] = true
+}
 
 // Reaches has no host to look at; see driver.Filesystem.
 func (*Host) Reaches(context.Context, string) error { return nil }

@@ -127,6 +127,47 @@ func TestADamagedFilesystemIsCheckedBeforeItIsMounted(t *testing.T) {
 	}
 }
 
+// Errors make ext4 read-only and shut xfs down; a mount shows it without being written to.
+func TestABrokenMountIsNotSound(t *testing.T) {
+	for _, row := range []struct {
+		fstype string
+		size   uint64
+		breaks func(dev, path string)
+	}{
+		{"ext4", 64 << 20, func(dev, _ string) {
+			testbed.Run(t, "sh", "-c", "echo broken >/sys/fs/ext4/"+filepath.Base(dev)+"/trigger_fs_error")
+		}},
+		{"xfs", 300 << 20, func(_, path string) { testbed.Run(t, "xfs_io", "-x", "-c", "shutdown", path) }},
+	} {
+		t.Run(row.fstype, func(t *testing.T) {
+			fs := fsys.FS{}
+			m := driver.Mount{Device: device(t, row.size), Path: filepath.Join(t.TempDir(), "v"), FSType: row.fstype, Options: driver.DefaultMountOptions[row.fstype]}
+			for _, err := range []error{fs.Format(t.Context(), m.Device, row.fstype, nil, true), fs.Mount(t.Context(), m), fs.Sound(t.Context(), m)} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			row.breaks(m.Device, m.Path)
+			if err := fs.Sound(t.Context(), m); !errors.Is(err, driver.ErrContent) || !strings.Contains(err.Error(), m.Device) {
+				t.Errorf("got %v", err)
+			}
+			for _, err := range []error{
+				fs.Unmount(t.Context(), m.Path), fs.Check(t.Context(), m.Device, row.fstype), fs.Mount(t.Context(), m),
+				fs.Sound(t.Context(), m), fs.Unmount(t.Context(), m.Path),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			ro := m
+			ro.Options = "ro"
+			if err := errors.Join(fs.Mount(t.Context(), ro), fs.Sound(t.Context(), ro), fs.Unmount(t.Context(), ro.Path)); err != nil {
+				t.Errorf("asked for read-only: %v", err)
+			}
+		})
+	}
+}
+
 func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 	dev, path := device(t, 16<<20), filepath.Join(t.TempDir(), "v")
 	hosts := filepath.Join(t.TempDir(), "mountinfo")

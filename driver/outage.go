@@ -1,0 +1,74 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// outage remembers that Ceph did not answer. As long as it lasts, what Docker
+// asks is answered from the record at once: dockerd asks for one volume after
+// the other when it starts, and would wait for each.
+type outage struct {
+	mu    sync.Mutex
+	cause error // nil = Ceph answers, as far as is known
+}
+
+// why tells why Ceph cannot be asked; nil = ask.
+func (o *outage) why() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.cause
+}
+
+// begin notes a cause; false if an outage is known already.
+func (o *outage) begin(cause error) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.cause != nil {
+		return false
+	}
+	o.cause = cause
+	return true
+}
+
+func (o *outage) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cause = nil
+}
+
+// ask asks Ceph, for no longer than the patience, and not during an outage. One
+// that begins here ends when the same question is answered.
+func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(context.Context) error) error {
+	if cause := d.outage.why(); cause != nil {
+		return cause
+	}
+	try := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return question(ctx)
+	}
+	err := try(ctx)
+	if answered(err) || errors.Is(ctx.Err(), context.Canceled) { // who hangs up says nothing of Ceph
+		return err
+	}
+	if d.outage.begin(err) {
+		began := time.Now()
+		d.log.Warnf("ceph does not answer: %v; until it does, docker gets its answers from the record", err)
+		go func() {
+			for !answered(try(context.Background())) {
+				time.Sleep(5 * d.poll)
+			}
+			d.outage.end()
+			d.log.Warnf("ceph answers again, after %v", time.Since(began).Round(time.Second))
+		}()
+	}
+	return err
+}
+
+// answered tells whether Ceph has spoken.
+func answered(err error) bool {
+	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid)
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // Sentinels. The packages at the edges (rbd, rbd/krbd, rbd/fuse, driver/fsys)
@@ -40,12 +41,33 @@ type opError struct {
 }
 
 func (e *opError) Error() string {
-	cause := strings.ReplaceAll(e.err.Error(), "\n", "; ") // errors.Join writes lines
-	if e.volume == "" {
+	cause := oneLine(e.err.Error())
+	switch {
+	case e.volume == "":
 		return fmt.Sprintf("%s: %s", e.op, cause)
+	case !ValidName(e.volume):
+		return fmt.Sprintf("%s volume %.40q: %s", e.op, e.volume, cause)
 	}
 	return fmt.Sprintf("%s volume %s: %s", e.op, e.volume, cause)
 }
+
+// oneLine keeps what somebody sent from filling a log, or from writing lines of
+// its own into it. errors.Join writes lines, too.
+func oneLine(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, strings.ReplaceAll(text, "\n", "; "))
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText*3/4]+" ... "+text[len(text)-maxText/4:], "?")
+	}
+	return text
+}
+
+// maxText is for an error, in bytes.
+const maxText = 1500
 
 func (e *opError) Unwrap() error { return e.err }
 

@@ -10,6 +10,8 @@ import (
 // Mount makes the volume usable on this node and returns where. The id stands
 // for one user of it; the same id may come again and each is counted.
 func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
+	ctx, cancel := d.inTrouble(ctx)
+	defer cancel()
 	path, err := d.mount(ctx, name, id)
 	if errors.Is(err, ErrHidden) {
 		d.startAfresh(ctx)

@@ -21,7 +21,7 @@ func checkName(name string) error {
 	case len(name) > maxName:
 		return invalidf("name: it has %d bytes, at most %d are allowed", len(name), maxName)
 	case !validName.MatchString(name):
-		return invalidf("name %q: allowed are letters, digits, '_', '.' and '-', and the first must be a letter or a digit", name)
+		return invalidf("name %.40q: allowed are letters, digits, '_', '.' and '-', and the first must be a letter or a digit", name)
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ type options struct {
 func parseOptions(pool string, defaults, given map[string]string) (o options, err error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(OptionNames, name) {
-			return o, invalidf("option %q: allowed are %s", name, strings.Join(OptionNames, ", "))
+			return o, invalidf("option %.40q: allowed are %s", name, strings.Join(OptionNames, ", "))
 		}
 	}
 	for name, value := range given {

@@ -68,6 +68,16 @@ func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(
 	return err
 }
 
+// inTrouble gives a request that changes something less time while Ceph is known
+// to be away: Docker may have as little as 30 s, and who asks is to get the
+// reason. Swarm asks again.
+func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d.outage.why() == nil {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, 2*d.patience)
+}
+
 // answered tells whether Ceph has spoken.
 func answered(err error) bool {
 	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid)

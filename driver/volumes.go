@@ -21,6 +21,8 @@ type Volume struct {
 // Mount. A volume that exists and agrees with the options is a success: Docker
 // repeats itself, and the other nodes of a swarm create at the same time.
 func (d *Driver) Create(ctx context.Context, name string, opts map[string]string) error {
+	ctx, cancel := d.inTrouble(ctx)
+	defer cancel()
 	return wrap("create", name, d.create(ctx, name, opts))
 }
 

@@ -33,8 +33,9 @@ type Pool struct {
 	cfg Config
 
 	diagnosing atomic.Bool
-	calls      slots // for what is done on the pool
-	images     slots // for open images: apart, as who has one open goes on with calls
+	verdict    atomic.Value // string: the last diagnosis
+	calls      slots        // for what is done on the pool
+	images     slots        // for open images: apart, as who has one open goes on with calls
 
 	mu      sync.Mutex
 	fsid    string // "" = not known yet
@@ -44,14 +45,27 @@ type Pool struct {
 
 // New returns a pool; it does not connect.
 func New(cfg Config) *Pool {
-	return &Pool{cfg: cfg.WithDefaults(), calls: make(slots, many), images: make(slots, many)}
+	return &Pool{cfg: cfg.WithDefaults(), calls: make(slots, manyCalls), images: make(slots, manyImages)}
 }
 
-// many bounds the threads that hang in librados while Ceph is away: each call
-// has one, and may outlive its request by rados_osd_op_timeout.
-const many = 100
+// manyCalls bounds the threads that hang in librados while Ceph is away: each
+// call has one, and may outlive its request by rados_osd_op_timeout. An open
+// image has none, but who waits for its holder has it open all the while.
+const manyCalls, manyImages = 32, 256
 
+// slots are so many at a time.
 type slots chan struct{}
+
+func (s slots) take(ctx context.Context) error {
+	select {
+	case s <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %d requests wait for it already", driver.ErrUnavailable, cap(s))
+	}
+}
+
+func (s slots) free() { <-s }
 
 // WithDefaults fills in what follows from the rest.
 func (cfg Config) WithDefaults() Config {
@@ -216,26 +230,6 @@ func (p *Pool) use(c *client) bool {
 	return true
 }
 
-// enter is get for a new piece of work, of which there are not too many at a time.
-func (p *Pool) enter(ctx context.Context, s slots) (*client, error) {
-	select {
-	case s <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %d requests wait for it already", driver.ErrUnavailable, many)
-	}
-	c, err := p.get(ctx)
-	if err != nil {
-		<-s
-	}
-	return c, err
-}
-
-// leave ends what enter began.
-func (p *Pool) leave(c *client, s slots) {
-	p.put(c)
-	<-s
-}
-
 // put ends a use of a client.
 func (p *Pool) put(c *client) {
 	p.mu.Lock()
@@ -284,12 +278,17 @@ const (
 // do runs fn on the pool, on the current client. It returns when fn does, or
 // with ErrUnavailable when the context ends first; fn then goes on alone.
 func (p *Pool) do(ctx context.Context, what string, e effect, fn func(*client, *rados.IOContext) error) error {
-	c, err := p.enter(ctx, p.calls)
+	if err := p.calls.take(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	c, err := p.get(ctx)
 	if err != nil {
+		p.calls.free()
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return p.run(ctx, c, what, e, func() error {
-		defer p.leave(c, p.calls)
+		defer p.calls.free()
+		defer p.put(c)
 		ioctx, err := p.ioctx(c)
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package rbd
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -11,16 +12,19 @@ import (
 
 // diagnose tells why a call may have had no answer: what the monitors say of the
 // cluster's health, or that they say nothing either. One question at a time is
-// under way, as each may hang for rados_mon_op_timeout.
-func (p *Pool) diagnose(c *client) string {
-	const elsewhere = "see ceph -s"
+// under way, as each may hang for rados_mon_op_timeout; who comes meanwhile gets
+// the last answer.
+func (p *Pool) diagnose(c *client) (verdict string) {
+	last, _ := p.verdict.Load().(string)
+	last = cmp.Or(last, "see ceph -s")
 	if !p.diagnosing.CompareAndSwap(false, true) {
-		return elsewhere
+		return last
 	}
 	if !p.use(c) {
 		p.diagnosing.Store(false)
-		return elsewhere
+		return last
 	}
+	defer func() { p.verdict.Store(verdict) }()
 	said := make(chan string, 1)
 	go func() {
 		defer p.diagnosing.Store(false)

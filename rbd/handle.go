@@ -31,13 +31,22 @@ type handle struct {
 
 // Open opens an image; see driver.Images.
 func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
-	c, err := p.enter(ctx, p.images)
+	if err := p.images.take(ctx); err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	c, err := p.get(ctx)
 	if err != nil {
+		p.images.free()
 		return nil, fmt.Errorf("open image: %w", err)
 	}
 	h := &handle{pool: p, client: c}
+	if err := p.calls.take(ctx); err != nil {
+		h.free()
+		return nil, fmt.Errorf("open image: %w", err)
+	}
 	opened := make(chan error, 1)
 	err = p.run(ctx, c, "open image", reads, func() error {
+		defer p.calls.free()
 		err := h.open(name, mode)
 		opened <- err
 		return err
@@ -270,5 +279,6 @@ func (h *handle) free() {
 	if h.ioctx != nil {
 		h.ioctx.Destroy()
 	}
-	h.pool.leave(h.client, h.pool.images)
+	h.pool.put(h.client)
+	h.pool.images.free()
 }

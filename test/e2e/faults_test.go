@@ -6,9 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -225,7 +223,7 @@ func TestCephHangs(t *testing.T) {
 	c := container(t, on(name))
 	write(t, c, "one")
 
-	resume := pauseCeph(t)
+	resume := pause(t, "osd.0", "mon.a")
 	written := make(chan error, 1)
 	go func() {
 		_, err := try(synced(c, "two")...)
@@ -256,6 +254,10 @@ func TestCephHangs(t *testing.T) {
 		contains(t, "docker ps", docker(t, "ps", "--format={{.Names}}"), c)
 	})
 	known()
+	bounded(t, 29*time.Second, "docker volume create without Ceph", func() {
+		contains(t, "docker volume create", dockerFails(t, "volume", "create", "-d", "rbd", "-o", "size=64M", volumeName(t)),
+			"create volume", "no monitor answers (mon_host = ")
+	})
 	select {
 	case err := <-written:
 		t.Errorf("a write ended while Ceph was away: %v", err)
@@ -298,7 +300,7 @@ func TestStartWithoutCeph(t *testing.T) {
 	once(t, name, "echo kept >/data/file")
 	docker(t, "plugin", "disable", "-f", pluginName)
 	t.Cleanup(enable)
-	resume := pauseCeph(t)
+	resume := pause(t, "osd.0", "mon.a")
 	bounded(t, 10*time.Second, "docker plugin enable without Ceph", func() { docker(t, "plugin", "enable", pluginName) })
 	bounded(t, 15*time.Second, "docker volume ls without Ceph", func() {
 		if !listed(t, name) {
@@ -310,55 +312,4 @@ func TestStartWithoutCeph(t *testing.T) {
 		_, err := try("run", "--rm", "--network=none", on(name), image, "cat", "/data/file")
 		return err
 	})
-}
-
-// pauseCeph stops the monitor and the OSD as a hanging network would, until
-// resume or the end of the test.
-func pauseCeph(t *testing.T) (resume func()) {
-	t.Helper()
-	var pids []int
-	for _, daemon := range []string{"osd.0", "mon.a"} {
-		text, err := os.ReadFile(filepath.Join(cluster, daemon+".pid"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !strings.Contains(string(cmdline), filepath.Join(cluster, "ceph.conf")) {
-			t.Fatalf("process %d is no %s of this cluster: %q, %v", pid, daemon, cmdline, err)
-		}
-		pids = append(pids, pid)
-	}
-	signal := func(s syscall.Signal) {
-		for _, pid := range pids {
-			if err := syscall.Kill(pid, s); err != nil {
-				t.Errorf("signal %v to %d: %v", s, pid, err)
-			}
-		}
-	}
-	resume = sync.OnceFunc(func() {
-		signal(syscall.SIGCONT)
-		// A lone OSD that has slept through its read lease may leave PGs "laggy" for
-		// ever (seen with 16.2). Told that it was down, it peers anew, though not
-		// more than five times in ten minutes if that is not allowed.
-		conf := filepath.Join(cluster, "ceph.conf")
-		if _, err := command(10*time.Second, "rados", "-c", conf, "-p", "rbd", "ls"); err == nil {
-			return
-		}
-		for _, args := range [][]string{
-			{"config", "set", "osd", "osd_max_markdown_count", "1000"},
-			{"osd", "down", "osd.0"},
-		} {
-			wait(t, limit, func() error {
-				_, err := command(10*time.Second, "ceph", append([]string{"-c", conf}, args...)...)
-				return err
-			})
-		}
-	})
-	t.Cleanup(resume)
-	signal(syscall.SIGSTOP)
-	return resume
 }

@@ -141,18 +141,26 @@ func install() (remove func() error, err error) {
 
 // activate asks the plugin what Docker asks first.
 func activate() error {
+	_, err := ask(5*time.Second, "Plugin.Activate", nil)
+	return err
+}
+
+// ask sends a request to the plugin's socket, past Docker, and returns the answer.
+func ask(limit time.Duration, path string, body io.Reader) (string, error) {
 	socket := filepath.Join("/run/docker/plugins", plugin, "rbd.sock")
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: limit, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}}
-	answer, err := client.Post("http://plugin/Plugin.Activate", "application/json", nil)
+	answer, err := client.Post("http://plugin/"+path, "application/json", body)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return answer.Body.Close()
+	defer func() { _ = answer.Body.Close() }()
+	text, err := io.ReadAll(answer.Body)
+	return string(text), err
 }
 
 // limit bounds a command. None takes a tenth of it unless something hangs.

@@ -128,7 +128,8 @@ func (c *container) stop(t *testing.T, w *writers) {
 func (n *node) crashPlugin(t *testing.T) {
 	t.Helper()
 	pids := func() string {
-		out, err := n.Sh(quick, `for p in /proc/[0-9]*; do [ "$(cat $p/cmdline 2>/dev/null | tr '\0' ' ')" != "/usr/bin/docker-volume-rbd " ] || echo ${p#/proc/}; done`)
+		// From its standard input, so that grep does not find itself.
+		out, err := n.Sh(quick, "echo /usr/bin/docker-volume-rbd | grep -lszxF -f - /proc/[0-9]*/cmdline | cut -d/ -f3")
 		must(t, err)
 		return out
 	}

@@ -79,8 +79,7 @@ func (w *writers) wait(t *testing.T, n *node, records uint64) time.Time {
 // stopped ends a writer in order, and gives the volume back.
 func (w *writers) stopped(t *testing.T, n *node, ended chan error) {
 	t.Helper()
-	_, err := n.Sh(quick, "for p in /proc/[0-9]*; do [ \"$(cat $p/cmdline 2>/dev/null | tr '\\0' ' ' | cut -d' ' -f1-3)\" = '"+
-		filepath.Join(work, "writer")+" -file "+root+"/volumes/"+w.volume+"/log' ] && kill ${p#/proc/}; done; true")
+	_, err := n.Sh(quick, "for p in $(echo "+root+"/volumes/"+w.volume+"/log | grep -lszxF -f - /proc/[0-9]*/cmdline | cut -d/ -f3); do kill $p; done; true")
 	must(t, err, <-ended, n.unmount(w.volume, "writer"))
 }
 

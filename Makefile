@@ -38,7 +38,8 @@ test: deps ## everything, on a throw-away cluster and engine (as root)
 test-krbd: deps ## the kernel's client, in guests with Debian's kernel (as root)
 	@TAGS="$(TAGS)" test/krbd.sh
 
-nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night), larger models, longer waits: some two hours
+nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night), every step's faults, larger models: some three hours
+	go test -run '^$$' -fuzz '^FuzzRequests$$' -fuzztime 10m ./plugin
 	@TAGS="$(TAGS)" FAULTS=200 SEED="$(SEED)" MODEL=long test/run.sh
 
 fuzz: ## every fuzz test for FUZZTIME (20s) each

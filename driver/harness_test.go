@@ -312,6 +312,21 @@ func (h tappedHandle) SetMeta(ctx context.Context, m map[string]string) error {
 	return h.tap.call("setmeta", func() error { return h.Handle.SetMeta(ctx, m) })
 }
 
+func (h tappedHandle) Watchers(ctx context.Context) (addrs []string, err error) {
+	err = h.tap.call("watchers", func() (err error) { addrs, err = h.Handle.Watchers(ctx); return err })
+	return addrs, err
+}
+
+func (h tappedHandle) Meta(ctx context.Context) (meta map[string]string, err error) {
+	err = h.tap.call("meta", func() (err error) { meta, err = h.Handle.Meta(ctx); return err })
+	return meta, err
+}
+
+func (h tappedHandle) Used(ctx context.Context) (used uint64, err error) {
+	err = h.tap.call("used", func() (err error) { used, err = h.Handle.Used(ctx); return err })
+	return used, err
+}
+
 func (h tappedHandle) Close(ctx context.Context) error {
 	return h.tap.call("close", func() error { return h.Handle.Close(ctx) })
 }

@@ -6,7 +6,8 @@
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
 # FAULTS, SEED   how many random faults the swarm has (12), and which (0 = other ones each time)
-# MODEL=long     spin goes through larger models of the guard too, and the guests wait for the kernel's own time limits
+# MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
+#                wait for the kernel's own time limits
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -55,11 +56,11 @@ export TEST_SABOTAGED_PLUGIN=$work/sabotaged
 plugin_build=$!
 
 echo "==> policy, protocol and settings, with the race detector"
-go test -race ./driver/... ./plugin/... ./test/workload/...
+go test -race ./driver/... ./plugin/... ./test/workload/... ./test/faults/...
 echo "==> the model of the guard, with spin"
 go test -timeout 60m ./test/model/
 echo "==> librbd, the mappers and the filesystems, on a real cluster"
-go test -p 1 -tags "$TAGS" -timeout 15m ./cmd/... ./rbd/... ./test/integration/...
+go test -p 1 -tags "$TAGS" -timeout "$([[ ${MODEL-} = long ]] && echo 60m || echo 15m)" ./cmd/... ./rbd/... ./test/integration/...
 echo "==> waiting for the managed plugin"
 wait "$plugin_build" || { cat "$work/plugin.log" >&2; exit 1; }
 plugin_build=
@@ -70,6 +71,6 @@ test/engine.sh stop "$TEST_ENGINE"
 echo "==> a swarm of three nodes, and what can happen to them"
 TMPDIR=$work go test -timeout $((20 + ${FAULTS:-12} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-12}" -v |
 	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
-echo "==> the kernel's client, in guests that have it"
-test/krbd.sh "-long=$([[ ${MODEL-} = long ]] && echo true || echo false)" |
+echo "==> the kernel's client, in guests that have it (its figures are for make test-krbd and the nights)"
+test/krbd.sh "$([[ ${MODEL-} = long ]] && echo -long || echo -test.skip=TestFigures)" |
 	told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }

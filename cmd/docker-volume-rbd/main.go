@@ -133,16 +133,19 @@ func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*dri
 	}
 	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %s", version, node.Name, ceph.Pool, ceph.User, why)
 	_, kernel := mapper.(*krbd.Mapper) // clients in userspace wait for the newest OSD map by themselves
-	images, records, fences := protection(pool, ceph)
-	return driver.New(driver.Config{
-		Images: images, Records: records, Fences: fences, Mapper: mapper,
+	c, err := sabotaged(driver.Config{
+		Images: pool, Records: pool, Fences: pool, Mapper: mapper,
 		// The process that started us is in the mount namespace from which
 		// Docker starts containers; with pidhost it can be seen.
 		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
 		Why:        why,
 		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
 		Defaults: defaults(values), Root: root, Log: log, Unlock: !kernel, Restart: restart,
-	})
+	}, pool, ceph)
+	if err != nil {
+		return nil, err
+	}
+	return driver.New(c)
 }
 
 // chooseMapper also tells which it is, and why.

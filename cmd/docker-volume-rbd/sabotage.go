@@ -12,20 +12,26 @@ import (
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/faults"
 )
 
-// protection with a hole in it, for test/swarm: whoever looks for corruption
-// must find it then. No plugin that is installed is built like this.
-func protection(p *rbd.Pool, cfg rbd.Config) (driver.Images, driver.Records, driver.Fences) {
+// sabotaged has a hole in its protection, for test/swarm: whoever looks for
+// corruption must find it then. Or a step of it goes wrong: see test/faults. No
+// plugin that is installed is built like this.
+func sabotaged(c driver.Config, p *rbd.Pool, cfg rbd.Config) (driver.Config, error) {
 	switch os.Getenv("SABOTAGE") {
 	case "guard":
-		return blind{p}, &forgetful{Pool: p, guards: map[string]guard{}}, p
+		c.Images, c.Records = blind{p}, &forgetful{Pool: p, guards: map[string]guard{}}
 	case "fence":
-		return p, p, harmless{p}
+		c.Fences = harmless{p}
 	case "brief":
-		return p, p, brief{p, cfg}
+		c.Fences = brief{p, cfg}
 	}
-	return p, p, p
+	layer, err := faults.FromEnvironment(os.Getenv)
+	if err != nil {
+		return c, err
+	}
+	return faults.Wrap(c, layer.Step), nil
 }
 
 // harmless fences nobody.

@@ -61,7 +61,7 @@ func TestOutages(t *testing.T) {
 			slowest := questions(t, c, name, idle)
 			for what, took := range slowest {
 				t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", o.name, what, took.Milliseconds(), usual[what].Milliseconds())
-				if took > usual[what]+time.Second {
+				if took > usual[what]+4*time.Second { // asked more than once, it would be more if each waited
 					t.Errorf("%s took %v", what, took)
 				}
 			}

@@ -28,6 +28,7 @@ type plugin struct {
 	name           string
 	root, run, log string
 	socket         string
+	env            []string // more than every plugin of the tests has
 	cmd            *exec.Cmd
 	http           http.Client
 }
@@ -59,6 +60,9 @@ func newPlugin(tb testing.TB, cfg rbd.Config, name string) *plugin {
 func (p *plugin) start() {
 	p.tb.Helper()
 	path := testbed.Program(p.tb)
+	if p.env != nil {
+		path = testbed.Sabotaged(p.tb)
+	}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		p.tb.Fatal(err)
@@ -69,6 +73,7 @@ func (p *plugin) start() {
 		"PATH=" + os.Getenv("PATH"), "NODE_NAME=" + p.name, "RBD_MAPPER=fuse", "LOG_LEVEL=debug",
 		"RBD_CONF_NAMESPACE=" + p.cfg.Namespace, "RBD_CONF_KEYRING_USER=" + p.cfg.User,
 	}
+	p.cmd.Env = append(p.cmd.Env, p.env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
 		p.tb.Fatal(err)

@@ -11,23 +11,39 @@ import (
 
 var programDir string
 
-var program = sync.OnceValues(func() (path string, err error) {
-	if programDir, err = os.MkdirTemp("", "rbd"); err != nil {
+var (
+	makeDir = sync.OnceValues(func() (string, error) {
+		var err error
+		programDir, err = os.MkdirTemp("", "rbd")
+		return programDir, err
+	})
+	program   = sync.OnceValues(func() (string, error) { return build("docker-volume-rbd", "") })
+	sabotaged = sync.OnceValues(func() (string, error) { return build("sabotaged", ",sabotage") })
+)
+
+func build(name, tags string) (path string, err error) {
+	dir, err := makeDir()
+	if err != nil {
 		return "", err
 	}
-	path = filepath.Join(programDir, "docker-volume-rbd")
-	build := exec.Command("go", "build", "-tags", os.Getenv("TAGS"), "-o", path,
+	path = filepath.Join(dir, name)
+	build := exec.Command("go", "build", "-tags", os.Getenv("TAGS")+tags, "-o", path,
 		"github.com/docker-volume-rbd/docker-volume-rbd/cmd/docker-volume-rbd")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w: %s (is TAGS set, as make test does?)", err, out)
 	}
 	return path, nil
-})
+}
 
 // Program builds the plugin, once, and returns its path.
-func Program(tb testing.TB) string {
+func Program(tb testing.TB) string { return built(tb, program) }
+
+// Sabotaged builds it so that it obeys test/faults.
+func Sabotaged(tb testing.TB) string { return built(tb, sabotaged) }
+
+func built(tb testing.TB, build func() (string, error)) string {
 	tb.Helper()
-	path, err := program()
+	path, err := build()
 	if err != nil {
 		tb.Fatal(err)
 	}

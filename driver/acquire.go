@@ -83,10 +83,14 @@ func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
 		if err != nil {
 			return inUse, err
 		}
+		inUse = inUseBy(l.guard)
 		if !alive {
+			// It may have let go in order since its guard was read: nobody to fence.
+			if changed, err := d.changed(ctx, l); err != nil || changed {
+				return inUse, err
+			}
 			return nil, nil
 		}
-		inUse = inUseBy(l.guard)
 		d.log.WithField("volume", l.Image().Name).Debugf("waiting: %v", inUse)
 		// To look at the guard is one small read, and it is what a planned move
 		// waits for; the watchers tell of a death, after Ceph's 30 s.
@@ -94,15 +98,20 @@ func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
 			if !d.pause(ctx, d.glance()) {
 				return inUse, nil
 			}
-			_, version, err := d.loadGuard(ctx, l.Image().ID)
-			if err != nil && !errors.Is(err, ErrNotFound) {
+			if changed, err := d.changed(ctx, l); err != nil || changed {
 				return inUse, err
-			}
-			if version != l.version {
-				return inUse, nil
 			}
 		}
 	}
+}
+
+// changed tells whether the guard is another than it was, or none.
+func (d *Driver) changed(ctx context.Context, l *lease) (bool, error) {
+	_, version, err := d.loadGuard(ctx, l.Image().ID)
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return version != l.version, err
 }
 
 // adopts tells whether to continue with what this node has mapped under the
@@ -220,12 +229,12 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		if !d.pause(ctx, d.poll) {
 			return inUse
 		}
-		switch _, version, err := d.loadGuard(ctx, l.Image().ID); {
+		switch changed, err := d.changed(ctx, l); {
 		case err != nil && ctx.Err() != nil:
 			return inUse
-		case err != nil && !errors.Is(err, ErrNotFound):
+		case err != nil:
 			return err
-		case version != l.version: // else two could wait for each other's watch
+		case changed: // else two could wait for each other's watch
 			return fmt.Errorf("%w while waiting for other watchers of the image", ErrLost)
 		}
 	}

@@ -53,6 +53,25 @@ func TestTheNextNodeHasTheVolumeWhenTheFirstLetsGo(t *testing.T) {
 	}
 }
 
+// The holder lets go right after its guard was read: what then looks like its
+// death is none.
+func TestWhoLetsGoWhileItIsLookedAtIsNotFenced(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	two.tap.before = func(call string) error {
+		if call == "watchers" {
+			two.tap.before = nil
+			one.unmount("v", "1")
+		}
+		return nil
+	}
+	two.mount("v", "2")
+	if strings.Contains(two.log.String(), "fenced") {
+		t.Error("a planned move fenced somebody")
+	}
+}
+
 func TestADeadHolderIsFencedForGood(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)

@@ -93,11 +93,19 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 		server := plugin.Server{Driver: plugin.Broken{Reason: err}, Log: log}
 		return server.Serve(ctx, listener)
 	}
-	go d.Watch(ctx, watchInterval)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		d.Watch(ctx, watchInterval)
+	}()
 	server := plugin.Server{Driver: d, Log: log}
 	err = server.Serve(ctx, listener)
 	ending, cancel := context.WithTimeout(context.Background(), 3500*time.Millisecond)
 	defer cancel()
+	select { // what it has begun, it ends or takes back
+	case <-watched:
+	case <-ending.Done():
+	}
 	d.LetGo(ending)
 	return err
 }

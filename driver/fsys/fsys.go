@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mount"
 	"github.com/moby/sys/mountinfo"
@@ -124,6 +125,9 @@ func (f FS) Reaches(ctx context.Context, dir string) error {
 		return nil
 	}
 	path := filepath.Join(dir, ".probe") // no volume is called so
+	// A plugin that ends in the midst of it waits: what has propagated would stay.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
 	return driver.Within(ctx, "mount "+path, func() error {
 		if err := f.unmount(path, unix.MNT_DETACH); err != nil { // of a plugin that was killed
 			return err

@@ -213,6 +213,12 @@ func TestAnOrderlyEndLetsGo(t *testing.T) {
 	two.must("Mount", map[string]any{"Name": "v", "ID": "2"})
 	t.Logf("the next node had it after %v", time.Since(start).Round(time.Millisecond))
 	two.must("Unmount", map[string]any{"Name": "v", "ID": "2"})
+	for ms := range 10 { // also of what it does when it starts
+		one.start()
+		time.Sleep(time.Duration(ms) * time.Millisecond)
+		one.stop(unix.SIGTERM)
+		testbed.NothingLeft(t, one.run, filepath.Join(one.root, "volumes"))
+	}
 	one.start()
 }
 

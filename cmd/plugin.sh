@@ -59,8 +59,10 @@ base() {
 BASE=${BASE:-$(base)}
 VERSION=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo dev)}
 
-# The build context: what git knows and the build needs, and the modules, so that the build needs no module proxy.
-git ls-files -z --cached --others --exclude-standard -- . ':!docs' ':!examples' ':!test' ':!*.md' |
+# The build context: what git knows and the build needs, and the modules, so that the build needs no module proxy. Of the
+# tests only what a sabotaged build (tag sabotage) needs.
+known=(git ls-files -z --cached --others --exclude-standard --)
+{ "${known[@]}" . ':!docs' ':!examples' ':!test' ':!*.md' && "${known[@]}" test/faults; } |
 	while IFS= read -r -d '' file; do
 		if [[ -e $file ]]; then printf '%s\0' "$file"; fi # it may be deleted in the work tree
 	done >"$tmp/files"

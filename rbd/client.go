@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/ceph/go-ceph/rados"
@@ -32,40 +31,21 @@ type Config struct {
 type Pool struct {
 	cfg Config
 
-	diagnosing atomic.Bool
-	verdict    atomic.Value // string: the last diagnosis
-	calls      slots        // for what is done on the pool
-	images     slots        // for open images: apart, as who has one open goes on with calls
+	calls   slots // for what is done on the pool
+	images  slots // for open images: apart, as who has one open goes on with calls
+	manager slots // for questions to the manager
 
 	mu      sync.Mutex
 	fsid    string // "" = not known yet
 	current *client
 	dialing *dial
+	asked   *diagnosis // the monitors, of the cluster's health; nil = nobody asks
 }
 
 // New returns a pool; it does not connect.
 func New(cfg Config) *Pool {
-	return &Pool{cfg: cfg.WithDefaults(), calls: make(slots, manyCalls), images: make(slots, manyImages)}
+	return &Pool{cfg: cfg.WithDefaults(), calls: make(slots, manyCalls), images: make(slots, manyImages), manager: make(slots, 1)}
 }
-
-// manyCalls bounds the threads that hang in librados while Ceph is away: each
-// call has one, and may outlive its request by rados_osd_op_timeout. An open
-// image has none, but who waits for its holder has it open all the while.
-const manyCalls, manyImages = 32, 256
-
-// slots are so many at a time.
-type slots chan struct{}
-
-func (s slots) take(ctx context.Context) error {
-	select {
-	case s <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %d requests wait for it already", driver.ErrUnavailable, cap(s))
-	}
-}
-
-func (s slots) free() { <-s }
 
 // WithDefaults fills in what follows from the rest.
 func (cfg Config) WithDefaults() Config {
@@ -85,8 +65,9 @@ type client struct {
 
 // dial is an attempt to connect that several calls may be waiting for.
 type dial struct {
-	done chan struct{}
-	err  error
+	done  chan struct{}
+	err   error
+	waits string // what for, as long as it is not done
 }
 
 // timeouts bound what hangs inside librados, so that a thread left behind by a
@@ -106,20 +87,25 @@ func Connect(cfg Config, options map[string]string) (*rados.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.Connect(); err != nil {
-		user := strings.TrimPrefix(cfg.User, "client.")
-		switch errno(err) {
-		case syscall.ENOENT:
-			return nil, fmt.Errorf("connect as client.%s: no key found (%w); put its keyring beside %s", user, err, cfg.ConfFile)
-		case syscall.EACCES, syscall.EPERM:
-			return nil, fmt.Errorf("connect as client.%s: the cluster does not accept the key (%w)", user, err)
-		case syscall.ETIMEDOUT:
-			return nil, fmt.Errorf("connect as client.%s: no monitor answers within %s s (%s); is this node's network up, is ceph running? (%w)",
-				user, timeouts["client_mount_timeout"], monHost(conn), err)
-		}
-		return nil, fmt.Errorf("connect as client.%s: %w", user, err)
+	return conn, greet(conn, cfg)
+}
+
+// greet finds a monitor that accepts the key.
+func greet(conn *rados.Conn, cfg Config) error {
+	err := conn.Connect()
+	if err == nil {
+		return nil
 	}
-	return conn, nil
+	user := strings.TrimPrefix(cfg.User, "client.")
+	switch errno(err) {
+	case syscall.ENOENT:
+		return fmt.Errorf("connect as client.%s: no key found (%w); put its keyring beside %s", user, err, cfg.ConfFile)
+	case syscall.EACCES, syscall.EPERM:
+		return fmt.Errorf("connect as client.%s: the cluster does not accept the key (%w)", user, err)
+	case syscall.ETIMEDOUT:
+		return fmt.Errorf("connect as client.%s: %s (%w)", user, noMonitor(conn), err)
+	}
+	return fmt.Errorf("connect as client.%s: %w", user, err)
 }
 
 func newConn(cfg Config, options map[string]string) (*rados.Conn, error) {
@@ -157,7 +143,7 @@ func (p *Pool) get(ctx context.Context) (*client, error) {
 			return c, nil
 		}
 		if p.dialing == nil {
-			p.dialing = &dial{done: make(chan struct{})}
+			p.dialing = &dial{done: make(chan struct{}), waits: "not connected yet"}
 			go p.connect(p.dialing)
 		}
 		d := p.dialing
@@ -168,15 +154,27 @@ func (p *Pool) get(ctx context.Context) (*client, error) {
 				return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, d.err)
 			}
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: no connection to the monitors yet; is this node's network up, is ceph running?", driver.ErrUnavailable)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return nil, fmt.Errorf("%w: %s", driver.ErrUnavailable, d.waits)
 		}
 	}
 }
 
 func (p *Pool) connect(d *dial) {
-	conn, err := Connect(p.cfg, timeouts)
+	waits := func(what string) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		d.waits = what
+	}
+	conn, err := newConn(p.cfg, timeouts)
+	if err == nil {
+		waits(noMonitor(conn))
+		err = greet(conn, p.cfg)
+	}
 	var c *client
 	if err == nil {
+		waits("the monitors answer, but no OSD does; see ceph -s")
 		c = &client{conn: conn}
 		if c.addr, err = conn.GetAddrs(); err == nil {
 			err = p.checkNamespace(c)
@@ -201,9 +199,9 @@ func (p *Pool) checkNamespace(c *client) error {
 	if p.cfg.Namespace == "" {
 		return nil
 	}
-	ioctx, err := c.conn.OpenIOContext(p.cfg.Pool)
+	ioctx, err := p.ioctx(c)
 	if err != nil {
-		return fmt.Errorf("pool %q: %w", p.cfg.Pool, err)
+		return err
 	}
 	defer ioctx.Destroy()
 	exists, err := rbd.NamespaceExists(ioctx, p.cfg.Namespace)
@@ -217,17 +215,6 @@ func (p *Pool) checkNamespace(c *client) error {
 		return fmt.Errorf("namespace %q: %w", p.cfg.Namespace, err)
 	}
 	return nil
-}
-
-// use is one more use of a client; false if it has been shut down.
-func (p *Pool) use(c *client) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if c.retired && c.users == 0 {
-		return false
-	}
-	c.users++
-	return true
 }
 
 // put ends a use of a client.
@@ -265,76 +252,4 @@ func (p *Pool) Close() {
 		p.retire(c, errors.New("closing"))
 		p.put(c)
 	}
-}
-
-// effect tells a call that only looks from one that changes something.
-type effect bool
-
-const (
-	reads   effect = false
-	changes effect = true
-)
-
-// do runs fn on the pool, on the current client. It returns when fn does, or
-// with ErrUnavailable when the context ends first; fn then goes on alone.
-func (p *Pool) do(ctx context.Context, what string, e effect, fn func(*client, *rados.IOContext) error) error {
-	if err := p.calls.take(ctx); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	c, err := p.get(ctx)
-	if err != nil {
-		p.calls.free()
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return p.run(ctx, c, what, e, func() error {
-		defer p.calls.free()
-		defer p.put(c)
-		ioctx, err := p.ioctx(c)
-		if err != nil {
-			return err
-		}
-		defer ioctx.Destroy()
-		return fn(c, ioctx)
-	})
-}
-
-// run is do on a given client.
-func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- fn() }()
-	select {
-	case err := <-done:
-		if errno(err) == syscall.ETIMEDOUT { // in librados
-			why := p.diagnose(c)
-			if e == changes { // the OSD may have it, and do it later
-				p.retire(c, err)
-			}
-			return fmt.Errorf("%w; %s", translate(what, err), why)
-		}
-		if gone(err) {
-			p.retire(c, err)
-		}
-		return translate(what, err)
-	case <-ctx.Done():
-		why := "the request has ended"
-		if !errors.Is(ctx.Err(), context.Canceled) {
-			why = p.diagnose(c)
-		}
-		if e == changes {
-			p.retire(c, fmt.Errorf("%s has not ended in time", what))
-		}
-		return fmt.Errorf("%s: %w: no answer in time; %s", what, driver.ErrUnavailable, why)
-	}
-}
-
-// ioctx is a context of its own for each call: the version of the last object
-// that was read, which the guard needs, belongs to the context.
-func (p *Pool) ioctx(c *client) (*rados.IOContext, error) {
-	ioctx, err := c.conn.OpenIOContext(p.cfg.Pool)
-	if err != nil {
-		// Its "not found" must not be taken for the volume's.
-		return nil, fmt.Errorf("pool %q: %w: %s", p.cfg.Pool, driver.ErrUnavailable, err.Error())
-	}
-	ioctx.SetNamespace(p.cfg.Namespace)
-	return ioctx, nil
 }

@@ -1,7 +1,6 @@
 package rbd
 
 import (
-	"cmp"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -10,38 +9,51 @@ import (
 	"github.com/ceph/go-ceph/rados"
 )
 
+// diagnosis is a question to the monitors. One at a time is under way, as it may
+// hang for rados_mon_op_timeout; who comes meanwhile waits for the same answer.
+type diagnosis struct {
+	until time.Time // when they have had long enough
+	done  chan struct{}
+	said  string
+}
+
 // diagnose tells why a call may have had no answer: what the monitors say of the
-// cluster's health, or that they say nothing either. One question at a time is
-// under way, as each may hang for rados_mon_op_timeout; who comes meanwhile gets
-// the last answer.
-func (p *Pool) diagnose(c *client) (verdict string) {
-	last, _ := p.verdict.Load().(string)
-	last = cmp.Or(last, "see ceph -s")
-	if !p.diagnosing.CompareAndSwap(false, true) {
-		return last
+// cluster's health, or that they say nothing either.
+func (p *Pool) diagnose(c *client) string {
+	d := p.askMonitors(c)
+	if d == nil {
+		return "see ceph -s"
 	}
-	if !p.use(c) {
-		p.diagnosing.Store(false)
-		return last
+	select {
+	case <-d.done:
+		return d.said
+	case <-time.After(time.Until(d.until)):
+		return noMonitor(c.conn)
 	}
-	defer func() { p.verdict.Store(verdict) }()
-	said := make(chan string, 1)
+}
+
+// askMonitors returns the question that is under way, or asks it; nil if it cannot.
+func (p *Pool) askMonitors(c *client) *diagnosis {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.asked != nil || c.retired && c.users == 0 { // it may have been shut down
+		return p.asked
+	}
+	c.users++
+	d := &diagnosis{until: time.Now().Add(time.Second), done: make(chan struct{})}
+	p.asked = d
 	go func() {
-		defer p.diagnosing.Store(false)
 		defer p.put(c)
 		out, err := monCommand(c.conn, map[string]any{"prefix": "health", "format": "json"})
-		if err != nil {
-			said <- "the monitors do not tell the cluster's health: " + err.Error()
-			return
+		if d.said = "the monitors say " + health(out); err != nil {
+			d.said = "the monitors do not tell the cluster's health: " + err.Error()
 		}
-		said <- "the monitors say " + health(out)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.asked = nil
+		close(d.done)
 	}()
-	select {
-	case text := <-said:
-		return text
-	case <-time.After(time.Second):
-		return "no monitor answers (" + monHost(c.conn) + "); is this node's network up, is ceph running?"
-	}
+	return d
 }
 
 // health reads the monitors' answer: a status, and a line for each thing that is wrong.
@@ -61,11 +73,11 @@ func health(answer []byte) string {
 	return strings.TrimSuffix(h.Status+": "+strings.Join(lines, "; "), ": ")
 }
 
-// monHost is where ceph.conf says that the monitors are.
-func monHost(conn *rados.Conn) string {
-	hosts, err := conn.GetConfigOption("mon_host")
-	if err != nil || hosts == "" {
-		return "ceph.conf names none"
+// noMonitor tells where ceph.conf says that the monitors are.
+func noMonitor(conn *rados.Conn) string {
+	where := "ceph.conf names none"
+	if hosts, err := conn.GetConfigOption("mon_host"); err == nil && hosts != "" {
+		where = "mon_host = " + hosts
 	}
-	return "mon_host = " + hosts
+	return "no monitor answers (" + where + "); is this node's network up, is ceph running?"
 }

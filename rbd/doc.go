@@ -3,7 +3,7 @@
 // and promises; what is to be done is decided in package driver, whose
 // interfaces Images, Records and Fences the one type here, [Pool], implements.
 //
-// Where to start: [Pool.do] in client.go is the way every call takes. librados
+// Where to start: [Pool.do] in calls.go is the way every call takes. librados
 // and librbd know no contexts: a call that hangs keeps its thread. So each
 // runs in a goroutine of its own, and whoever waits for it leaves when the
 // context ends.

@@ -35,6 +35,8 @@ func translate(what string, err error) error {
 		kind = driver.ErrLost
 	case syscall.EACCES, syscall.EPERM:
 		return fmt.Errorf("%s: %w: ceph refuses this key (%w); the README lists the caps it needs", what, driver.ErrUnavailable, err)
+	case syscall.ENOSPC, syscall.EDQUOT:
+		return fmt.Errorf("%s: the cluster or the pool is full, or over its quota (%w); see ceph df and ceph health detail", what, err)
 	case syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:
 		kind = driver.ErrUnavailable
 	default:

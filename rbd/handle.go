@@ -1,6 +1,7 @@
 package rbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
-	"github.com/ceph/go-ceph/rbd/admin"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -73,6 +73,9 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 	} else {
 		h.img, err = rbd.OpenImageReadOnly(h.ioctx, name, rbd.NoSnapshot)
 	}
+	if errno(err) == syscall.ENOENT {
+		err = cmp.Or(h.pool.remains(h.client, h.ioctx), err)
+	}
 	if err != nil {
 		return err
 	}
@@ -102,57 +105,6 @@ func describe(img *rbd.Image, name string) (image driver.Image, err error) {
 	features := rbd.FeatureSet(set)
 	image.Features = features.Names()
 	return image, err
-}
-
-// Remove moves the image to the trash, which is done at once, and has the
-// manager empty it, which takes as long as the image is large and survives the
-// death of this plugin. Without the manager we do it ourselves. The handle is
-// closed in between: librbd deletes no image that has a watcher.
-func (h *handle) Remove(ctx context.Context) error {
-	err := h.call(ctx, "remove image", changes, func() error {
-		snaps, err := h.img.GetSnapshotNames()
-		if err != nil {
-			return err
-		}
-		if len(snaps) > 0 {
-			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s", driver.ErrBusy, len(snaps), h.image.Name)
-		}
-		there, err := rbd.OpenImageReadOnly(h.ioctx, h.image.Name, rbd.NoSnapshot)
-		if err != nil {
-			return err
-		}
-		id, err := there.GetId()
-		if err := errors.Join(err, there.Close()); err != nil {
-			return err
-		}
-		if id != h.image.ID {
-			return rbd.ErrNotFound
-		}
-		return rbd.GetImage(h.ioctx, h.image.Name).Trash(0)
-	})
-	if err != nil {
-		return err
-	}
-	if err := h.Close(ctx); err != nil {
-		h.pool.cfg.Log.Warnf("close %s before its data is deleted: %v", h.image.Name, err)
-	}
-	// The volume is gone, whatever becomes of the data.
-	if err := h.pool.emptyTrash(ctx, h.image.ID); err != nil {
-		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
-			h.image.Name, h.pool.cfg.Pool, h.image.ID, err)
-	}
-	return nil
-}
-
-// emptyTrash deletes an image that is in the trash.
-func (p *Pool) emptyTrash(ctx context.Context, id string) error {
-	return p.do(ctx, "empty the trash", reads, func(c *client, ioctx *rados.IOContext) error {
-		spec := admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id)
-		if _, err := admin.NewFromConn(c.conn).Task().AddTrashRemove(spec); err == nil {
-			return nil
-		}
-		return rbd.TrashRemove(ioctx, id, true)
-	})
 }
 
 func (h *handle) Image() driver.Image { return h.image }

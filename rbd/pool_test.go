@@ -350,3 +350,87 @@ func TestWhichClusterItIs(t *testing.T) {
 		})
 	}
 }
+
+// A pool that is deleted under a connected client, or made anew under the same
+// name: nothing in it may look as if it were just not there.
+func TestAPoolThatIsDeleted(t *testing.T) {
+	const pool = "doomed"
+	testbed.Ceph(t, "osd", "pool", "create", pool)
+	remove := func() { testbed.Ceph(t, "osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it") }
+	t.Cleanup(remove)
+	testbed.RBD(t, "pool", "init", pool)
+	p := connect(t, rbd.Config{Cluster: "ceph", ConfFile: testbed.Conf(), User: "client.tests", Pool: pool, Log: testbed.Log(t)})
+	drivertest.Create(t, p, "a", 8<<20)
+	remove()
+	for name, ask := range map[string]func() error{
+		"names": func() error { _, err := p.Names(t.Context()); return err },
+		"open":  func() error { _, err := p.Open(t.Context(), "a", driver.ReadOnly); return err },
+		"load":  func() error { _, err := p.Load(t.Context(), "x", new(any)); return err },
+	} {
+		if err := ask(); !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "no pool of this name") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	testbed.Ceph(t, "osd", "pool", "create", pool)
+	testbed.RBD(t, "pool", "init", pool)
+	if names, err := p.Names(t.Context()); err != nil || len(names) > 0 {
+		t.Errorf("of the new pool: %v, %v", names, err)
+	}
+	drivertest.Create(t, p, "b", 8<<20)
+}
+
+// Without space nothing new can be written, and nobody waits for some; what needs
+// none, such as giving a guard back, is done.
+func TestAFullCluster(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	drivertest.Create(t, p, "a", 8<<20)
+	version, err := p.Swap(t.Context(), "guard", 0, "mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill := func(state, says string) {
+		testbed.Ceph(t, "tell", "osd.0", "injectfull", state, "1000000")
+		for end := time.Now().Add(30 * time.Second); !strings.Contains(testbed.Ceph(t, "health"), says); time.Sleep(200 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the cluster's health does not become %s", says)
+			}
+		}
+	}
+	fill("full", "pool(s) full")
+	t.Cleanup(func() { fill("none", "HEALTH_OK") })
+	full := p.Create(t.Context(), driver.ImageSpec{Name: "b", Size: 8 << 20, Features: []string{"exclusive-lock"}})
+	if full == nil || !strings.Contains(full.Error(), "is full, or over its quota") {
+		t.Errorf("create: %v", full)
+	}
+	if _, err := p.Swap(t.Context(), "other", 0, "new"); err == nil || !strings.Contains(err.Error(), "is full, or over its quota") {
+		t.Errorf("a new record: %v", err)
+	}
+	if err := p.Delete(t.Context(), "guard", version); err != nil {
+		t.Errorf("giving back: %v", err)
+	}
+	h, err := p.Open(t.Context(), "a", driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first removal of a namespace makes its trash, for which there is no space.
+	if err := h.Remove(t.Context()); err == nil || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "is the cluster full?") {
+		t.Errorf("removing without a trash: %v", err)
+	}
+	_ = h.Close(t.Context())
+	fill("none", "HEALTH_OK")
+	remove := func(name string) {
+		t.Helper()
+		h, err := p.Open(t.Context(), name, driver.ReadWrite)
+		if err == nil {
+			err = h.Remove(t.Context())
+		}
+		if err != nil {
+			t.Errorf("removing %s: %v", name, err)
+		}
+	}
+	drivertest.Create(t, p, "c", 8<<20)
+	remove("c")
+	fill("full", "pool(s) full")
+	remove("a")
+}

@@ -2,6 +2,8 @@
 # A throw-away Ceph cluster: one monitor, one manager, one OSD, and the pool "rbd". Everything is in DIR; several can run at once.
 #
 # Usage: test/cluster.sh start DIR [--bluestore]   (default: memstore, which forgets everything when the OSD stops)
+#        test/cluster.sh kill DIR [DAEMON...]      (SIGKILL, as a power cut; all of them, or mon.a, mgr.x, osd.0)
+#        test/cluster.sh boot DIR [DAEMON...]      (starts them again; in the network that the cluster is in)
 #        test/cluster.sh stop DIR                  (removes DIR)
 #
 # Afterwards:
@@ -150,7 +152,7 @@ key() {
 	[[ $name == mon. ]] || run ceph-authtool "$dir/keyring" --import-keyring "$keyring"
 }
 
-boot() {
+create() {
 	local uuid id
 	mkdir "$dir/mgr.x" "$dir/osd.0" "$dir/crash"
 	config
@@ -201,7 +203,7 @@ start() {
 	trap 'failed $?' EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
-	boot
+	create
 	trap - EXIT
 }
 
@@ -216,10 +218,34 @@ failed() {
 	exit "$1"
 }
 
-# The OSD first: it takes leave of the monitor, and waits for it if that is gone.
+# daemons - all of the cluster; the OSD first: it takes leave of the monitor, and waits for it if that is gone
+daemons() { (cd "$dir" && printf '%s\n' osd.0 mgr.x mon.?); }
+
+crash() {
+	local daemon p i
+	for daemon in "$@"; do
+		if p=$(pid "$daemon"); then kill -KILL "$p"; fi
+	done
+	for daemon in "$@"; do
+		for ((i = 0; i < 100; i++)); do
+			pid "$daemon" >/dev/null || continue 2
+			sleep 0.1
+		done
+		die "$daemon of $dir does not end, even on SIGKILL"
+	done
+}
+
+boot() {
+	local d
+	for d in "$@"; do
+		! pid "$d" >/dev/null || die "$d of $dir runs already"
+		daemon "${d%%.*}" "${d#*.}"
+	done
+}
+
 stop() {
 	local daemon p i
-	for daemon in osd.0 mgr.x $(cd "$dir" && echo mon.?); do
+	for daemon in $(daemons); do
 		if p=$(pid "$daemon"); then kill "$p" 2>/dev/null || true; fi
 		for i in {1..120}; do
 			p=$(pid "$daemon") || break
@@ -237,16 +263,21 @@ usage() {
 }
 
 (($# >= 2)) || usage
+command=$1
 dir=$(realpath -m "$2")
+shift 2
 mons=${CLUSTER_MONS:-1} mon_ids=(a b c d e)
 mon_ids=("${mon_ids[@]:0:mons}")
 store=memstore
-case "$1 ${3-}" in
+[[ $command == start || ! -e $dir || -e $dir/ceph.conf ]] || die "$dir holds no cluster: nothing was done to it"
+
+case "$command $*" in
 "start ") start ;;
 "start --bluestore") store=bluestore start ;;
-"stop ")
-	[[ ! -e $dir || -e $dir/ceph.conf ]] || die "$dir holds no cluster: nothing stopped, nothing removed"
-	stop
+"kill "* | "boot "*)
+	(($#)) || { mapfile -t daemons < <(daemons) && set -- "${daemons[@]}"; }
+	if [[ $command == kill ]]; then crash "$@"; else boot "$@"; fi
 	;;
+"stop ") stop ;;
 *) usage ;;
 esac

@@ -2,7 +2,7 @@
 # A throw-away Docker engine with its own containerd, without a bridge or iptables. Everything is in DIR; several can run at once.
 #
 # Usage: test/engine.sh start DIR [DOCKERD-FLAG...]   (also after "kill")
-#        test/engine.sh restart DIR                   (orderly, keeps the data and the flags)
+#        test/engine.sh restart DIR [DOCKERD-FLAG...] (orderly, keeps the data, and the flags if none are given)
 #        test/engine.sh kill DIR                      (SIGKILL to dockerd alone: containers and plugins stay)
 #        test/engine.sh image DIR                     (imports busybox:test, made of busybox-static)
 #        test/engine.sh stop DIR                      (leaves no process and no mount, removes DIR)
@@ -151,7 +151,7 @@ usage() {
 command=$1
 dir=$(realpath -m "$2")
 shift 2
-[[ $command == start ]] || (($# == 0)) || usage
+[[ $command == start || $command == restart ]] || (($# == 0)) || usage
 case $command in
 start | stop) ;;
 *) [[ -e $dir/flags ]] || die "$dir holds no engine: start one first" ;;
@@ -169,6 +169,7 @@ start)
 	;;
 restart)
 	ends 60 dockerd
+	(($# == 0)) || printf '%s\0' "$@" >"$dir/flags"
 	start
 	;;
 kill)

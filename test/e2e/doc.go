@@ -8,7 +8,8 @@
 //
 //   - volumes_test.go: what docker volume says, options, filesystems, bad input
 //   - containers_test.go: what containers see
-//   - faults_test.go: engine, plugin and Ceph end, crash and hang
+//   - faults_test.go, restart_test.go: engine and plugin end and crash
+//   - outage_test.go: Ceph is away, in every way
 //   - figures_test.go: sizes and times, measured and not judged
 //
 // Every command has a deadline. After each story its volumes must be gone from

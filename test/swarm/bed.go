@@ -57,7 +57,7 @@ func Start(dir, plugin, sabotage string) (b *Bed, err error) {
 	var cluster, image error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_, cluster = tool.Run(2*time.Minute, "ip", "netns", "exec", b.name, "env", "CLUSTER_ADDR="+monitor, "../cluster.sh", "start", b.cluster())
+		_, cluster = tool.Run(2*time.Minute, "ip", "netns", "exec", b.name, "env", "CLUSTER_ADDR="+monitor, "../cluster.sh", "start", b.cluster(), "--bluestore")
 	})
 	wg.Go(func() { image = b.buildWriter() })
 	nodes := make([]error, len(b.Nodes))
@@ -79,6 +79,24 @@ func Start(dir, plugin, sabotage string) (b *Bed, err error) {
 }
 
 func (b *Bed) cluster() string { return filepath.Join(b.dir, "c") }
+
+// PowerCut is one of the whole rack: every node, and Ceph.
+func (b *Bed) PowerCut() error {
+	errs := make([]error, len(b.Nodes)+1)
+	var wg sync.WaitGroup
+	for i, n := range b.Nodes {
+		wg.Go(func() { errs[i] = n.Kill() })
+	}
+	wg.Go(func() { errs[len(b.Nodes)] = b.cephd("kill") })
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// cephd kills or boots the daemons of the cluster.
+func (b *Bed) cephd(command string) error {
+	_, err := tool.Run(time.Minute, "ip", "netns", "exec", b.name, "../cluster.sh", command, b.cluster())
+	return err
+}
 
 // network makes a namespace that is the switch, with a bridge for each network,
 // and one for each node.

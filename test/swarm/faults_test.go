@@ -113,7 +113,12 @@ func TestCutOff(t *testing.T) {
 			s := service(t)
 			lost, logs := s.Node(), logSizes()
 			clients := holder(t, lost, s.Name)
+			_, err := lost.Docker("volume", "create", "-d", "rbd", "--label", "team=red", s.Name)
+			must(t, err)
+			usual := answers(t, lost, []string{s.Name})
 			must(t, lost.Cut(strings.Fields(networks)...))
+			time.Sleep(5 * time.Second) // the plugin has found out, or finds out now
+			figures(t, "cut off from "+networks, answers(t, lost, []string{s.Name}), usual)
 			if networks == "ceph" { // swarm sees nothing wrong: somebody has to move it
 				_, err := bed.Docker("node", "update", "--availability", "drain", lost.Name)
 				must(t, err)

@@ -1,0 +1,108 @@
+package swarm
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
+)
+
+// The power of the whole rack goes. Two nodes are back long before Ceph is, the
+// third never. Nobody does anything, and every service goes on with all that it
+// had synced.
+func TestPowerCutOfTheRack(t *testing.T) {
+	watchTimeout(t, 30)
+	var services []*Service
+	for _, name := range []string{"rack-red", "rack-green", "rack-blue"} {
+		s, err := bed.Service(name, ",volume-opt=size=256M")
+		must(t, err)
+		ends(t, s)
+		services = append(services, s)
+	}
+	gone := services[0].Node()
+	back := slices.DeleteFunc(slices.Clone(bed.Nodes), func(n *Node) bool { return n == gone })
+	clients := holder(t, back[0], services[0].Name)
+	var known []string
+	for _, s := range services {
+		known = append(known, s.Name)
+		for _, n := range back { // that it has a label there
+			_, err := n.Docker("volume", "create", "-d", "rbd", "--label", "team=red", s.Name)
+			must(t, err)
+		}
+	}
+	usual := answers(t, back[0], known)
+
+	must(t, bed.PowerCut())
+	var wg sync.WaitGroup
+	for _, n := range back {
+		wg.Go(func() {
+			began := time.Now()
+			if err := n.Boot(); err != nil {
+				t.Error(err)
+			}
+			t.Logf("figure: power cut of the rack: the engine of %s is up %v after its boot, without Ceph", n.Name, since(began, time.Now()))
+		})
+	}
+	wg.Wait()
+	must(t, tool.Within(time.Minute, func() error { // swarm has tried
+		out, err := bed.Docker("service", "ps", "--no-trunc", "--format", "{{.Error}}", services[0].Name)
+		if err == nil && !strings.Contains(out, "mon_host = ") {
+			err = fmt.Errorf("no task says that Ceph is away: %s", out)
+		}
+		return err
+	}))
+	for _, n := range back {
+		figures(t, "power cut of the rack, on "+n.Name, answers(t, n, known), usual)
+	}
+
+	must(t, bed.cephd("boot"))
+	began := time.Now()
+	for _, s := range services {
+		at, err := s.Writes(3*time.Minute, "")
+		must(t, err)
+		t.Logf("figure: power cut of the rack: %s, of %s, writes on %s %v after Ceph's boot", s.Name, gone.Name, s.Node().Name, since(began, at))
+	}
+	barred(t, clients)
+	must(t, gone.Boot())
+	nothingStale(t, gone, services[0].Name, clients)
+}
+
+// answers asks the node's engine what does not need Ceph; how long each took at most.
+func answers(t *testing.T, n *Node, volumes []string) map[string]time.Duration {
+	t.Helper()
+	slowest := map[string]time.Duration{}
+	ask := func(what string, args ...string) string {
+		began := time.Now()
+		out, err := n.Docker(args...)
+		must(t, err)
+		slowest[what] = max(slowest[what], time.Since(began))
+		return out
+	}
+	for range 3 {
+		ask("docker ps", "ps")
+		listed := strings.Fields(ask("docker volume ls", "volume", "ls", "-q", "-f", "label=team=red"))
+		for _, v := range volumes {
+			if !slices.Contains(listed, v) {
+				t.Errorf("docker volume ls on %s does not list %s with its label: %v", n.Name, v, listed)
+			}
+			ask("docker volume inspect", "volume", "inspect", v)
+		}
+	}
+	return slowest
+}
+
+// figures logs what was measured beside what is usual.
+func figures(t *testing.T, when string, slowest, usual map[string]time.Duration) {
+	t.Helper()
+	for _, what := range slices.Sorted(maps.Keys(slowest)) {
+		t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", when, what, slowest[what].Milliseconds(), usual[what].Milliseconds())
+		if slowest[what] > usual[what]+4*time.Second { // asked more than once, it would be more if each waited
+			t.Errorf("%s took %v", what, slowest[what])
+		}
+	}
+}

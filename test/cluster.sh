@@ -237,7 +237,7 @@ crash() {
 
 boot() {
 	local d
-	for d in "$@"; do
+	for d in $(printf '%s\n' "$@" | tac); do # an OSD ends if no monitor gives it its configuration
 		! pid "$d" >/dev/null || die "$d of $dir runs already"
 		daemon "${d%%.*}" "${d#*.}"
 	done

@@ -113,8 +113,6 @@ func TestCutOff(t *testing.T) {
 			s := service(t)
 			lost, logs := s.Node(), logSizes()
 			clients := holder(t, lost, s.Name)
-			_, err := lost.Docker("volume", "create", "-d", "rbd", "--label", "team=red", s.Name)
-			must(t, err)
 			usual := answers(t, lost, []string{s.Name})
 			must(t, lost.Cut(strings.Fields(networks)...))
 			time.Sleep(5 * time.Second) // the plugin has found out, or finds out now

@@ -31,7 +31,7 @@ func (b *Bed) Volume(name, options string) (*Service, error) {
 	s := &Service{Checker: workload.NewChecker(), Name: name, bed: b}
 	socket := filepath.Join(b.dir, "report", name)
 	s.mounts = []string{
-		"--mount", "type=volume,volume-driver=rbd,src=" + name + ",dst=/data" + options,
+		"--mount", "type=volume,volume-driver=rbd,src=" + name + ",dst=/data,volume-label=team=red" + options,
 		"--mount", "type=bind,src=" + filepath.Dir(socket) + ",dst=/report",
 	}
 	var err error

@@ -15,6 +15,7 @@ import (
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/faults"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // outcome is what the user of a volume knows of it.
@@ -78,7 +79,7 @@ func TestAFaultAtAnyStep(t *testing.T) {
 		every, first = 1, 0
 	}
 	t.Logf("%d steps, of which every %d. from %d on", len(steps), every, first+1)
-	injected, slowest, retried := map[string]int{}, time.Duration(0), 0
+	injected, states, slowest, retried := map[string]int{}, map[string]int{}, time.Duration(0), 0
 	for n, step := range steps {
 		for k, kind := range faults.Kinds {
 			if (n+k*3)%every != first%every {
@@ -99,6 +100,13 @@ func TestAFaultAtAnyStep(t *testing.T) {
 				}
 				_ = p.cmd.Wait()
 				p.cmd = nil
+			}
+			state, err := left(p, volume)
+			if err != nil {
+				t.Errorf("%s: %v", where, err)
+			}
+			states[state]++
+			if p.cmd == nil {
 				again()
 			}
 			began := time.Now()
@@ -116,8 +124,42 @@ func TestAFaultAtAnyStep(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("figure: %d steps; faults injected: %v; slowest recovery %v, %d of the requests for it were refused and repeated",
-		len(steps), injected, slowest.Round(time.Millisecond), retried)
+	t.Logf("figure: %d steps; faults injected: %v; they left the volume %v; slowest recovery %v, %d of the requests for it were refused and repeated",
+		len(steps), injected, states, slowest.Round(time.Millisecond), retried)
+}
+
+// left tells in which of the states that the README promises a fault has left a
+// volume; what is still being undone may take a moment.
+func left(p *plugin, volume string) (state string, err error) {
+	look := func() error {
+		out, err := tool.Run(time.Minute, "rados", "-c", testbed.Conf(), "-p", p.cfg.Pool, "-N", p.cfg.Namespace, "ls")
+		if err != nil {
+			return err
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			return err
+		}
+		image := strings.Contains(out+"\n", "rbd_id."+volume+"\n")
+		guard := strings.Contains(out, "docker_volume.guard.") // only this volume has one
+		mounted := strings.Contains(string(mounts), " "+filepath.Join(p.root, "volumes", volume)+" ")
+		switch {
+		case mounted && image && guard:
+			state = "mounted"
+		case mounted:
+			return fmt.Errorf("mounted, but image: %t, guard: %t", image, guard)
+		case image && guard:
+			state = "held"
+		case image:
+			state = "free"
+		case guard:
+			state = "removed but for its guard"
+		default:
+			state = "not there"
+		}
+		return nil
+	}
+	return state, tool.Within(5*time.Second, look)
 }
 
 // restored does what Docker and its users do after something went wrong: they

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,9 @@ const (
 	pluginName = "rbd:latest"
 	writerName = "writer:test"
 )
+
+// reachable are flags of dockerd that let the client outside ask it.
+var reachable = []string{"-H", fmt.Sprintf("tcp://10.0.2.15:%d", dockerPort), "--tls=false"}
 
 func script(name string) string {
 	path, _ := filepath.Abs(filepath.Join("..", name))
@@ -47,7 +51,7 @@ func (n *node) engine(t *testing.T, flags ...string) {
 		}
 	})
 	began := time.Now()
-	_, err = n.Run(3*time.Minute, append([]string{script("engine.sh"), "start", engineDir + "/d", "-H", fmt.Sprintf("tcp://10.0.2.15:%d", dockerPort), "--tls=false"}, flags...)...)
+	_, err = n.Run(3*time.Minute, slices.Concat([]string{script("engine.sh"), "start", engineDir + "/d"}, reachable, flags)...)
 	must(t, err)
 	up := time.Since(began)
 	root := t.TempDir()
@@ -119,6 +123,16 @@ func (c *container) stop(t *testing.T, w *writers) {
 	if code := c.docker(t, "inspect", "-f", "{{.State.ExitCode}}", c.id); code != "0" {
 		t.Errorf("the container's exit code is %s", code)
 	}
+	c.ended(t, w)
+}
+
+// ended takes the container away, which must not run any more; what it has
+// reported goes to the checker. The volume must be free.
+func (c *container) ended(t *testing.T, w *writers) {
+	t.Helper()
+	if running := c.docker(t, "inspect", "-f", "{{.State.Running}}", c.id); running != "false" {
+		t.Error("the container runs")
+	}
 	workload.Follow(strings.NewReader(c.docker(t, "logs", c.id)), func(r workload.Report) { _ = w.Add(r) })
 	c.docker(t, "rm", c.id)
 	must(t, c.clean(w.volume, 5*time.Second)) // mounts in the plugin's own namespace too: a device that is mounted is not unmapped
@@ -142,6 +156,21 @@ func (n *node) crashPlugin(t *testing.T) {
 		}
 		return nil
 	}))
+}
+
+// restartEngine restarts it with these flags.
+func (n *node) restartEngine(t *testing.T, flags ...string) {
+	t.Helper()
+	_, err := n.Run(2*time.Minute, slices.Concat([]string{script("engine.sh"), "restart", engineDir + "/d"}, reachable, flags)...)
+	must(t, err)
+}
+
+func (n *node) crashEngine(t *testing.T) {
+	t.Helper()
+	_, err := n.Run(time.Minute, script("engine.sh"), "kill", engineDir+"/d")
+	must(t, err)
+	_, err = n.Run(2*time.Minute, script("engine.sh"), "start", engineDir+"/d")
+	must(t, err)
 }
 
 // upgrade does what docker plugin upgrade is for, from a registry in the guest.
@@ -199,16 +228,8 @@ func TestTheManagedPlugin(t *testing.T) {
 			one.docker(t, "plugin", "enable", "--timeout", "0", pluginName)
 		}},
 		{"upgrade", one.upgrade},
-		{"the engine is restarted", func(t *testing.T) {
-			_, err := one.Run(2*time.Minute, script("engine.sh"), "restart", engineDir+"/d")
-			must(t, err)
-		}},
-		{"the engine crashes", func(t *testing.T) {
-			_, err := one.Run(time.Minute, script("engine.sh"), "kill", engineDir+"/d")
-			must(t, err)
-			_, err = one.Run(2*time.Minute, script("engine.sh"), "start", engineDir+"/d")
-			must(t, err)
-		}},
+		{"the engine is restarted", func(t *testing.T) { one.restartEngine(t, "--live-restore") }},
+		{"the engine crashes", one.crashEngine},
 	} {
 		t.Run(trouble.name, func(t *testing.T) {
 			c := one.run(t, w.volume)
@@ -221,6 +242,18 @@ func TestTheManagedPlugin(t *testing.T) {
 				t.Errorf("the volume was on %s, is on %s", device, now)
 			}
 			c.stop(t, w)
+		})
+	}
+	w.stopped(t, two, w.write(t, two))
+	one.restartEngine(t, "--live-restore=false") // from now on an engine that starts ends the containers that it finds
+	for name, end := range map[string]func(t *testing.T){
+		"the engine is restarted, without live-restore": func(t *testing.T) { one.restartEngine(t, "--live-restore=false") },
+		"the engine crashes, without live-restore":      one.crashEngine,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := one.run(t, w.volume)
+			end(t)
+			c.ended(t, w)
 		})
 	}
 	w.stopped(t, two, w.write(t, two))

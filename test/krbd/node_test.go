@@ -122,6 +122,11 @@ func (n *node) devices() (string, error) {
 	return n.Sh(quick, "grep -H . /sys/bus/rbd/devices/*/name 2>/dev/null; true")
 }
 
+// left is what a node should not have when nobody uses a volume: devices, mounts, mount points.
+func (n *node) left() (string, error) {
+	return n.Sh(quick, fmt.Sprintf(`grep -H . /sys/bus/rbd/devices/*/name 2>/dev/null; grep %[1]s/volumes/ /proc/mounts; ls %[1]s/volumes 2>/dev/null; true`, root))
+}
+
 // plugin starts the plugin on both nodes for a test, and looks at its end that
 // it leaves nothing.
 func plugin(t *testing.T, settings ...string) {
@@ -142,8 +147,8 @@ func plugin(t *testing.T, settings ...string) {
 			t.Error(err)
 		}
 		for _, n := range []*node{one, two} {
-			if left, err := n.devices(); left != "" || err != nil {
-				t.Errorf("%s has devices left: %s, %v", n.Name, left, err)
+			if left, err := n.left(); left != "" || err != nil {
+				t.Errorf("%s has something left: %s, %v", n.Name, left, err)
 			}
 			if t.Failed() {
 				t.Logf("log of the plugin of %s:\n%s", n.Name, n.log())

@@ -27,6 +27,7 @@ type Node struct {
 	pidns  string
 	init   int
 	plugin string // the plugin's id
+	usr    string // what it has as /usr; "" = the machine's own
 
 	mu     sync.Mutex
 	down   map[string]bool // networks it is off
@@ -49,9 +50,13 @@ func (n *Node) boot() error {
 			return err
 		}
 	}
+	usr := ""
+	if n.usr != "" {
+		usr = "mount --bind " + n.usr + " /usr && "
+	}
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.netns(), "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork",
 		"--mount-proc", "--propagation=private", "sh", "-c",
-		"hostname "+n.Name+" && mount -t tmpfs tmpfs /run && exec docker-init -- cat")
+		"hostname "+n.Name+" && mount -t tmpfs tmpfs /run && "+usr+"exec docker-init -- cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// Should this process die, cat ends, and so does the node.
 	if _, err := cmd.StdinPipe(); err != nil {
@@ -195,6 +200,26 @@ func (n *Node) FreezePlugin() error { return n.send(syscall.SIGSTOP, "plugin", i
 // CrashEngine kills dockerd, and nothing else. StartEngine starts it again.
 func (n *Node) CrashEngine() error {
 	return n.send(syscall.SIGKILL, "engine", func(args []string) bool { return args[0] == "dockerd" })
+}
+
+// UpgradeEngine stops dockerd in an orderly way and starts the one of another
+// /usr, as an upgrade of the package does.
+func (n *Node) UpgradeEngine(usr string) error {
+	isEngine := func(args []string) bool { return args[0] == "dockerd" }
+	if err := n.send(syscall.SIGTERM, "engine", isEngine); err != nil {
+		return err
+	}
+	err := tool.Within(time.Minute, func() error {
+		if slices.ContainsFunc(n.processes(), func(p process) bool { return isEngine(p.args) }) {
+			return fmt.Errorf("the engine of %s does not end", n.Name)
+		}
+		return nil
+	})
+	if err == nil {
+		n.usr = usr
+		_, err = tool.Run(10*time.Second, "nsenter", "-t", strconv.Itoa(n.init), "-m", "mount", "--bind", usr, "/usr")
+	}
+	return errors.Join(err, n.StartEngine())
 }
 
 // Cut takes the node off the networks named, "ceph" or "swarm".

@@ -7,7 +7,7 @@
 #
 # FAULTS, SEED   how many random faults the swarm has (12), and which (0 = other ones each time)
 # MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
-#                wait for the kernel's own time limits
+#                wait for the kernel's own time limits, and the plugin starts in every kind of outage
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,12 +15,13 @@ cd "$(dirname "$0")/.."
 test/deps.sh
 work=$(mktemp -d /tmp/rbd.XXXXXX)
 export TEST_CLUSTER=$work/c
-engine=$work/e plugin_build=
+engine=$work/e plugin_build='' model=''
 
 cleanup() {
 	local rc=$?
 	trap '' INT TERM
 	[[ -z $plugin_build ]] || kill "$plugin_build" 2>/dev/null || true
+	[[ -z $model ]] || kill "$model" 2>/dev/null || true
 	local bed ns
 	for bed in "$work"/sw*; do # left by a test that was killed; its nodes have died with it
 		[[ -d $bed ]] || continue
@@ -57,11 +58,15 @@ plugin_build=$!
 
 echo "==> policy, protocol and settings, with the race detector"
 go test -race ./driver/... ./plugin/... ./test/workload/... ./test/faults/...
-echo "==> the model of the guard, with spin"
-go test -timeout 60m ./test/model/
+echo "==> the model of the guard, with spin, in the background"
+go test -timeout 60m ./test/model/ >"$work/model.log" 2>&1 &
+model=$!
 echo "==> librbd, the mappers and the filesystems, on a real cluster"
 go test -p 1 -tags "$TAGS" -timeout "$([[ ${MODEL-} = long ]] && echo 60m || echo 15m)" ./cmd/... ./rbd/... ./test/integration/...
-echo "==> waiting for the managed plugin"
+echo "==> waiting for the model, and for the managed plugin"
+wait "$model" || { cat "$work/model.log" >&2; exit 1; }
+model=
+cat "$work/model.log"
 wait "$plugin_build" || { cat "$work/plugin.log" >&2; exit 1; }
 plugin_build=
 tail -n 1 "$work/plugin.log"

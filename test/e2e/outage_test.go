@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -170,12 +171,14 @@ func well(t *testing.T, when, volume string) {
 	equal(t, "status device, as nobody uses it", inspect(t, volume).Status["device"], nil)
 }
 
-// faster fails if what does not need Ceph takes longer than it should.
-func faster(t *testing.T, when string, took, usual map[string]time.Duration) {
+// faster fails if what does not need Ceph takes longer than it should, each time
+// that it is asked for: a machine may be busy once.
+func faster(t *testing.T, when string, took, usual map[string][]time.Duration) {
 	t.Helper()
 	for what, took := range took {
-		t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", when, what, took.Milliseconds(), usual[what].Milliseconds())
-		if took > usual[what]+4*time.Second { // asked more than once, it would be more if each waited
+		most := slices.Max(usual[what])
+		t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", when, what, slices.Max(took).Milliseconds(), most.Milliseconds())
+		if slices.Min(took) > most+2*time.Second {
 			t.Errorf("%s took %v", what, took)
 		}
 	}
@@ -250,7 +253,7 @@ func TestStartInAnOutage(t *testing.T) {
 		return time.Since(began)
 	}
 	usual := questions(t, name)
-	usual["restart of the engine"] = restart()
+	usually := restart()
 	for _, o := range outages {
 		if o.early == nil || o.nights && os.Getenv("MODEL") != "long" {
 			continue
@@ -266,7 +269,11 @@ func TestStartInAnOutage(t *testing.T) {
 			took := questions(t, name)
 			contains(t, "status", fmt.Sprint(inspect(t, name).Status["ceph"]), append(o.early, "unavailable")...)
 			o.refused(t, o.early, o.early, name)
-			took["restart of the engine"] = restart()
+			lasted := restart() // in which the plugin finds out again
+			t.Logf("figure: %s: a restart of the engine takes %d ms, otherwise %d ms", when, lasted.Milliseconds(), usually.Milliseconds())
+			if lasted > usually+8*time.Second {
+				t.Errorf("a restart of the engine took %v", lasted)
+			}
 			inspect(t, name)
 			faster(t, when, took, usual)
 			faster(t, when+", after that", questions(t, name), usual)
@@ -284,15 +291,14 @@ func labelled(t *testing.T) string {
 	return name
 }
 
-// questions asks Docker what does not need Ceph, and returns the longest time of
-// each kind.
-func questions(t *testing.T, volumes ...string) map[string]time.Duration {
+// questions asks Docker, three times, what does not need Ceph.
+func questions(t *testing.T, volumes ...string) map[string][]time.Duration {
 	t.Helper()
-	slowest := map[string]time.Duration{}
+	all := map[string][]time.Duration{}
 	took := func(what string, fn func()) {
 		began := time.Now()
 		fn()
-		slowest[what] = max(slowest[what], time.Since(began))
+		all[what] = append(all[what], time.Since(began))
 	}
 	for range 3 {
 		took("docker ps", func() { docker(t, "ps") })
@@ -312,7 +318,7 @@ func questions(t *testing.T, volumes ...string) map[string]time.Duration {
 			docker(t, "run", "--rm", "--network=none", "-v", prefix+"-local:/data", image, "true")
 		})
 	}
-	return slowest
+	return all
 }
 
 // pause stops daemons of Ceph as a hanging network would, until resume or the

@@ -30,7 +30,7 @@ func TestPowerCutOfTheRack(t *testing.T) {
 	for _, s := range services {
 		before[s] = s.Node().Name
 	}
-	known, usual := map[*Node][]string{}, map[*Node]map[string]time.Duration{}
+	known, usual := map[*Node][]string{}, map[*Node]map[string][]time.Duration{}
 	for _, n := range back {
 		for _, s := range services {
 			if s.Node() == n { // only there the volume has its labels
@@ -75,15 +75,15 @@ func TestPowerCutOfTheRack(t *testing.T) {
 	nothingStale(t, gone, services[0].Name, clients)
 }
 
-// answers asks the node's engine what does not need Ceph; how long each took at most.
-func answers(t *testing.T, n *Node, volumes []string) map[string]time.Duration {
+// answers asks the node's engine, three times, what does not need Ceph.
+func answers(t *testing.T, n *Node, volumes []string) map[string][]time.Duration {
 	t.Helper()
-	slowest := map[string]time.Duration{}
+	all := map[string][]time.Duration{}
 	ask := func(what string, args ...string) string {
 		began := time.Now()
 		out, err := n.Docker(args...)
 		must(t, err)
-		slowest[what] = max(slowest[what], time.Since(began))
+		all[what] = append(all[what], time.Since(began))
 		return out
 	}
 	for range 3 {
@@ -96,16 +96,21 @@ func answers(t *testing.T, n *Node, volumes []string) map[string]time.Duration {
 			ask("docker volume inspect", "volume", "inspect", v)
 		}
 	}
-	return slowest
+	return all
 }
 
-// figures logs what was measured beside what is usual.
-func figures(t *testing.T, when string, slowest, usual map[string]time.Duration) {
+// figures logs what was measured beside what is usual. One of three may have been
+// the one that finds out, or the machine busy.
+func figures(t *testing.T, when string, took, usual map[string][]time.Duration) {
 	t.Helper()
-	for _, what := range slices.Sorted(maps.Keys(slowest)) {
-		t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", when, what, slowest[what].Milliseconds(), usual[what].Milliseconds())
-		if slowest[what] > usual[what]+4*time.Second { // asked more than once, it would be more if each waited
-			t.Errorf("%s took %v", what, slowest[what])
+	for _, what := range slices.Sorted(maps.Keys(took)) {
+		if len(usual[what]) == 0 {
+			continue
+		}
+		most := slices.Max(usual[what])
+		t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", when, what, slices.Max(took[what]).Milliseconds(), most.Milliseconds())
+		if slices.Min(took[what]) > most+2*time.Second {
+			t.Errorf("%s took %v", what, took[what])
 		}
 	}
 }

@@ -62,7 +62,7 @@ echo "==> the model of the guard, with spin, in the background"
 go test -timeout 60m ./test/model/ >"$work/model.log" 2>&1 &
 model=$!
 echo "==> librbd, the mappers and the filesystems, on a real cluster"
-go test -p 1 -tags "$TAGS" -timeout "$([[ ${MODEL-} = long ]] && echo 60m || echo 15m)" ./cmd/... ./rbd/... ./test/integration/...
+go test -count 1 -p 1 -tags "$TAGS" -timeout "$([[ ${MODEL-} = long ]] && echo 60m || echo 15m)" ./cmd/... ./rbd/... ./test/integration/...
 echo "==> waiting for the model, and for the managed plugin"
 wait "$model" || { cat "$work/model.log" >&2; exit 1; }
 model=
@@ -71,7 +71,7 @@ wait "$plugin_build" || { cat "$work/plugin.log" >&2; exit 1; }
 plugin_build=
 tail -n 1 "$work/plugin.log"
 echo "==> a real engine running the managed plugin"
-go test -tags "$TAGS" -timeout 15m ./test/e2e/...
+go test -count 1 -tags "$TAGS" -timeout 15m ./test/e2e/...
 test/engine.sh stop "$TEST_ENGINE"
 echo "==> a swarm of three nodes, and what can happen to them"
 TMPDIR=$work go test -timeout $((20 + ${FAULTS:-12} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-12}" -v |

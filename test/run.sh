@@ -5,7 +5,7 @@
 #
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
-# FAULTS, SEED   how many random faults the swarm has (12), and which (0 = other ones each time)
+# FAULTS, SEED   how many random faults the swarm has (8), and which (0 = other ones each time)
 # MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
 #                wait for the kernel's own time limits, and the plugin starts in every kind of outage
 set -euo pipefail
@@ -74,7 +74,7 @@ echo "==> a real engine running the managed plugin"
 go test -count 1 -tags "$TAGS" -timeout 15m ./test/e2e/...
 test/engine.sh stop "$TEST_ENGINE"
 echo "==> a swarm of three nodes, and what can happen to them"
-TMPDIR=$work go test -timeout $((20 + ${FAULTS:-12} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-12}" -v |
+TMPDIR=$work go test -timeout $((20 + ${FAULTS:-8} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-8}" -v |
 	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
 echo "==> the kernel's client, in guests that have it (its figures are for make test-krbd and the nights)"
 test/krbd.sh "$([[ ${MODEL-} = long ]] && echo -long || echo -test.skip=TestFigures)" |

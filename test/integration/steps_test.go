@@ -74,7 +74,7 @@ func TestAFaultAtAnyStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	steps := strings.Split(strings.TrimSpace(string(data)), "\n")
-	every, first := 12, rand.IntN(12)
+	every, first := 24, rand.IntN(24)
 	if os.Getenv("MODEL") == "long" {
 		every, first = 1, 0
 	}

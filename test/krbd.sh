@@ -2,7 +2,9 @@
 # Runs the tests of the kernel's client: a throw-away Ceph cluster, and guests with Debian's stock kernel as the nodes.
 #
 # Usage: TAGS=pacific test/krbd.sh [flags of a test program: -test.run Regexp, ...]
+#        TAGS=pacific test/krbd.sh build DIR    only what needs no cluster: the guests and what runs in them
 #
+# TEST_GUESTS      such a directory; without it they are built
 # TEST_PLUGIN      directory of the built managed plugin (cmd/plugin.sh makes one); without it one is built
 # KEEP=yes         leaves the directory with consoles and logs
 set -euo pipefail
@@ -10,6 +12,23 @@ cd "$(dirname "$0")/.."
 
 [[ $(id -u) = 0 ]] || { echo "$0: run it as root: it makes a network namespace" >&2; exit 1; }
 test/deps.sh
+
+build() {
+	test/kernel.sh "$1/kernel"
+	go build -tags "$TAGS" -o "$1/docker-volume-rbd" ./cmd/docker-volume-rbd
+	go build -tags "$TAGS,sabotage" -o "$1/sabotaged" ./cmd/docker-volume-rbd
+	go build -tags "$TAGS" -o "$1/mapper" ./test/krbd/mapper
+	CGO_ENABLED=0 go build -o "$1/agent" ./test/guest/agent
+	CGO_ENABLED=0 go build -o "$1/writer" ./test/workload/writer
+	go test -c -tags "$TAGS" -o "$1/inside.test" ./test/krbd/inside
+	go test -c -tags "$TAGS" -o "$1/krbd.test" ./test/krbd
+}
+if [[ ${1-} = build ]]; then
+	mkdir -p "$2"
+	build "$2"
+	exit
+fi
+
 work=$(mktemp -d /tmp/krbd.XXXXXX)
 netns=$(basename "$work")
 engine=
@@ -39,15 +58,12 @@ if [[ -z ${TEST_PLUGIN-} ]]; then
 	engine=
 fi
 
-echo "==> guests with Debian's kernel, and what runs in them"
-test/kernel.sh "$work/kernel"
-go build -tags "$TAGS" -o "$work/docker-volume-rbd" ./cmd/docker-volume-rbd
-go build -tags "$TAGS,sabotage" -o "$work/sabotaged" ./cmd/docker-volume-rbd
-go build -tags "$TAGS" -o "$work/mapper" ./test/krbd/mapper
-CGO_ENABLED=0 go build -o "$work/agent" ./test/guest/agent
-CGO_ENABLED=0 go build -o "$work/writer" ./test/workload/writer
-go test -c -tags "$TAGS" -o "$work/inside.test" ./test/krbd/inside
-go test -c -tags "$TAGS" -o "$work/krbd.test" ./test/krbd
+if [[ ${TEST_GUESTS-} ]]; then
+	cp -a "$TEST_GUESTS"/. "$work"
+else
+	echo "==> guests with Debian's kernel, and what runs in them"
+	build "$work"
+fi
 
 ip netns add "$netns"
 ip -n "$netns" link set lo up

@@ -5,7 +5,7 @@
 #
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
-# FAULTS, SEED   how many random faults the swarm has (8), and which (0 = other ones each time)
+# FAULTS, SEED   how many random faults the swarm has (6), and which (0 = other ones each time)
 # MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
 #                wait for the kernel's own time limits, and the plugin starts in every kind of outage
 set -euo pipefail
@@ -15,12 +15,13 @@ cd "$(dirname "$0")/.."
 test/deps.sh
 work=$(mktemp -d /tmp/rbd.XXXXXX)
 export TEST_CLUSTER=$work/c
-engine=$work/e plugin_build='' model=''
+engine=$work/e plugin_build='' model='' guests=''
 
 cleanup() {
 	local rc=$?
 	trap '' INT TERM
 	[[ -z $plugin_build ]] || kill "$plugin_build" 2>/dev/null || true
+	[[ -z $guests ]] || kill "$guests" 2>/dev/null || true
 	[[ -z $model ]] || kill "$model" 2>/dev/null || true
 	local bed ns
 	for bed in "$work"/sw*; do # left by a test that was killed; its nodes have died with it
@@ -73,9 +74,14 @@ tail -n 1 "$work/plugin.log"
 echo "==> a real engine running the managed plugin"
 go test -count 1 -tags "$TAGS" -timeout 15m ./test/e2e/...
 test/engine.sh stop "$TEST_ENGINE"
+export TEST_GUESTS=$work/guests
+nice test/krbd.sh build "$TEST_GUESTS" >"$work/guests.log" 2>&1 &
+guests=$!
 echo "==> a swarm of three nodes, and what can happen to them"
-TMPDIR=$work go test -timeout $((20 + ${FAULTS:-8} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-8}" -v |
+TMPDIR=$work go test -timeout $((20 + ${FAULTS:-6} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-6}" -v |
 	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
+wait "$guests" || { cat "$work/guests.log" >&2; exit 1; }
+guests=
 echo "==> the kernel's client, in guests that have it (its figures are for make test-krbd and the nights)"
 test/krbd.sh "$([[ ${MODEL-} = long ]] && echo -long || echo -test.skip=TestFigures)" |
 	told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }

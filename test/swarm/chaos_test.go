@@ -14,7 +14,7 @@ import (
 
 var (
 	seed   = flag.Uint64("seed", 0, "of the random faults; 0 takes one from the clock")
-	faults = flag.Int("faults", 8, "how many random faults")
+	faults = flag.Int("faults", 6, "how many random faults")
 )
 
 // fault is something that goes wrong with a node, and what ends it.

@@ -84,6 +84,7 @@ func state(t *testing.T, n *Node, container, what string) time.Time {
 // Another node wants the volume while a task has it: start-first, and a stray
 // docker run. It is told who has it, and the task notices nothing.
 func TestTwoWantIt(t *testing.T) {
+	t.Parallel() // it waits for most of two minutes
 	s := service(t, "--update-order", "start-first")
 	other, holder := s.Other(), s.Node()
 	type result struct {

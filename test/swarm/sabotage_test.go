@@ -14,6 +14,7 @@ import (
 // With a hole in the plugin's protection the checker finds corruption. If it did
 // not, nothing that it does not find elsewhere would mean anything.
 func TestTheCheckerFindsCorruption(t *testing.T) {
+	t.Parallel() // its swarms are its own
 	plugin := os.Getenv("TEST_SABOTAGED_PLUGIN")
 	if plugin == "" {
 		t.Fatal("TEST_SABOTAGED_PLUGIN names no directory with a plugin that was built with the tag sabotage")

@@ -49,6 +49,9 @@ func (d *Driver) mount(ctx context.Context, name, id string) (string, error) {
 		}
 	}
 	if !staged {
+		if err := d.still(ctx, name); err != nil {
+			return "", err
+		}
 		if err := d.stage(ctx, name); err != nil {
 			return "", err
 		}

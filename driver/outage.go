@@ -70,12 +70,25 @@ func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(
 
 // inTrouble gives a request that changes something less time while Ceph is known
 // to be away: Docker may have as little as 30 s, and who asks is to get the
-// reason. Swarm asks again.
+// reason. Swarm asks again. See also still.
 func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.CancelFunc) {
 	if d.outage.why() == nil {
 		return ctx, func() {}
 	}
 	return context.WithTimeout(ctx, 2*d.patience)
+}
+
+// still tells, while Ceph is known to be away, whether it still is. That is a short
+// question before a long request: dockerd answers nobody when it starts until it
+// has tried to start each container that has --restart (20.10, 26.1).
+func (d *Driver) still(ctx context.Context, name string) error {
+	if d.outage.why() == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.patience/2)
+	defer cancel()
+	_, err := d.images.Exists(ctx, name)
+	return err
 }
 
 // answered tells whether Ceph has spoken.

@@ -325,6 +325,38 @@ func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 	}
 }
 
+// Docker starts with the containers that have --restart, one try for each.
+func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	var asked sync.Map
+	one.tap.on(func(call string) error {
+		switch call {
+		case "mappings", "mounted":
+			return nil
+		}
+		asked.Store(call, nil)
+		time.Sleep(60 * time.Millisecond) // longer than the patience
+		return driver.ErrUnavailable
+	})
+	if _, err := one.Get(within(t, ever), "v"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := one.Driver.Mount(within(t, ever), "v", "1")
+	check(t, err, driver.ErrUnavailable)
+	asked.Range(func(call, _ any) bool {
+		if call != "exists" && call != "look" { // look: what ends the outage
+			t.Errorf("ceph was asked for %v", call)
+		}
+		return true
+	})
+	if _, asked := asked.Load("exists"); !asked {
+		t.Error("no short question was asked")
+	}
+	one.tap.on(nil)
+	one.mount("v", "1")
+}
+
 func namesOf(volumes []driver.Volume) (names []string) {
 	for _, v := range volumes {
 		names = append(names, v.Name)

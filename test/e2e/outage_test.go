@@ -245,6 +245,8 @@ func TestStartInAnOutage(t *testing.T) {
 	story(t)
 	name := labelled(t)
 	once(t, name, "echo kept >/data/file")
+	always := container(t, "--restart=always", on(newVolume(t, "size=64M")))
+	write(t, always, "always")
 	restart := func() time.Duration {
 		began := time.Now()
 		if _, err := sh("engine.sh", "restart", engine); err != nil {
@@ -279,6 +281,10 @@ func TestStartInAnOutage(t *testing.T) {
 			faster(t, when+", after that", questions(t, name), usual)
 			end()
 			well(t, when, name)
+			// Docker has tried it once, when it started (20.10); a service would be tried again.
+			equal(t, "the container that restarts always runs", docker(t, "inspect", "-f", "{{.State.Running}}", always), "false")
+			docker(t, "start", always)
+			equal(t, "in it", in(t, always, "cat /data/file"), "always")
 		})
 	}
 }

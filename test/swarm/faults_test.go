@@ -238,6 +238,28 @@ func TestShortTrouble(t *testing.T) {
 	}
 }
 
+// A cut that is longer than the watch timeout, and nobody else wants the volume:
+// the I/O that waited goes on, under the same guard.
+func TestABlip(t *testing.T) {
+	watchTimeout(t, 10)
+	s := service(t)
+	n, clients := s.Node(), holder(t, s.Node(), s.Name)
+	must(t, n.Cut("ceph"))
+	time.Sleep(16 * time.Second)
+	must(t, n.Heal())
+	_, err := s.Writes(30*time.Second, n.Name)
+	must(t, err)
+	time.Sleep(20 * time.Second) // the plugin has looked at it
+	_, err = s.Writes(5*time.Second, n.Name)
+	must(t, err)
+	if now := holder(t, n, s.Name); strings.Join(now, " ") != strings.Join(clients, " ") {
+		t.Errorf("held by %v, was %v", now, clients)
+	}
+	if all := s.Errors(); len(all) > 0 {
+		t.Errorf("the writer has seen errors: %v", all)
+	}
+}
+
 // The same node after a power cut: nobody waits for its own dead client, and the
 // new one is not fenced with it.
 func TestReboot(t *testing.T) {

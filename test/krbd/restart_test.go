@@ -45,7 +45,7 @@ func TestCephIsAway(t *testing.T) {
 		{"Get", other, "", "nobody answers"}, // not known here: an answer would say that there is none
 		{"Path", idle, "", ""},
 		{"Remove", other, "", "ceph cannot be asked"},
-		{"Mount", other, "b", "nobody answers"},
+		{"Mount", other, "b", "ceph cannot be asked"},
 	} {
 		began := time.Now()
 		_, err := two.volume(8*time.Second, ask.op, ask.volume, ask.id, nil)

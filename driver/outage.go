@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -12,7 +13,10 @@ import (
 // the other when it starts, and would wait for each.
 type outage struct {
 	mu    sync.Mutex
-	cause error // nil = Ceph answers, as far as is known
+	cause error         // nil = Ceph answers, as far as is known
+	over  chan struct{} // closed when it ends
+	first chan struct{} // closed when the first question since the start has had its time; nil = it has
+	soon  time.Time     // by when it is answered as a rule
 }
 
 // why tells why Ceph cannot be asked; nil = ask.
@@ -29,14 +33,80 @@ func (o *outage) begin(cause error) bool {
 	if o.cause != nil {
 		return false
 	}
-	o.cause = cause
+	o.cause, o.over = cause, make(chan struct{})
 	return true
 }
 
 func (o *outage) end() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.cause = nil
+	close(o.over)
+	o.cause, o.over = nil, nil
+}
+
+// start notes that the first question since the start is asked now, until known
+// is called.
+func (o *outage) start(soon time.Duration) (known func()) {
+	first := make(chan struct{})
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.first, o.soon = first, time.Now().Add(soon)
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		close(first)
+		o.first = nil
+	}
+}
+
+var errEarly = errors.New("the plugin has just started, and ceph has not answered yet")
+
+// early tells whether the first question is open and takes longer than usual:
+// then what the record knows is not asked for, or a dockerd that starts would
+// wait for what is only about to be found out.
+func (o *outage) early() bool {
+	o.mu.Lock()
+	first, soon := o.first, o.soon
+	o.mu.Unlock()
+	if first == nil {
+		return false
+	}
+	select {
+	case <-first:
+		return false
+	case <-time.After(time.Until(soon)):
+		return true
+	}
+}
+
+// last waits for the end of an outage that is known or about to be found out;
+// after the patience it tells the cause. That is for a request that would wait
+// for longer: dockerd answers nobody when it starts until it has tried to start
+// each container that has --restart (20.10, 26.1).
+func (o *outage) last(ctx context.Context, patience time.Duration) error {
+	o.mu.Lock()
+	first := o.first
+	o.mu.Unlock()
+	if first != nil {
+		select {
+		case <-first:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	o.mu.Lock()
+	cause, over := o.cause, o.over
+	o.mu.Unlock()
+	if cause == nil {
+		return nil
+	}
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+	case <-time.After(patience):
+	}
+	return cause
 }
 
 // ask asks Ceph, for no longer than the patience, and not during an outage. One
@@ -70,7 +140,7 @@ func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(
 
 // inTrouble gives a request that changes something less time while Ceph is known
 // to be away: Docker may have as little as 30 s, and who asks is to get the
-// reason. Swarm asks again. See also still.
+// reason. Swarm asks again.
 func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.CancelFunc) {
 	if d.outage.why() == nil {
 		return ctx, func() {}
@@ -78,17 +148,12 @@ func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.Cancel
 	return context.WithTimeout(ctx, 2*d.patience)
 }
 
-// still tells, while Ceph is known to be away, whether it still is. That is a short
-// question before a long request: dockerd answers nobody when it starts until it
-// has tried to start each container that has --restart (20.10, 26.1).
-func (d *Driver) still(ctx context.Context, name string) error {
-	if d.outage.why() == nil {
-		return nil
+// unavailable says of an error that it is for want of Ceph.
+func unavailable(err error) error {
+	if errors.Is(err, ErrUnavailable) {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.patience/2)
-	defer cancel()
-	_, err := d.images.Exists(ctx, name)
-	return err
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
 // answered tells whether Ceph has spoken.

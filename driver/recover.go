@@ -17,8 +17,10 @@ import (
 // Once a day, ten minutes after the start for the first time, it sweeps.
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	sweep := time.Now().Add(10 * time.Minute)
+	known := d.outage.start(d.patience / 10)
+	_ = d.learn(ctx)
+	known()
 	for {
-		_ = d.learn(ctx)
 		d.Reconcile(ctx)
 		if time.Now().After(sweep) {
 			go d.Sweep(ctx)
@@ -27,6 +29,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 		if !sleep(ctx, interval) {
 			return
 		}
+		_ = d.learn(ctx)
 	}
 }
 

@@ -95,10 +95,13 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 		patience /= 2
 	}
 	var v Volume
-	err := d.ask(ctx, patience, func(ctx context.Context) (err error) {
-		v, err = d.describe(ctx, name)
-		return err
-	})
+	err := errEarly
+	if !known || !d.outage.early() {
+		err = d.ask(ctx, patience, func(ctx context.Context) (err error) {
+			v, err = d.describe(ctx, name)
+			return err
+		})
+	}
 	if err == nil {
 		d.record.put(name, v.Created)
 		return v, nil
@@ -111,7 +114,7 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 		return Volume{}, wrap("get", name, err)
 	}
 	if !known {
-		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
+		return Volume{}, wrap("get", name, unavailable(err))
 	}
 	return Volume{
 		Name: name, Mountpoint: d.Path(ctx, name), Created: created,

@@ -325,36 +325,102 @@ func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 	}
 }
 
-// Docker starts with the containers that have --restart, one try for each.
-func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
+// Docker answers nobody when it starts until it has tried each container that has --restart.
+func TestAMountInAnOutageAsksNothing(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	var asked sync.Map
-	one.tap.on(func(call string) error {
+	away := func(call string) error {
 		switch call {
 		case "mappings", "mounted":
 			return nil
 		}
-		asked.Store(call, nil)
-		time.Sleep(60 * time.Millisecond) // longer than the patience
 		return driver.ErrUnavailable
-	})
+	}
+	one.tap.on(away)
 	if _, err := one.Get(within(t, ever), "v"); err != nil {
 		t.Fatal(err)
 	}
-	_, err := one.Driver.Mount(within(t, ever), "v", "1")
-	check(t, err, driver.ErrUnavailable)
-	asked.Range(func(call, _ any) bool {
-		if call != "exists" && call != "look" { // look: what ends the outage
-			t.Errorf("ceph was asked for %v", call)
+	hang := make(chan struct{})
+	one.tap.on(func(call string) error {
+		err := away(call)
+		if err != nil {
+			<-hang
 		}
-		return true
+		return err
 	})
-	if _, asked := asked.Load("exists"); !asked {
-		t.Error("no short question was asked")
+	mounted := make(chan error, 1)
+	go func() {
+		_, err := one.Driver.Mount(context.Background(), "v", "1")
+		mounted <- err
+	}()
+	select {
+	case err := <-mounted:
+		check(t, err, driver.ErrUnavailable)
+	case <-time.After(ever):
+		t.Error("mount asked a ceph that hangs")
 	}
+	close(hang)
 	one.tap.on(nil)
+	one.answers("v")
 	one.mount("v", "1")
+}
+
+// What is found out about Ceph when the plugin starts is found out once: until
+// then the record answers, and a mount waits for it.
+func TestAStartInAnOutage(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		err  error
+	}{{"ceph answers late", nil}, {"ceph is away", driver.ErrUnavailable}} {
+		t.Run(c.name, func(t *testing.T) {
+			_, one, _ := twoNodes(t)
+			one.create("v", nil)
+			asked, answer := make(chan struct{}), make(chan struct{})
+			reply := sync.OnceFunc(func() { close(answer) })
+			defer reply()
+			var once sync.Once
+			one.tap.on(func(call string) error {
+				switch call {
+				case "mappings", "mounted":
+					return nil
+				case "names":
+					once.Do(func() { close(asked) })
+					<-answer
+				}
+				return c.err
+			})
+			ctx, stop := context.WithCancel(within(t, ever))
+			watched := make(chan struct{})
+			go func() {
+				defer close(watched)
+				one.Watch(ctx, ever)
+			}()
+			<-asked
+			v, err := one.Get(ctx, "v")
+			if err != nil || !strings.Contains(fmt.Sprint(v.Status["ceph"]), "just started") {
+				t.Errorf("%+v, %v", v, err)
+			}
+			mounted := make(chan error, 1)
+			go func() {
+				_, err := one.Driver.Mount(ctx, "v", "1")
+				mounted <- err
+			}()
+			select {
+			case err := <-mounted:
+				t.Fatalf("mount did not wait: %v", err)
+			case <-time.After(50 * time.Millisecond):
+			}
+			reply()
+			if err := <-mounted; !errors.Is(err, c.err) {
+				t.Errorf("mount: %v, not %v", err, c.err)
+			}
+			one.tap.on(nil)
+			one.answers("v")
+			one.mount("v", "2")
+			stop()
+			<-watched
+		})
+	}
 }
 
 func namesOf(volumes []driver.Volume) (names []string) {

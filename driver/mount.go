@@ -49,8 +49,8 @@ func (d *Driver) mount(ctx context.Context, name, id string) (string, error) {
 		}
 	}
 	if !staged {
-		if cause := d.outage.last(ctx, d.patience/5); cause != nil {
-			return "", unavailable(cause)
+		if err := d.answers(ctx, name); err != nil {
+			return "", err
 		}
 		if err := d.stage(ctx, name); err != nil {
 			return "", err

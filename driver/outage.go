@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 )
@@ -14,7 +13,6 @@ import (
 type outage struct {
 	mu    sync.Mutex
 	cause error         // nil = Ceph answers, as far as is known
-	over  chan struct{} // closed when it ends
 	first chan struct{} // closed when the first question since the start has had its time; nil = it has
 	soon  time.Time     // by when it is answered as a rule
 }
@@ -33,15 +31,14 @@ func (o *outage) begin(cause error) bool {
 	if o.cause != nil {
 		return false
 	}
-	o.cause, o.over = cause, make(chan struct{})
+	o.cause = cause
 	return true
 }
 
 func (o *outage) end() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	close(o.over)
-	o.cause, o.over = nil, nil
+	o.cause = nil
 }
 
 // start notes that the first question since the start is asked now, until known
@@ -79,34 +76,11 @@ func (o *outage) early() bool {
 	}
 }
 
-// last waits for the end of an outage that is known or about to be found out;
-// after the patience it tells the cause. That is for a request that would wait
-// for longer: dockerd answers nobody when it starts until it has tried to start
-// each container that has --restart (20.10, 26.1).
-func (o *outage) last(ctx context.Context, patience time.Duration) error {
+// doubtful tells whether Ceph is known to be away, or may be about to be.
+func (o *outage) doubtful() bool {
 	o.mu.Lock()
-	first := o.first
-	o.mu.Unlock()
-	if first != nil {
-		select {
-		case <-first:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	o.mu.Lock()
-	cause, over := o.cause, o.over
-	o.mu.Unlock()
-	if cause == nil {
-		return nil
-	}
-	select {
-	case <-over:
-		return nil
-	case <-ctx.Done():
-	case <-time.After(patience):
-	}
-	return cause
+	defer o.mu.Unlock()
+	return o.cause != nil || o.first != nil
 }
 
 // ask asks Ceph, for no longer than the patience, and not during an outage. One
@@ -148,12 +122,18 @@ func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.Cancel
 	return context.WithTimeout(ctx, 2*d.patience)
 }
 
-// unavailable says of an error that it is for want of Ceph.
-func unavailable(err error) error {
-	if errors.Is(err, ErrUnavailable) {
-		return err
+// answers asks, if Ceph is in doubt, one short question before a long request:
+// dockerd answers nobody when it starts until it has tried to start each container
+// that has --restart (20.10, 26.1). It asks of the volume itself, as another's
+// part of Ceph may be the one that is away.
+func (d *Driver) answers(ctx context.Context, volume string) error {
+	if !d.outage.doubtful() {
+		return nil
 	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	ctx, cancel := context.WithTimeout(ctx, d.patience/2)
+	defer cancel()
+	_, err := d.images.Exists(ctx, volume)
+	return err
 }
 
 // answered tells whether Ceph has spoken.

@@ -114,7 +114,7 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 		return Volume{}, wrap("get", name, err)
 	}
 	if !known {
-		return Volume{}, wrap("get", name, unavailable(err))
+		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
 	}
 	return Volume{
 		Name: name, Mountpoint: d.Path(ctx, name), Created: created,

@@ -7,16 +7,16 @@ RUN export DEBIAN_FRONTEND=noninteractive \
  && apt-get update -q \
  && apt-get install -q -y --no-install-recommends \
       gcc libc6-dev librados-dev librbd-dev \
-      btrfs-progs e2fsprogs kmod util-linux xfsprogs
+      btrfs-progs cryptsetup-bin e2fsprogs kmod util-linux xfsprogs
 
 # Layers of their own, so that a change to the plugin takes seconds: the standard library, compiled, and the tools.
 RUN CGO_ENABLED=1 go build -trimpath net/http encoding/json
 COPY cmd/rootfs.sh /
 RUN /rootfs.sh \
       mke2fs mkfs.ext4 e2fsck fsck.ext4 resize2fs \
-      mkfs.xfs xfs_growfs \
-      mkfs.btrfs btrfs \
-      blkid modprobe
+      mkfs.xfs xfs_growfs xfs_db \
+      mkfs.btrfs btrfs btrfstune \
+      blkid cryptsetup modprobe
 
 WORKDIR /src
 COPY . .

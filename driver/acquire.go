@@ -9,12 +9,20 @@ import (
 	"time"
 )
 
+// aim is what the guard is wanted for.
+type aim int
+
+const (
+	toMount  aim = iota // errShared if the volume is one that is mounted without
+	toChange            // whatever it is
+)
+
 // acquire gets the guard of a volume's image, or says who has it. It waits for
 // a live holder as long as the context lasts.
-func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
+func (d *Driver) acquire(ctx context.Context, name string, to aim) (*lease, error) {
 	var inUse error
 	for {
-		l, now, err := d.tryAcquire(ctx, name)
+		l, now, err := d.tryAcquire(ctx, name, to)
 		if now != nil {
 			inUse = now
 		}
@@ -33,7 +41,7 @@ func (d *Driver) acquire(ctx context.Context, name string) (*lease, error) {
 // a lease; or who was seen to have it, when that has changed or the time is up;
 // or an error. Until the guard is taken the image is open read-only: else those
 // who wait would see one another among its watchers.
-func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, err error) {
+func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease, inUse, err error) {
 	h, err := d.images.Open(ctx, name, ReadOnly)
 	if err != nil {
 		return nil, nil, err
@@ -50,6 +58,15 @@ func (d *Driver) tryAcquire(ctx context.Context, name string) (l *lease, inUse, 
 	mine, err := d.isMine(held)
 	if err != nil {
 		return nil, nil, err
+	}
+	if version == 0 && to == toMount {
+		meta, err := h.Meta(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if sealed(meta, h.Image()) {
+			return nil, nil, errShared
+		}
 	}
 	l = &lease{Handle: h, guard: held, version: version}
 	if version != 0 && !mine {
@@ -128,6 +145,8 @@ func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, err
 		case m.ID != image.ID:
 		case m.Name != image.Name:
 			return false, fmt.Errorf("%w: the image is mapped here as %s, its name of before; stop what uses that", ErrInUse, m.Name)
+		case m.Mode == ReadOnly:
+			return false, fmt.Errorf("%w: it is mounted read-only on this node (%s); stop the containers that use it", ErrInUse, d.node.Name)
 		case !held.covers(m):
 			return false, d.drop(ctx, m)
 		default:
@@ -167,6 +186,21 @@ func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 		defer cancel()
 		err = also(err, "give the guard back", d.giveBack(ctx, seen.Image().ID, l.version))
 	}()
+	if err := d.openUnder(ctx, l, guardMapping); err != nil {
+		return err
+	}
+	if d.unlock {
+		if err := l.Unlock(ctx); err != nil {
+			return err
+		}
+	}
+	return d.waitForWatchers(ctx, l, prev.Addrs)
+}
+
+// openUnder opens the image of a lease to write, under a guard in this state that
+// names the control client already.
+func (d *Driver) openUnder(ctx context.Context, l *lease, state string) error {
+	seen := l.Handle
 	h, err := d.images.Open(ctx, seen.Image().Name, ReadWrite)
 	if err != nil {
 		return err
@@ -176,16 +210,9 @@ func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 		return fmt.Errorf("%w: the image was replaced meanwhile", ErrInUse)
 	}
 	if h.Client() != seen.Client() { // the connection was lost in between
-		if err := d.swap(ctx, l, guardMapping, h.Client()); err != nil {
-			return err
-		}
+		return d.swap(ctx, l, state, h.Client())
 	}
-	if d.unlock {
-		if err := l.Unlock(ctx); err != nil {
-			return err
-		}
-	}
-	return d.waitForWatchers(ctx, l, prev.Addrs)
+	return nil
 }
 
 // fence bars every client that may write under the record, but for our own
@@ -224,7 +251,7 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		if len(others) == 0 {
 			return nil
 		}
-		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin?): "+
+		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a read-only mount on another node, a virtual machine, rbd map, another plugin?): "+
 			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
 		if !d.pause(ctx, d.poll) {
 			return inUse

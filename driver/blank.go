@@ -29,6 +29,24 @@ func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version
 	return b, version, err
 }
 
+// promised finds the promise that is not kept yet, of an image with this metadata;
+// nil if there is none. What is left of another image of the name is none.
+func (d *Driver) promised(ctx context.Context, image Image, meta map[string]string) (*blank, Version, error) {
+	if meta[metaFSType] != "" && image.Parent == nil { // no clone, and complete
+		return nil, 0, nil
+	}
+	b, version, err := d.loadBlank(ctx, image.Name)
+	switch from := b.Image.From; {
+	case errors.Is(err, ErrNotFound):
+		return nil, 0, nil
+	case err != nil:
+		return nil, 0, err
+	case from == nil && meta[metaFSType] != "", from != nil && !from.same(image.Parent):
+		return nil, 0, nil
+	}
+	return &b, version, nil
+}
+
 func (b blank) equal(other blank) bool {
 	return reflect.DeepEqual(b.Image, other.Image) && maps.Equal(b.Meta, other.Meta)
 }
@@ -60,33 +78,59 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, er
 	}
 }
 
+// fresh tells whether nothing was ever written to a blank volume's image. It is an
+// error if something was, other than by a first mount that was cut short.
+func (d *Driver) fresh(ctx context.Context, l *lease, b *blank) (bool, error) {
+	if b.Begun == l.Image().ID {
+		return false, nil
+	}
+	used, err := l.Used(ctx)
+	if err == nil && used != 0 {
+		name, fstype := l.Image().Name, b.Meta[metaFSType]
+		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds %s of data; it is not formatted. "+
+			"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
+			ErrContent, formatSize(used), fstype, d.place, name, fstype)
+	}
+	return true, err
+}
+
+// encrypt makes a blank volume's image an encrypted one, before it is mapped.
+func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version Version, e Encryption) (Version, error) {
+	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
+		return 0, err
+	}
+	if _, err := d.fresh(ctx, l, b); err != nil {
+		return 0, err
+	}
+	// Remains of what was there before are no zeroes to whoever has the key: the
+	// filesystem must not take the image for a fresh one.
+	b.Begun = l.Image().ID
+	version, err := d.records.Swap(ctx, blankKey(l.Image().Name), version, *b)
+	if err != nil {
+		return 0, err
+	}
+	return version, l.Encrypt(ctx, e)
+}
+
 // makeFilesystem keeps the promise of a volume's blank and mounts what it made.
 // Killed at any point it leaves the blank, and the next mount begins again.
-func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b blank, version Version) error {
+func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b *blank, version Version) error {
 	name, fstype, path := l.Image().Name, b.Meta[metaFSType], d.path(l.Image().Name)
 	owner, err := ownerOf(b.Meta)
 	if err != nil {
 		return err
-	}
-	fresh := b.Begun != l.Image().ID
-	if fresh {
-		used, err := l.Used(ctx)
-		if err != nil {
-			return err
-		}
-		if used != 0 {
-			return fmt.Errorf("%w: the volume was never mounted, yet its image holds %s of data; it is not formatted. "+
-				"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
-				ErrContent, formatSize(used), fstype, d.pool, name, fstype)
-		}
 	}
 	// The control client writes too until this is done, the volume's state:
 	// whoever takes over must fence both.
 	if err := d.swap(ctx, l, guardMapped, m.Addr, l.Client()); err != nil {
 		return err
 	}
+	fresh, err := d.fresh(ctx, l, b)
+	if err != nil {
+		return err
+	}
 	b.Begun = l.Image().ID
-	if version, err = d.records.Swap(ctx, blankKey(name), version, b); err != nil {
+	if version, err = d.records.Swap(ctx, blankKey(name), version, *b); err != nil {
 		return err
 	}
 	if err := d.fs.Unmount(ctx, path); err != nil { // a crash at the very end leaves it mounted
@@ -102,15 +146,27 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b blan
 	if err := d.fs.Prepare(ctx, path, owner); err != nil {
 		return err
 	}
-	if options := b.Meta[metaMountOptions]; options != "" {
-		if err := l.SetMeta(ctx, map[string]string{metaMountOptions: options}); err != nil {
+	meta := map[string]string{}
+	for _, key := range metaOfVolume {
+		if value := b.Meta[key]; value != "" {
+			meta[key] = value
+		}
+	}
+	return d.keep(ctx, l, m, version, meta, fstype)
+}
+
+// keep notes on the image what was promised, takes the promise away, and leaves the
+// guard to the mapping alone.
+func (d *Driver) keep(ctx context.Context, l *lease, m Mapping, version Version, meta map[string]string, fstype string) error {
+	if len(meta) > 0 {
+		if err := l.SetMeta(ctx, meta); err != nil {
 			return err
 		}
 	}
 	if err := l.SetMeta(ctx, map[string]string{metaFSType: fstype}); err != nil {
 		return err
 	}
-	if err := d.records.Delete(ctx, blankKey(name), version); err != nil {
+	if err := d.records.Delete(ctx, blankKey(l.Image().Name), version); err != nil {
 		return err
 	}
 	return d.swap(ctx, l, guardMapped, m.Addr)

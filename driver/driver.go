@@ -11,18 +11,19 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// Config is what a Driver stands on. Pool, Namespace and Defaults are shown
-// and applied; everything else does the work.
+// Config is what a Driver stands on. Place, Trash and Defaults are shown and
+// applied; everything else does the work.
 type Config struct {
 	Images     Images
 	Records    Records
 	Fences     Fences
+	Secrets    Secrets
 	Mapper     Mapper
 	Filesystem Filesystem
 	Why        string // which mapper it is, and why: shown with each volume
 	Node       Node
-	Pool       string
-	Namespace  string
+	Place      Place
+	Trash      time.Duration     // for how long a removed volume can be restored; 0 = its data is deleted at once
 	Defaults   map[string]string // by option name, see BuiltinDefaults
 	Root       string            // directory that propagates to the host: mounts and the record
 	Log        logrus.FieldLogger
@@ -39,12 +40,13 @@ type Driver struct {
 	images   Images
 	records  Records
 	fences   Fences
+	secrets  Secrets
 	mapper   Mapper
 	why      string
 	fs       Filesystem
 	node     Node
-	pool     string
-	space    string
+	place    Place
+	trash    time.Duration
 	defaults map[string]string
 	mounts   string
 	record   *record
@@ -55,19 +57,22 @@ type Driver struct {
 	patience time.Duration
 	now      func() time.Time
 
-	locks  locks
-	refs   refs
-	outage outage
+	locks   locks
+	refs    refs
+	outage  outage
+	sizes   sizes
+	watches watches
+	within  sync.Map // by volume: the directory of it that containers get, if not all
 }
 
 // New checks the configuration and reads the record. It does not ask Ceph.
 func New(c Config) (*Driver, error) {
-	if err := CheckDefaults(c.Pool, c.Defaults); err != nil {
+	if err := CheckDefaults(c.Defaults); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
 	d := &Driver{
-		images: c.Images, records: c.Records, fences: c.Fences, mapper: c.Mapper, why: c.Why, fs: c.Filesystem,
-		node: c.Node, pool: c.Pool, space: c.Namespace, defaults: c.Defaults,
+		images: c.Images, records: c.Records, fences: c.Fences, secrets: c.Secrets, mapper: c.Mapper, why: c.Why, fs: c.Filesystem,
+		node: c.Node, place: c.Place, trash: c.Trash, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
 		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
 		log:    c.Log, unlock: c.Unlock, restart: c.Restart, poll: c.Poll, patience: c.Patience,

@@ -16,6 +16,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists: the name is taken.
 	ErrExists = errors.New("already exists")
+	// ErrTwice: two places have a volume of the name, so it cannot be said which is meant.
+	ErrTwice = errors.New("there are two volumes of this name")
 	// ErrInvalid: the request itself is wrong; the text says what is allowed.
 	ErrInvalid = errors.New("invalid")
 	// ErrBusy: this node still uses it (a mount, an open device).

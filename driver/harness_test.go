@@ -28,6 +28,7 @@ type node struct {
 	boot    string
 	root    string
 	poll    time.Duration
+	trash   time.Duration
 	tap     *tap
 	log     *safeBuffer
 	ended   int // how often the plugin has asked for a restart
@@ -52,8 +53,8 @@ func (n *node) start() {
 		Node: driver.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
-		Unlock: true, Restart: func() { n.ended++ },
-		Pool: "rbd", Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
+		Secrets: n.tap, Trash: n.trash, Unlock: true, Restart: func() { n.ended++ },
+		Place: driver.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -287,8 +288,42 @@ func (h tappedHandle) EnableLock(ctx context.Context) error {
 	return h.tap.call("enable lock", func() error { return h.Handle.EnableLock(ctx) })
 }
 
-func (h tappedHandle) Remove(ctx context.Context) error {
-	return h.tap.call("remove", func() error { return h.Handle.Remove(ctx) })
+func (h tappedHandle) Remove(ctx context.Context, keep time.Duration) error {
+	return h.tap.call("remove", func() error { return h.Handle.Remove(ctx, keep) })
+}
+
+func (h tappedHandle) Resize(ctx context.Context, size uint64) error {
+	return h.tap.call("resize", func() error { return h.Handle.Resize(ctx, size) })
+}
+
+func (h tappedHandle) Encrypt(ctx context.Context, e driver.Encryption) error {
+	return h.tap.call("encrypt", func() error { return h.Handle.Encrypt(ctx, e) })
+}
+
+func (h tappedHandle) Snapshots(ctx context.Context) (all []driver.Snapshot, err error) {
+	err = h.tap.call("snapshots", func() (err error) { all, err = h.Handle.Snapshots(ctx); return err })
+	return all, err
+}
+
+func (h tappedHandle) Snap(ctx context.Context, name string) error {
+	return h.tap.call("snap", func() error { return h.Handle.Snap(ctx, name) })
+}
+
+func (h tappedHandle) Unsnap(ctx context.Context, name string) error {
+	return h.tap.call("unsnap", func() error { return h.Handle.Unsnap(ctx, name) })
+}
+
+func (h tappedHandle) Rollback(ctx context.Context, name string) error {
+	return h.tap.call("rollback", func() error { return h.Handle.Rollback(ctx, name) })
+}
+
+func (h tappedHandle) Depth(ctx context.Context) (n int, err error) {
+	err = h.tap.call("depth", func() (err error) { n, err = h.Handle.Depth(ctx); return err })
+	return n, err
+}
+
+func (h tappedHandle) Flatten(ctx context.Context) error {
+	return h.tap.call("flatten", func() error { return h.Handle.Flatten(ctx) })
 }
 
 func (p *tap) Open(ctx context.Context, name string, mode driver.OpenMode) (h driver.Handle, err error) {
@@ -412,4 +447,52 @@ func (p *tap) Reaches(ctx context.Context, dir string) error {
 func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]driver.Mount, err error) {
 	err = p.call("mounted", func() (err error) { m, err = p.host.Mounted(ctx, dir); return err })
 	return m, err
+}
+
+func (p *tap) Purge(ctx context.Context) (names []string, err error) {
+	err = p.call("purge", func() (err error) { names, err = p.client.Purge(ctx); return err })
+	return names, err
+}
+
+func (p *tap) Secret(ctx context.Context, name string) (secret []byte, err error) {
+	err = p.call("secret", func() (err error) { secret, err = p.client.Secret(ctx, name); return err })
+	return secret, err
+}
+
+func (p *tap) Size(ctx context.Context, m driver.Mapping) (size uint64, err error) {
+	err = p.call("size", func() (err error) { size, err = p.host.Size(ctx, m); return err })
+	return size, err
+}
+
+func (p *tap) Maps(features []string) error { return p.host.Maps(features) }
+
+func (p *tap) Fills(ctx context.Context, device, fstype string) (fills bool, err error) {
+	err = p.call("fills", func() (err error) { fills, err = p.host.Fills(ctx, device, fstype); return err })
+	return fills, err
+}
+
+func (p *tap) Grow(ctx context.Context, m driver.Mount) error {
+	return p.call("grow", func() error { return p.host.Grow(ctx, m) })
+}
+
+func (p *tap) Renew(ctx context.Context, m driver.Mount) error {
+	return p.call("renew", func() error { return p.host.Renew(ctx, m) })
+}
+
+func (p *tap) Freeze(ctx context.Context, path string) error {
+	return p.call("freeze", func() error { return p.host.Freeze(ctx, path) })
+}
+
+func (p *tap) Thaw(ctx context.Context, path string) error {
+	return p.call("thaw", func() error { return p.host.Thaw(ctx, path) })
+}
+
+func (p *tap) Space(ctx context.Context, path string) (size, used uint64, err error) {
+	err = p.call("space", func() (err error) { size, used, err = p.host.Space(ctx, path); return err })
+	return size, used, err
+}
+
+func (p *tap) Inside(ctx context.Context, path, directory string) (inside string, err error) {
+	err = p.call("inside", func() (err error) { inside, err = p.host.Inside(ctx, path, directory); return err })
+	return inside, err
 }

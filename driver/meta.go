@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 )
@@ -19,30 +18,50 @@ const (
 	metaUID          = "uid"
 	metaGID          = "gid"
 	metaMode         = "mode"
+	metaReadOnly     = "readonly"   // "true": mounted read-only, on any number of nodes
+	metaSealed       = "sealed"     // id of the image that was made ready for that
+	metaRollback     = "rollback"   // name of a snapshot: a roll-back to it has not ended
+	metaProtected    = "protected"  // "true": not removed
+	metaEncryption   = "encryption" // luks1, luks2
+	metaPassphrase   = "passphrase" // where it is
+	metaLabels       = "labels"
+	metaDescription  = "description"
+	metaSubdirectory = "subdirectory" // of the filesystem, which is the volume: rexray's are like that
 )
 
-// metaOf returns the metadata of a volume: the image's own or, before
-// the first mount, what its blank promises.
-func (d *Driver) metaOf(ctx context.Context, h Handle) (meta map[string]string, formatted bool, err error) {
+// metaOfVolume are the keys that stay with the image for good. A clone has them
+// from its parent, until its first mount.
+var metaOfVolume = []string{metaMountOptions, metaReadOnly, metaProtected, metaEncryption, metaPassphrase, metaLabels, metaDescription, metaSubdirectory}
+
+// metaOf returns the metadata of a volume: the image's own or, before the first
+// mount, what its blank promises, with that blank.
+func (d *Driver) metaOf(ctx context.Context, h Handle) (meta map[string]string, promised *blank, err error) {
 	meta, err = h.Meta(ctx)
-	if err != nil || meta[metaFSType] != "" {
-		return meta, err == nil, err
+	if err != nil {
+		return nil, nil, err
 	}
-	b, _, err := d.loadBlank(ctx, h.Image().Name)
-	if errors.Is(err, ErrNotFound) {
-		return meta, false, nil
+	b, _, err := d.promised(ctx, h.Image(), meta)
+	if b != nil {
+		meta = b.Meta
 	}
-	return b.Meta, false, err
+	return meta, b, err
+}
+
+// flag reads one that may have been set by hand.
+func flag(meta map[string]string, key string) bool {
+	on, err := parseBool(key, meta[key])
+	return on || err != nil // to be on the safe side
 }
 
 // meta is what Create leaves for the first Mount, on whatever node.
 func (o options) meta() map[string]string {
-	m := map[string]string{metaFSType: o.fstype}
+	m := map[string]string{}
 	set := func(key, value string) {
 		if value != "" {
 			m[key] = value
 		}
 	}
+	set(metaFSType, o.fstype)
 	set(metaMkfsOptions, o.mkfsOptions)
 	set(metaMountOptions, o.mountOptions)
 	set(metaUID, decimal(o.owner.UID))
@@ -50,6 +69,16 @@ func (o options) meta() map[string]string {
 	if o.owner.Mode != nil {
 		set(metaMode, fmt.Sprintf("%04o", *o.owner.Mode))
 	}
+	if o.readOnly {
+		set(metaReadOnly, "true")
+	}
+	if o.protected {
+		set(metaProtected, "true")
+	}
+	set(metaEncryption, o.encryption)
+	set(metaPassphrase, o.passphrase)
+	set(metaLabels, o.given[OptLabels])
+	set(metaDescription, o.description)
 	return m
 }
 

@@ -36,7 +36,7 @@ func (d *Driver) startAfresh(ctx context.Context) {
 	}
 }
 
-func (d *Driver) mount(ctx context.Context, name, id string) (string, error) {
+func (d *Driver) mount(ctx context.Context, name, id string) (path string, err error) {
 	unlock, err := d.begin(ctx, name, "mount")
 	if err != nil {
 		return "", err
@@ -56,9 +56,36 @@ func (d *Driver) mount(ctx context.Context, name, id string) (string, error) {
 			return "", err
 		}
 	}
+	if path, err = d.inside(ctx, name); err != nil {
+		return "", err
+	}
 	d.refs.add(name, id)
 	d.record.note(name)
-	return d.path(name), nil
+	return path, nil
+}
+
+// inside is what of a mounted volume containers get: all of it or, where other
+// plugins made it so, a directory.
+func (d *Driver) inside(ctx context.Context, name string) (string, error) {
+	directory, ok := d.within.Load(name)
+	if !ok {
+		return d.path(name), nil
+	}
+	return d.fs.Inside(ctx, d.path(name), directory.(string))
+}
+
+// useDirectory notes which directory of a volume is meant; "" = all of it.
+func (d *Driver) useDirectory(name string, meta map[string]string) error {
+	directory := meta[metaSubdirectory]
+	if directory == "" {
+		d.within.Delete(name)
+		return nil
+	}
+	if !ValidName(directory) {
+		return fmt.Errorf("%w: docker_volume.%s of its image is %.40q: give the name of a directory", ErrInvalid, metaSubdirectory, directory)
+	}
+	d.within.Store(name, directory)
+	return nil
 }
 
 // staged tells whether the volume is mounted here on a mapping that works.
@@ -96,7 +123,7 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 }
 
 // stage takes a volume from Ceph to a mounted filesystem: guard, map, swap,
-// format if it is blank, mount. What a failure leaves is undone in reverse.
+// keep what was promised of it, mount. What a failure leaves is undone in reverse.
 func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.reclaim(ctx, name, nil); err != nil {
 		return err
@@ -104,7 +131,10 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.renew(ctx, name); err != nil {
 		return err
 	}
-	l, err := d.acquire(ctx, name)
+	l, err := d.acquire(ctx, name, toMount)
+	if errors.Is(err, errShared) {
+		return d.stageShared(ctx, name)
+	}
 	if err != nil {
 		return err
 	}
@@ -121,28 +151,56 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return err
 	}
+	promised, version, err := d.promised(ctx, l.Image(), meta)
+	if err != nil {
+		return err
+	}
+	if promised != nil {
+		meta = promised.Meta
+	} else if err := halfRolledBack(meta); err != nil {
+		return err
+	}
+	if err := d.useDirectory(name, meta); err != nil {
+		return err
+	}
 	if !l.adopted && !slices.Contains(l.Image().Features, FeatureLock) {
 		d.log.WithField("volume", name).Infof("switching on %s: the image was made without, and nobody uses it now", FeatureLock)
 		if err := l.EnableLock(ctx); err != nil {
 			return err
 		}
 	}
-	m, err := d.mapper.Map(ctx, l.Image(), ReadWrite)
+	image := l.Image()
+	if image.Encryption, err = d.encryption(ctx, meta); err != nil {
+		return err
+	}
+	if promised != nil && promised.Image.From == nil && image.Encryption != nil {
+		if version, err = d.encrypt(ctx, l, promised, version, *image.Encryption); err != nil {
+			return err
+		}
+	}
+	m, err := d.mapper.Map(ctx, image, ReadWrite)
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
 	}
 	if l.adopted && !l.guard.covers(m) { // it was on its way out, and this is a new one
 		l.adopted = false
 	}
-	if meta[metaFSType] == "" {
-		b, version, err := d.loadBlank(ctx, name)
-		if err == nil {
-			return d.makeFilesystem(ctx, l, m, b, version)
-		}
-		if !errors.Is(err, ErrNotFound) {
-			return err
-		}
+	switch {
+	case promised != nil && promised.Image.From != nil:
+		err = d.finishCopy(ctx, l, m, promised, version)
+	case promised != nil:
+		err = d.makeFilesystem(ctx, l, m, promised, version)
+	default:
+		err = d.mountMapped(ctx, l, m, meta)
 	}
+	if err == nil && flag(meta, metaReadOnly) && !l.adopted {
+		err = d.seal(ctx, l, m)
+	}
+	return err
+}
+
+// mountMapped mounts what is complete.
+func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[string]string) error {
 	if !l.adopted {
 		if err := d.swap(ctx, l, guardMapped, m.Addr); errors.Is(err, ErrLost) {
 			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", ErrInUse, err)
@@ -151,17 +209,27 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		}
 		d.closeHandle(ctx, l) // the guard does not name the control client any more
 	}
-	fstype := meta[metaFSType]
-	if fstype == "" {
-		if fstype, err = d.fs.Probe(ctx, m.Device); err != nil {
-			return fmt.Errorf("%w; the image was not made by this plugin, so it is not formatted: "+
-				"make a filesystem on it yourself, or remove it", err)
-		}
+	fstype, err := d.fstypeOf(ctx, meta, m)
+	if err != nil {
+		return err
 	}
 	if err := d.fs.Check(ctx, m.Device, fstype); err != nil {
 		return err
 	}
-	return d.fs.Mount(ctx, Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: d.mountOptions(meta, fstype)})
+	mount := Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
+	return d.mountFull(ctx, mount, m)
+}
+
+// encryption is how to open an image with this metadata; nil if it is not encrypted.
+func (d *Driver) encryption(ctx context.Context, meta map[string]string) (*Encryption, error) {
+	if meta[metaEncryption] == "" {
+		return nil, nil
+	}
+	passphrase, err := d.secrets.Secret(ctx, meta[metaPassphrase])
+	if err != nil {
+		return nil, err
+	}
+	return &Encryption{Format: meta[metaEncryption], Passphrase: passphrase}, nil
 }
 
 // detachStale takes away a mount whose mapping is gone or dead, as a crash of

@@ -141,7 +141,7 @@ func TestSweepTakesTheGuardsOfImagesThatAreGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := gone.Remove(within(t, ever)); err != nil { // by hand
+	if err := gone.Remove(within(t, ever), 0); err != nil { // by hand
 		t.Fatal(err)
 	}
 	two.Sweep(within(t, ever))

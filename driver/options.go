@@ -1,15 +1,16 @@
 package driver
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Names of the options of docker volume create. The first five are those of
-// wetopi's plugin; the last three are named as in Ceph's own tools.
+// wetopi's plugin; what is Ceph's is named as in Ceph's own tools.
 const (
 	OptSize         = "size"
 	OptFSType       = "fstype"
@@ -23,13 +24,28 @@ const (
 	OptDataPool     = "data-pool"
 	OptObjectSize   = "object-size"
 	OptFeatures     = "image-feature"
+	OptNamespace    = "namespace"
+	OptStripeUnit   = "stripe-unit"
+	OptStripeCount  = "stripe-count"
+	OptFrom         = "from"
+	OptSnapshot     = "snapshot"
+	OptReadOnly     = "readonly"
+	OptProtected    = "protected"
+	OptEncryption   = "encryption"
+	OptPassphrase   = "passphrase"
+	OptLabels       = "labels"
+	OptDescription  = "description"
 )
 
 // OptionNames are all options of docker volume create.
 var OptionNames = []string{
 	OptSize, OptFSType, OptMkfsOptions, OptMountOptions, OptUID, OptGID, OptMode,
-	OptOrder, OptObjectSize, OptDataPool, OptFeatures, OptPool,
+	OptFrom, OptSnapshot, OptReadOnly, OptProtected, OptEncryption, OptPassphrase, OptLabels, OptDescription,
+	OptPool, OptNamespace, OptDataPool, OptOrder, OptObjectSize, OptStripeUnit, OptStripeCount, OptFeatures,
 }
+
+// mib4 is Ceph's own object size.
+const mib4 = 4 * mib
 
 // FeatureLock is the image feature without which nothing is mapped: with it
 // Ceph's own clients fence a dead writer once more, before they write.
@@ -67,22 +83,41 @@ type options struct {
 	mountOptions string // "" = whatever the setting is on the node that mounts
 	owner        Owner
 	objectSize   uint64
+	stripeUnit   uint64
+	stripeCount  uint64
 	dataPool     string
 	features     []string
+	from         source
+	readOnly     bool
+	protected    bool
+	encryption   string // "" = none, or as that of which it is a clone
+	passphrase   string // name of it; "" = as before
+	labels       map[string]string
+	description  string
 	given        map[string]string // what the request itself said
+}
+
+// source names what a volume is to be a copy of.
+type source struct {
+	volume   string // "" = a new, empty volume
+	snapshot string // "" = as it is now
 }
 
 // parseOptions fills in defaults (by option name) and checks everything. mkfs
 // and mount options of the defaults are meant for the default filesystem and
 // reach no other: "-O mmp" must never come to mkfs.xfs.
-func parseOptions(pool string, defaults, given map[string]string) (o options, err error) {
+func parseOptions(place Place, defaults, given map[string]string) (o options, err error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(OptionNames, name) {
 			return o, invalidf("option %.40q: allowed are %s", name, strings.Join(OptionNames, ", "))
 		}
 	}
 	for name, value := range given {
-		if err := checkWords(name, value); err != nil {
+		check := checkWords
+		if name == OptLabels || name == OptDescription { // for people
+			check = checkText
+		}
+		if err := check(name, value); err != nil {
 			return o, err
 		}
 	}
@@ -95,8 +130,20 @@ func parseOptions(pool string, defaults, given map[string]string) (o options, er
 		return ""
 	}
 	o.given = given
-	if v := given[OptPool]; v != "" && v != pool {
-		return o, invalidf("option %s=%q: this plugin's volumes are in pool %q (setting RBD_CONF_POOL)", OptPool, v, pool)
+	if err = place.accepts(given); err != nil {
+		return o, err
+	}
+	if err = o.parseSource(given); err != nil {
+		return o, err
+	}
+	if err = o.parseEncryption(defaults); err != nil {
+		return o, err
+	}
+	if o.labels, err = parseLabels(given[OptLabels]); err != nil {
+		return o, err
+	}
+	if o.description = given[OptDescription]; strings.TrimSpace(o.description) != o.description {
+		return o, invalidf("option %s=%q: it begins or ends with a blank", OptDescription, o.description)
 	}
 	if o.fstype = get(OptFSType); minSize[o.fstype] == 0 {
 		return o, invalidf("option %s=%q: allowed are btrfs, ext4, xfs", OptFSType, o.fstype)
@@ -104,10 +151,24 @@ func parseOptions(pool string, defaults, given map[string]string) (o options, er
 	if o.size, err = parseSize(OptSize, get(OptSize)); err != nil {
 		return o, err
 	}
-	if least := minSize[o.fstype]; o.size < least {
+	if o.from.volume != "" && strings.TrimSpace(given[OptSize]) == "" {
+		o.size = 0 // as large as what it is a copy of
+	}
+	least := minSize[o.fstype]
+	if o.encryption != "" {
+		least += headerSize
+	}
+	if o.size < least && o.from.volume == "" {
 		return o, invalidf("option %s=%q: %s needs at least %s", OptSize, get(OptSize), o.fstype, formatSize(least))
 	}
 	o.mkfsOptions = given[OptMkfsOptions]
+	if o.from.volume != "" {
+		if strings.TrimSpace(given[OptFSType]) == "" {
+			o.fstype = ""
+		}
+		defaults = maps.Clone(defaults)
+		delete(defaults, OptMkfsOptions)
+	}
 	if _, set := given[OptMkfsOptions]; !set && o.fstype == defaultFSType(defaults) {
 		o.mkfsOptions = defaults[OptMkfsOptions]
 	}
@@ -138,14 +199,17 @@ func parseOptions(pool string, defaults, given map[string]string) (o options, er
 	if err = o.parseLayout(defaults, given); err != nil {
 		return o, err
 	}
+	if err = o.parseStripes(get(OptStripeUnit), get(OptStripeCount)); err != nil {
+		return o, err
+	}
 	o.features, err = parseFeatures(get(OptFeatures))
 	return o, err
 }
 
 // CheckDefaults checks the settings that are defaults of options, as they will
 // be used by every Create.
-func CheckDefaults(pool string, defaults map[string]string) error {
-	_, err := parseOptions(pool, defaults, nil)
+func CheckDefaults(defaults map[string]string) error {
+	_, err := parseOptions(Place{}, defaults, nil)
 	if err == nil {
 		_, err = parseMountOptions(OptMountOptions, defaults[OptMountOptions])
 	}
@@ -157,28 +221,6 @@ func defaultFSType(defaults map[string]string) string {
 		return v
 	}
 	return BuiltinDefaults[OptFSType]
-}
-
-// parseLayout reads the two names of one thing: order 22 is object-size 4M.
-func (o *options) parseLayout(defaults, given map[string]string) (err error) {
-	for _, from := range []map[string]string{given, defaults} {
-		order, size := from[OptOrder], from[OptObjectSize]
-		switch {
-		case order != "" && size != "":
-			return invalidf("options %s and %s: they say the same thing, give one", OptOrder, OptObjectSize)
-		case size != "":
-			o.objectSize, err = parseObjectSize(OptObjectSize, size)
-			return err
-		case order != "":
-			n, err := strconv.Atoi(order)
-			if err != nil || n < 12 || n > 25 {
-				return invalidf("option %s=%q: allowed is 12 (4K objects) to 25 (32M); 22 is Ceph's default of 4M", OptOrder, order)
-			}
-			o.objectSize = 1 << n
-			return nil
-		}
-	}
-	return nil
 }
 
 // parseMountOptions takes "noatime,discard", and "--options=noatime" or
@@ -212,16 +254,28 @@ func parseMountOptions(option, value string) (string, error) {
 	return v, nil
 }
 
+// checkText is for what people write for people, in any alphabet.
+func checkText(option, value string) error {
+	if !utf8.ValidString(value) || strings.ContainsFunc(value, unicode.IsControl) {
+		return invalidf("option %s=%q: allowed is one line of text", option, value)
+	}
+	return checkLength(option, value)
+}
+
+func checkLength(option, value string) error {
+	if len(value) > 1024 {
+		return invalidf("option %s: it has %d bytes, at most 1024 are allowed", option, len(value))
+	}
+	return nil
+}
+
 func checkWords(option, value string) error {
 	for _, r := range value {
 		if r < ' ' || r == 0x7f || r > 0x7e {
 			return invalidf("option %s=%q: allowed are printable ASCII characters", option, value)
 		}
 	}
-	if len(value) > 1024 {
-		return invalidf("option %s: it has %d bytes, at most 1024 are allowed", option, len(value))
-	}
-	return nil
+	return checkLength(option, value)
 }
 
 func parseID(option, value string) (*uint32, error) {
@@ -246,46 +300,4 @@ func parseMode(value string) (*uint32, error) {
 	}
 	mode := uint32(n)
 	return &mode, nil
-}
-
-// needs are the features that librbd demands of one another.
-var needs = map[string]string{
-	"layering": "", "exclusive-lock": "", "deep-flatten": "",
-	"object-map": "exclusive-lock", "fast-diff": "object-map",
-}
-
-func parseFeatures(value string) ([]string, error) {
-	features := strings.Split(value, ",")
-	for _, f := range features {
-		need, known := needs[f]
-		if !known {
-			return nil, invalidf("option %s=%q: %q is not a feature that the kernel maps; allowed are %s", OptFeatures, value, f,
-				strings.Join(slices.Sorted(maps.Keys(needs)), ", "))
-		}
-		if need != "" && !slices.Contains(features, need) {
-			return nil, invalidf("option %s=%q: %s needs %s", OptFeatures, value, f, need)
-		}
-	}
-	// Without it the kernel's client could read what is older than a fence: it
-	// learns of the fence while it takes over the dead one's lock.
-	if !slices.Contains(features, FeatureLock) {
-		return nil, invalidf("option %s=%q: %s must be among them", OptFeatures, value, FeatureLock)
-	}
-	return features, nil
-}
-
-// agree tells whether an existing image is what the request asks for: only
-// what the request itself says is compared.
-func (o options) agree(image Image, meta map[string]string) error {
-	differ := func(option, is string) error {
-		return fmt.Errorf("%w with %s %s, but %s was asked for; remove that volume or leave the option out",
-			ErrExists, option, is, o.given[option])
-	}
-	if o.given[OptSize] != "" && o.size != image.Size {
-		return differ(OptSize, formatSize(image.Size))
-	}
-	if is := meta[metaFSType]; is != "" && o.given[OptFSType] != "" && is != o.fstype {
-		return differ(OptFSType, is)
-	}
-	return nil
 }

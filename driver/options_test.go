@@ -73,7 +73,7 @@ func TestOptionsAndTheirDefaults(t *testing.T) {
 		{"smallest btrfs", nil, opts{OptSize: "128", OptFSType: "btrfs"}, options{size: 128 * mib, fstype: "btrfs"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := parseOptions("rbd", row.defaults, row.given)
+			got, err := parseOptions(Place{Pool: "rbd"}, row.defaults, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,17 +96,17 @@ func TestOptionsRefused(t *testing.T) {
 		mode     = `: allowed is an octal number as for chmod, for example 0750`
 		features = ` is not a feature that the kernel maps; allowed are deep-flatten, exclusive-lock, fast-diff, layering, object-map`
 		ascii    = `: allowed are printable ASCII characters`
+		rest     = `from, snapshot, readonly, protected, encryption, passphrase, labels, description, ` +
+			`pool, namespace, data-pool, order, object-size, stripe-unit, stripe-count, image-feature`
 	)
 	for _, row := range []struct {
 		name            string
 		defaults, given opts
 		want            string
 	}{
-		{"unknown", nil, opts{"sise": "1G"}, `invalid option "sise": allowed are size, fstype, mkfsOptions, mountOptions, uid, gid, mode, ` +
-			`order, object-size, data-pool, image-feature, pool`},
-		{"other capitals", nil, opts{"fsType": "xfs"}, `invalid option "fsType": allowed are size, fstype, mkfsOptions, mountOptions, uid, gid, mode, ` +
-			`order, object-size, data-pool, image-feature, pool`},
-		{"another pool", nil, opts{OptPool: "ssd"}, `invalid option pool="ssd": this plugin's volumes are in pool "rbd" (setting RBD_CONF_POOL)`},
+		{"unknown", nil, opts{"sise": "1G"}, `invalid option "sise": allowed are size, fstype, mkfsOptions, mountOptions, uid, gid, mode, ` + rest},
+		{"other capitals", nil, opts{"fsType": "xfs"}, `invalid option "fsType": allowed are size, fstype, mkfsOptions, mountOptions, uid, gid, mode, ` + rest},
+		{"another pool", nil, opts{OptPool: "ssd"}, `invalid option pool="ssd": this plugin's volumes are in pool "rbd" (settings RBD_CONF_POOL and RBD_POOLS)`},
 		{"filesystem", nil, opts{OptFSType: "zfs"}, `invalid option fstype="zfs": allowed are btrfs, ext4, xfs`},
 		{"filesystem in capitals", nil, opts{OptFSType: "EXT4"}, `invalid option fstype="EXT4": allowed are btrfs, ext4, xfs`},
 		{"size", nil, opts{OptSize: "10X"}, `invalid option size="10X": give a number with a unit K, M, G or T (powers of 1024), for example 10G; a bare number is MiB`},
@@ -139,7 +139,7 @@ func TestOptionsRefused(t *testing.T) {
 			`invalid option image-feature="exclusive-lock,fast-diff": fast-diff needs object-map`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := parseOptions("rbd", row.defaults, row.given)
+			_, err := parseOptions(Place{Pool: "rbd"}, row.defaults, row.given)
 			wantInvalid(t, err, row.want)
 		})
 	}
@@ -150,7 +150,7 @@ func TestSettingsAreCheckedAsTheyWillBeUsed(t *testing.T) {
 		nil,
 		{OptSize: "10G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptMountOptions: "--options=noatime,nouuid", OptOrder: "22"},
 	} {
-		if err := CheckDefaults("rbd", defaults); err != nil {
+		if err := CheckDefaults(defaults); err != nil {
 			t.Errorf("%v: %v", defaults, err)
 		}
 	}
@@ -158,7 +158,7 @@ func TestSettingsAreCheckedAsTheyWillBeUsed(t *testing.T) {
 		OptSize: "1", OptFSType: "zfs", OptMkfsOptions: "\x7f", OptMountOptions: "remount", OptOrder: "1", OptObjectSize: "1", OptFeatures: "striping",
 	}
 	for option, value := range refused {
-		err := CheckDefaults("rbd", opts{option: value})
+		err := CheckDefaults(opts{option: value})
 		if err == nil || !strings.Contains(err.Error(), option+"="+quoted(value)) {
 			t.Errorf("%s=%q: got %v", option, value, err)
 			continue
@@ -258,7 +258,7 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 
 // What Create leaves in Ceph is all that the node of the first mount knows.
 func TestOptionsSurviveAsMetadata(t *testing.T) {
-	o, err := parseOptions("rbd", nil, opts{
+	o, err := parseOptions(Place{Pool: "rbd"}, nil, opts{
 		OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptMountOptions: "-o noatime", OptUID: "999", OptGID: "0", OptMode: "750",
 	})
 	if err != nil {
@@ -292,11 +292,11 @@ func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
 			"already exists with fstype ext4, but xfs was asked for; remove that volume or leave the option out"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			o, err := parseOptions("rbd", opts{OptSize: "1G"}, row.given)
+			o, err := parseOptions(Place{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = o.agree(image, row.meta)
+			err = o.agree(image.Size, row.meta)
 			if row.want == "" {
 				if err != nil {
 					t.Error(err)
@@ -360,7 +360,7 @@ func FuzzOptions(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, given, defaults string) {
-		o, err := parseOptions("rbd", optsOf(defaults), optsOf(given))
+		o, err := parseOptions(Place{Pool: "rbd"}, optsOf(defaults), optsOf(given))
 		if err != nil {
 			wantOneInvalidLine(t, err)
 			return
@@ -391,7 +391,7 @@ func FuzzOptions(f *testing.F) {
 				t.Errorf("metadata %s=%q", key, value)
 			}
 		}
-		if err := o.agree(Image{Size: o.size}, o.meta()); err != nil {
+		if err := o.agree(o.size, o.meta()); err != nil {
 			t.Errorf("a volume does not agree with its own options: %v", err)
 		}
 	})

@@ -12,7 +12,54 @@ type Image struct {
 	Size     uint64    // bytes
 	Created  time.Time // by the cluster's clock
 	Features []string  // librbd's names, for example "exclusive-lock"
+	Parent   *Origin   // of a clone; nil = it is none, or is one no longer
 	Snap     string    // a snapshot of the image; "" = the image itself
+
+	// Encryption opens the image for Map. Ceph does not know of it; nil = it is
+	// mapped as it is.
+	Encryption *Encryption
+}
+
+// Place is where images lie: a pool, and in it a namespace, "" = none.
+type Place struct {
+	Pool      string `json:"pool"`
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// String is as Ceph's tools write it: "pool" or "pool/namespace".
+func (p Place) String() string {
+	if p.Namespace == "" {
+		return p.Pool
+	}
+	return p.Pool + "/" + p.Namespace
+}
+
+// Origin is a snapshot of which clones are made.
+type Origin struct {
+	Place
+	Image  string `json:"image"`
+	ID     string `json:"id"` // of the image
+	Snap   string `json:"snap"`
+	SnapID uint64 `json:"snapID"` // unlike the name it never comes again in this image
+}
+
+// same tells whether two are one snapshot, however it is called by now: that of
+// a clone is renamed when it is removed.
+func (o *Origin) same(other *Origin) bool {
+	return o != nil && other != nil && o.Place == other.Place && o.ID == other.ID && o.SnapID == other.SnapID
+}
+
+// Encryption opens an encrypted image: LUKS, as both librbd and dm-crypt have it.
+type Encryption struct {
+	Format     string // "luks1" or "luks2"
+	Passphrase []byte
+}
+
+// Snapshot is one that somebody made of an image and has not removed.
+type Snapshot struct {
+	Name string
+	ID   uint64
+	Size uint64 // bytes, of the image at that time
 }
 
 // Key tells the image, or its snapshot, from every other one: "id" or "id@snapshot".
@@ -32,13 +79,31 @@ type ImageSpec struct {
 	ObjectSize uint64   `json:"objectSize,omitempty"` // bytes, a power of two; 0 = Ceph's default
 	DataPool   string   `json:"dataPool,omitempty"`   // pool for the data objects; "" = the image's own
 	Features   []string `json:"features"`             // librbd's names
+
+	// StripeUnit, in bytes, and StripeCount, of objects, spread what is written
+	// one after the other; 0 = no more than object by object.
+	StripeUnit  uint64 `json:"stripeUnit,omitempty"`
+	StripeCount uint64 `json:"stripeCount,omitempty"`
+
+	// From makes it a clone of that snapshot, and as large, at once and without
+	// a copy; Size then is what it is to become. nil = an empty image.
+	From *Origin `json:"from,omitempty"`
+}
+
+// Layout is how an image lies on the cluster.
+type Layout struct {
+	ObjectSize  uint64 // bytes
+	StripeUnit  uint64 // bytes
+	StripeCount uint64
+	DataPool    string // "" = the image's own
 }
 
 // Images is one pool (and namespace) of a Ceph cluster. Every method returns
 // ErrUnavailable, and within its context's deadline, when Ceph does not answer.
 type Images interface {
 	// Create makes an image. ErrExists if the name is taken; the image there is
-	// not touched. ErrInvalid if it can never be made as it is asked for.
+	// not touched. ErrInvalid if it can never be made as it is asked for. A clone
+	// bears the metadata of its parent.
 	Create(ctx context.Context, spec ImageSpec) error
 	// Exists tells whether the name is taken; much faster than to open in vain.
 	Exists(ctx context.Context, name string) (bool, error)
@@ -49,6 +114,11 @@ type Images interface {
 	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)
 	// Names lists the images that can be volumes, sorted.
 	Names(ctx context.Context) ([]string, error)
+	// Purge has those images in the trash deleted whose time there is up, and
+	// returns their former names. One that clones still need stays, and the
+	// manager is told to make them independent of it. What somebody put there
+	// without a time is not touched.
+	Purge(ctx context.Context) ([]string, error)
 }
 
 // OpenMode tells a look from an intent to change.
@@ -85,12 +155,35 @@ type Handle interface {
 	// EnableLock gives the image the feature exclusive-lock, which images of
 	// other makers may lack.
 	EnableLock(ctx context.Context) error
-	// Remove makes the name free again at once, closes the handle, and has the
-	// data deleted. It is done by the handle's own client, so that a fence of
-	// that client is a fence of the removal, however late. ErrNotFound if the
-	// image is no longer there under its name, ErrBusy if it has snapshots.
-	// Whether anybody uses the image is for the caller to know.
-	Remove(ctx context.Context) error
+	// Resize makes the image larger; ErrInvalid if it would be smaller.
+	Resize(ctx context.Context, size uint64) error
+	// Encrypt writes the header of an encrypted image. What was on the image is lost.
+	Encrypt(ctx context.Context, e Encryption) error
+	// Layout is how the image lies on the cluster.
+	Layout(ctx context.Context) (Layout, error)
+	// Snapshots lists the snapshots, the oldest first.
+	Snapshots(ctx context.Context) ([]Snapshot, error)
+	// Snap makes a snapshot. ErrExists if there is one of this name.
+	Snap(ctx context.Context, name string) error
+	// Unsnap removes a snapshot; ErrNotFound if there is none. Clones of it stay.
+	Unsnap(ctx context.Context, name string) error
+	// Rollback gives the image the content of a snapshot, and takes as long as it
+	// is large. Whether anybody uses the image is for the caller to know.
+	Rollback(ctx context.Context, name string) error
+	// Clones names the images, "pool/namespace/name", that are clones of this one.
+	Clones(ctx context.Context) ([]string, error)
+	// Depth counts the ancestors of a clone.
+	Depth(ctx context.Context) (int, error)
+	// Flatten has the manager copy to a clone, in the background, what it still
+	// shares with its parent.
+	Flatten(ctx context.Context) error
+	// Remove makes the name free again at once, closes the handle, and keeps the
+	// image in Ceph's trash for this long; 0 = its data is deleted at once, or
+	// when no clone needs it any more. It is done by the handle's own client, so
+	// that a fence of that client is a fence of the removal, however late.
+	// ErrNotFound if the image is no longer there under its name, ErrBusy if it
+	// has snapshots. Whether anybody uses the image is for the caller to know.
+	Remove(ctx context.Context, keep time.Duration) error
 	// Close takes the watcher back. It may be called twice.
 	Close(ctx context.Context) error
 }
@@ -132,6 +225,8 @@ type Mapping struct {
 	Device string // for example /dev/rbd0; "" when only a part is left of it
 	Addr   string // of the mapping's own Ceph client: what a fence would bar
 	Alive  bool   // false = its I/O can only fail; Drop it
+
+	Mode OpenMode // a read-only one is no watcher, and needs no guard
 }
 
 // Key is that of the image which is mapped.
@@ -154,6 +249,13 @@ type Mapper interface {
 	Drop(ctx context.Context, key string) error
 	// Mappings lists what is mapped here from this pool.
 	Mappings(ctx context.Context) ([]Mapping, error)
+	// Size gives the device of a mapping the size that its image has by now, if
+	// that is larger, and returns it, in bytes. It asks nobody but the client of
+	// the mapping, and does not wait for Ceph.
+	Size(ctx context.Context, m Mapping) (uint64, error)
+	// Maps tells whether images with these features can be mapped on this node;
+	// ErrInvalid, with the cure, if not.
+	Maps(features []string) error
 }
 
 // Filesystem makes and mounts filesystems on block devices of this node.
@@ -171,6 +273,22 @@ type Filesystem interface {
 	// Mount mounts the device; mounted there already is no error. ErrHidden if
 	// the mount does not reach the host, where Docker would look for it.
 	Mount(ctx context.Context, m Mount) error
+	// Fills tells whether a filesystem, which is not mounted, takes all of its device.
+	Fills(ctx context.Context, device, fstype string) (bool, error)
+	// Grow makes a mounted filesystem as large as its device.
+	Grow(ctx context.Context, m Mount) error
+	// Renew gives the filesystem on a device that is not mounted an id of its own,
+	// where the kernel would not mount two of one id. Options are those of a mount.
+	Renew(ctx context.Context, m Mount) error
+	// Freeze writes out all that is under way and holds all writers up until Thaw.
+	Freeze(ctx context.Context, path string) error
+	// Thaw ends a Freeze; nil if there was none.
+	Thaw(ctx context.Context, path string) error
+	// Inside is the path of a directory right under a mount; ErrContent if there is
+	// none, or if it leads elsewhere.
+	Inside(ctx context.Context, path, directory string) (string, error)
+	// Space is the size of a mounted filesystem and what is used of it, in bytes.
+	Space(ctx context.Context, path string) (size, used uint64, err error)
 	// Prepare gives the root of a fresh filesystem its owner and mode, takes
 	// lost+found away, and returns when all is on disk.
 	Prepare(ctx context.Context, path string, owner Owner) error
@@ -188,6 +306,14 @@ type Filesystem interface {
 	// Reaches tries whether mounts under the directory reach the host;
 	// ErrHidden if not.
 	Reaches(ctx context.Context, dir string) error
+}
+
+// Secrets keeps passphrases.
+type Secrets interface {
+	// Secret reads the passphrase of this name, "file:NAME", a file of this
+	// node, or "ceph:NAME", of the cluster's config-key store. ErrInvalid if there
+	// is none, with where it was looked for.
+	Secret(ctx context.Context, name string) ([]byte, error)
 }
 
 // Mount is one mount: mount -t FSType -o Options Device Path.

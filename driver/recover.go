@@ -14,9 +14,12 @@ import (
 // learns which volumes there are, for the time when Ceph cannot be asked, and so
 // whether it can, before Docker asks.
 //
-// Once a day, ten minutes after the start for the first time, it sweeps.
+// Once a day, ten minutes after the start for the first time, it sweeps, and each
+// hour it empties the trash of what has been there for long enough.
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	sweep := time.Now().Add(10 * time.Minute)
+	purge := sweep
+	d.thaw(ctx)
 	known := d.outage.start(d.patience / 10)
 	_ = d.learn(ctx)
 	known()
@@ -25,6 +28,10 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 		if time.Now().After(sweep) {
 			go d.Sweep(ctx)
 			sweep = time.Now().Add(24 * time.Hour)
+		}
+		if time.Now().After(purge) {
+			go d.Purge(ctx)
+			purge = time.Now().Add(time.Hour)
 		}
 		if !sleep(ctx, interval) {
 			return
@@ -68,7 +75,9 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	var addrs []string
 	for _, m := range mappings {
 		volumes[m.Name] = true
-		addrs = append(addrs, m.Addr)
+		if m.Mode == ReadWrite {
+			addrs = append(addrs, m.Addr)
+		}
 	}
 	for path := range mounts {
 		volumes[filepath.Base(path)] = true
@@ -144,6 +153,19 @@ func (d *Driver) Sweep(ctx context.Context) {
 	}
 }
 
+// Purge empties the trash of removed volumes whose time there is up.
+func (d *Driver) Purge(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	names, err := d.images.Purge(ctx)
+	for _, name := range names {
+		d.log.WithField("volume", name).Info("its time in the trash is up: its data is deleted")
+	}
+	if err != nil {
+		d.log.Warn(wrap("empty the trash", "", err))
+	}
+}
+
 // settle puts one volume of this node right. Which clients are fenced may have
 // been asked for many volumes at once; nil = not.
 func (d *Driver) settle(ctx context.Context, name string, fenced map[string]bool) {
@@ -178,6 +200,9 @@ func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]boo
 		return err
 	}
 	lost := !m.Alive
+	if !lost && m.Mode == ReadOnly {
+		return d.rewatch(ctx, m)
+	}
 	if !lost {
 		if lost, err = d.lost(ctx, m, fenced); err != nil {
 			return err

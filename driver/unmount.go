@@ -39,8 +39,15 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 		return err
 	}
 	m, mapped, err := d.mapping(ctx, name)
-	if err != nil || !mapped {
+	if err != nil {
 		return err
+	}
+	if !mapped {
+		d.unwatch(ctx, name)
+		return nil
+	}
+	if m.Mode == ReadOnly {
+		return d.letGoShared(ctx, m)
 	}
 	if !m.Alive {
 		return d.drop(ctx, m)
@@ -124,7 +131,10 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 		patience, cancel = context.WithTimeout(ctx, d.patience)
 		defer cancel()
 	}
-	err := d.fences.Fence(patience, m.Addr)
+	var err error
+	if m.Mode == ReadWrite {
+		err = d.fences.Fence(patience, m.Addr)
+	}
 	if err != nil && m.Alive {
 		d.log.WithField("volume", m.Name).Warnf("the mapping %s (%s) may not write any more, but cannot be fenced and stays for now: %v", m.Device, m.Addr, err)
 		return fmt.Errorf("fence %s: %w", m.Addr, err)
@@ -135,6 +145,7 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 	d.log.WithField("volume", m.Name).Warnf("dropping the mapping %s (%s): its client is dead or fenced, or not the one of the guard; "+
 		"containers that still use it must be restarted", m.Device, m.Addr)
 	d.refs.forget(m.Name)
+	d.unwatch(ctx, m.Name)
 	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -21,16 +22,22 @@ type Volume struct {
 // Mount. A volume that exists and agrees with the options is a success: Docker
 // repeats itself, and the other nodes of a swarm create at the same time.
 func (d *Driver) Create(ctx context.Context, name string, opts map[string]string) error {
-	ctx, cancel := d.inTrouble(ctx)
-	defer cancel()
-	return wrap("create", name, d.create(ctx, name, opts))
+	return d.CreateFrom(ctx, name, opts, d)
 }
 
-func (d *Driver) create(ctx context.Context, name string, given map[string]string) error {
+// CreateFrom is Create with the driver of the place where the volume is that the
+// new one is to be a copy of.
+func (d *Driver) CreateFrom(ctx context.Context, name string, opts map[string]string, origin *Driver) error {
+	ctx, cancel := d.inTrouble(ctx)
+	defer cancel()
+	return wrap("create", name, d.create(ctx, name, opts, origin))
+}
+
+func (d *Driver) create(ctx context.Context, name string, given map[string]string, origin *Driver) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	o, err := parseOptions(d.pool, d.defaults, given)
+	o, err := parseOptions(d.place, d.defaults, given)
 	if err != nil {
 		return err
 	}
@@ -39,7 +46,6 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 		return err
 	}
 	defer unlock()
-
 	exists, err := d.images.Exists(ctx, name)
 	switch {
 	case err != nil:
@@ -47,24 +53,61 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 	case exists:
 		err = d.agree(ctx, name, o)
 	default:
-		spec := ImageSpec{Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features}
-		promised, err := d.promise(ctx, name, blank{Image: spec, Meta: o.meta()})
-		if err != nil {
-			return err
-		}
-		switch err = d.images.Create(ctx, spec); {
-		case errors.Is(err, ErrExists):
-			return d.agree(ctx, name, o)
-		case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
-			return also(err, "clean up", d.forgetBlank(ctx, name, promised))
-		case err != nil:
-			return err
-		}
+		err = d.make(ctx, name, o, origin)
 	}
 	if err == nil {
 		d.record.put(name, d.now())
 	}
 	return err
+}
+
+// make writes the blank and makes the image.
+func (d *Driver) make(ctx context.Context, name string, o options, origin *Driver) error {
+	b := blank{Image: ImageSpec{
+		Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
+		StripeUnit: o.stripeUnit, StripeCount: o.stripeCount,
+	}, Meta: o.meta()}
+	if err := d.mapper.Maps(needed(b.Image, o)); err != nil {
+		return err
+	}
+	if o.encryption != "" { // a wrong name is to be told now, not when a task starts
+		if _, err := d.secrets.Secret(ctx, o.passphrase); err != nil {
+			return err
+		}
+	}
+	if o.from.volume != "" {
+		done, err := d.copyOf(ctx, &b, o, origin)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
+	promised, err := d.promise(ctx, name, b)
+	if err != nil {
+		return err
+	}
+	switch err = d.images.Create(ctx, b.Image); {
+	case errors.Is(err, ErrExists):
+		return d.agree(ctx, name, o)
+	case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
+		return also(err, "clean up", d.forgetBlank(ctx, name, promised))
+	}
+	return err
+}
+
+// needed are the features that an image will have, those of its layout included.
+func needed(spec ImageSpec, o options) []string {
+	features := slices.Clone(spec.Features)
+	if spec.DataPool != "" {
+		features = append(features, "data-pool")
+	}
+	if spec.StripeCount > 1 {
+		features = append(features, "striping")
+	}
+	if o.from.volume != "" {
+		features = append(features, "operations")
+	}
+	return features
 }
 
 // agree compares an existing volume with what is asked for; ErrNotFound if
@@ -75,11 +118,19 @@ func (d *Driver) agree(ctx context.Context, name string, o options) error {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, _, err := d.metaOf(ctx, h)
+	meta, promised, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
-	return o.agree(h.Image(), meta)
+	return o.agree(sizeOf(h.Image(), promised), meta)
+}
+
+// sizeOf is the size of a volume's image, in bytes, or what it is to become.
+func sizeOf(image Image, promised *blank) uint64 {
+	if promised != nil {
+		return max(image.Size, promised.Image.Size)
+	}
+	return image.Size
 }
 
 // Get describes a volume. ErrNotFound means that Ceph said so; while Ceph
@@ -118,70 +169,8 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	}
 	return Volume{
 		Name: name, Mountpoint: d.Path(ctx, name), Created: created,
-		Status: map[string]any{"pool": d.pool, "ceph": "unavailable: " + err.Error()},
+		Status: map[string]any{"pool": d.place.Pool, "ceph": "unavailable: " + err.Error()},
 	}, nil
-}
-
-// describe asks Ceph.
-func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error) {
-	v = Volume{Name: name, Mountpoint: d.Path(ctx, name)}
-	h, err := d.images.Open(ctx, name, ReadOnly)
-	if err != nil {
-		return v, err
-	}
-	defer d.closeHandle(ctx, h)
-	image := h.Image()
-	meta, formatted, err := d.metaOf(ctx, h)
-	if err != nil {
-		return v, err
-	}
-	v.Created = image.Created
-	v.Status = map[string]any{
-		"pool": d.pool, "image": image.Name, "id": image.ID, "size": formatSize(image.Size),
-		"filesystem": filesystemStatus(meta, formatted), "created": image.Created.Format(time.RFC3339),
-	}
-	if d.space != "" {
-		v.Status["namespace"] = d.space
-	}
-	if d.why != "" {
-		v.Status["mapper"] = d.why
-	}
-	switch guard, _, err := d.loadGuard(ctx, image.ID); {
-	case err == nil:
-		v.Status["node"] = guard.Node
-		v.Status["since"] = guard.Since.Format(time.RFC3339)
-		v.Status["client"] = strings.Join(guard.Addrs, ", ")
-	case !errors.Is(err, ErrNotFound):
-		return v, err
-	}
-	if m, found, _ := d.mapping(ctx, v.Name); found {
-		v.Status["device"] = m.Device
-	}
-	if mount, found, _ := d.mounted(ctx, name); found {
-		if broken := d.fs.Sound(ctx, mount); errors.Is(broken, ErrContent) {
-			v.Status["error"] = broken.Error() + "; restart its containers"
-		}
-	}
-	// Without fast-diff, or with an object map that is not valid, it takes a
-	// question per object: too long for what every start of a container asks.
-	if slices.Contains(image.Features, "fast-diff") {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if used, err := h.Used(ctx); err == nil {
-			v.Status["used"] = formatSize(used)
-		}
-	}
-	return v, nil
-}
-
-func filesystemStatus(meta map[string]string, formatted bool) string {
-	switch fstype := meta[metaFSType]; {
-	case formatted:
-		return fstype
-	case fstype != "":
-		return fstype + " (made at the first mount)"
-	}
-	return "not made by this plugin, mounted as it is"
 }
 
 // List names the volumes: those of Ceph or, while Ceph cannot be asked, those
@@ -221,10 +210,12 @@ func (d *Driver) learn(ctx context.Context) error {
 // Path is where the volume is mounted on this node, "" if it is not. It asks
 // the kernel only.
 func (d *Driver) Path(ctx context.Context, name string) string {
-	if m, found, _ := d.mounted(ctx, name); found {
-		return m.Path
+	if _, found, _ := d.mounted(ctx, name); !found {
+		return ""
 	}
-	return ""
+	directory, _ := d.within.Load(name)
+	sub, _ := directory.(string)
+	return filepath.Join(d.path(name), sub)
 }
 
 // removePatience bounds how long Remove waits for a holder to let go: the one
@@ -243,15 +234,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer unlock()
-	if n := d.refs.count(name); n > 0 {
-		return fmt.Errorf("%w: %d containers use it on this node (%s)", ErrBusy, n, d.node.Name)
-	}
-	if err := d.letGo(ctx, name); err != nil { // what a crash may have left mapped
-		return err
-	}
-	wait, cancel := context.WithTimeout(ctx, removePatience)
-	defer cancel()
-	l, err := d.acquire(wait, name)
+	l, err := d.idle(ctx, name)
 	if errors.Is(err, ErrNotFound) {
 		d.record.remove(name)
 		return nil
@@ -260,12 +243,19 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer d.closeHandle(ctx, l)
-	_, promised, err := d.loadBlank(ctx, name) // before the name is free for another's
+	keep, err := d.removable(ctx, l)
+	var promised Version
+	if err == nil {
+		_, promised, err = d.loadBlank(ctx, name) // before the name is free for another's
+	}
 	if err == nil || errors.Is(err, ErrNotFound) {
 		err = d.swap(ctx, l, guardRemoving, l.Client())
 	}
 	if err == nil {
-		err = l.Remove(ctx)
+		err = d.dropOwn(ctx, l)
+	}
+	if err == nil {
+		err = l.Remove(ctx, keep)
 	}
 	if errors.Is(err, ErrNotFound) { // removed by another way meanwhile
 		err = nil
@@ -281,6 +271,34 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	d.record.remove(name)
 	return d.giveBack(ctx, l.Image().ID, l.version)
+}
+
+// removable tells whether a volume may be removed, and for how long it is to be kept
+// in the trash: one that was never mounted has nothing that anybody could want back.
+func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, err error) {
+	meta, promised, err := d.metaOf(ctx, l)
+	switch {
+	case err != nil:
+		return 0, err
+	case flag(meta, metaProtected):
+		return 0, fmt.Errorf("%w: the volume is protected; to take that back: rbd image-meta set %s/%s docker_volume.protected false",
+			ErrBusy, d.place, l.Image().Name)
+	case promised != nil:
+		return 0, nil
+	}
+	return d.trash, nil
+}
+
+// dropOwn removes the snapshots that a plugin made for a clone, and was killed
+// before it could remove them.
+func (d *Driver) dropOwn(ctx context.Context, l *lease) error {
+	snaps, err := l.Snapshots(ctx)
+	for _, s := range snaps {
+		if err == nil && strings.HasPrefix(s.Name, ours) {
+			err = l.Unsnap(ctx, s.Name)
+		}
+	}
+	return err
 }
 
 // also adds what went wrong while a failure was being undone, in one line.

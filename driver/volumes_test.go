@@ -196,7 +196,7 @@ func TestAnImageThatReplacedABegunOneIsNotFormatted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Remove(within(t, ever)); err != nil {
+	if err := h.Remove(within(t, ever), 0); err != nil {
 		t.Fatal(err)
 	}
 	foreign(t, c, "v", "restored from a backup")

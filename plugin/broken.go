@@ -41,3 +41,15 @@ func (b Broken) Holdings(context.Context) ([]driver.Holding, error) { return nil
 
 // FenceNode tells the reason.
 func (b Broken) FenceNode(context.Context, string) ([]driver.Holding, error) { return nil, b.Reason }
+
+// Snapshots tells the reason.
+func (b Broken) Snapshots(context.Context, string) ([]driver.Snapshot, error) { return nil, b.Reason }
+
+// Snap tells the reason.
+func (b Broken) Snap(context.Context, string, string) (bool, error) { return false, b.Reason }
+
+// Unsnap tells the reason.
+func (b Broken) Unsnap(context.Context, string, string) error { return b.Reason }
+
+// Rollback tells the reason.
+func (b Broken) Rollback(context.Context, string, string) error { return b.Reason }

@@ -30,6 +30,10 @@ type Driver interface {
 	Remove(ctx context.Context, name string) error
 	Holdings(ctx context.Context) ([]driver.Holding, error)
 	FenceNode(ctx context.Context, node string) ([]driver.Holding, error)
+	Snapshots(ctx context.Context, name string) ([]driver.Snapshot, error)
+	Snap(ctx context.Context, name, snapshot string) (frozen bool, err error)
+	Unsnap(ctx context.Context, name, snapshot string) error
+	Rollback(ctx context.Context, name, snapshot string) error
 }
 
 // Server answers Docker.
@@ -63,6 +67,10 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/VolumeDriver.Path", serve(s, "path", shortDeadline, s.path))
 	mux.HandleFunc("/Guard.List", serve(s, "list guards", shortDeadline, s.guards))
 	mux.HandleFunc("/Guard.Fence", serve(s, "fence node", shortDeadline, s.fence))
+	mux.HandleFunc("/Snapshot.List", serve(s, "list snapshots", shortDeadline, s.snapshots))
+	mux.HandleFunc("/Snapshot.Create", serve(s, "make snapshot", shortDeadline, s.snap))
+	mux.HandleFunc("/Snapshot.Remove", serve(s, "remove snapshot", shortDeadline, s.unsnap))
+	mux.HandleFunc("/Snapshot.Rollback", serve(s, "roll back", longDeadline, s.rollback))
 	return mux
 }
 
@@ -107,7 +115,7 @@ func (s *Server) remove(ctx context.Context, r volume.RemoveRequest) (empty, err
 
 func (s *Server) get(ctx context.Context, r volume.GetRequest) (volume.GetResponse, error) {
 	v, err := s.Driver.Get(ctx, r.Name)
-	if err != nil && !errors.Is(err, driver.ErrNotFound) && !errors.Is(err, driver.ErrInvalid) {
+	if err != nil && !errors.Is(err, driver.ErrNotFound) && !errors.Is(err, driver.ErrInvalid) && !errors.Is(err, driver.ErrTwice) {
 		return volume.GetResponse{}, hangUp{err}
 	}
 	return volume.GetResponse{Volume: encode(v)}, err
@@ -186,9 +194,12 @@ func decode(log logrus.FieldLogger, body []byte, request any) (logrus.FieldLogge
 	if err := json.Unmarshal(body, request); err != nil {
 		return log, fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol: %w", driver.ErrInvalid, err)
 	}
-	var who struct{ Name, ID string }
+	var who struct{ Name, Volume, Snapshot, ID string }
 	if json.Unmarshal(body, &who) == nil {
-		log = log.WithField("volume", shorten(who.Name))
+		log = log.WithField("volume", shorten(who.Name+who.Volume))
+		if who.Snapshot != "" {
+			log = log.WithField("snapshot", shorten(who.Snapshot))
+		}
 		if who.ID != "" {
 			log = log.WithField("id", shorten(who.ID))
 		}
@@ -209,7 +220,7 @@ func shorten(s string) string {
 func logRequest(log logrus.FieldLogger, op string, err error) {
 	looks := false
 	switch op {
-	case "activate", "capabilities", "get", "list", "path", "list guards":
+	case "activate", "capabilities", "get", "list", "path", "list guards", "list snapshots":
 		looks = true
 	}
 	switch {

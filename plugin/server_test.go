@@ -37,6 +37,11 @@ type fake struct {
 
 	holdings  func(ctx context.Context) ([]driver.Holding, error)
 	fenceNode func(ctx context.Context, node string) ([]driver.Holding, error)
+
+	snapshots func(ctx context.Context, name string) ([]driver.Snapshot, error)
+	snap      func(ctx context.Context, name, snapshot string) (bool, error)
+	unsnap    func(ctx context.Context, name, snapshot string) error
+	rollback  func(ctx context.Context, name, snapshot string) error
 }
 
 var _ plugin.Driver = fake{}
@@ -115,6 +120,38 @@ func (f fake) FenceNode(ctx context.Context, node string) ([]driver.Holding, err
 		return nil, errUnexpected
 	}
 	return f.fenceNode(ctx, node)
+}
+
+func (f fake) Snapshots(ctx context.Context, name string) ([]driver.Snapshot, error) {
+	if f.snapshots == nil {
+		f.unexpected("Snapshots", name)
+		return nil, errUnexpected
+	}
+	return f.snapshots(ctx, name)
+}
+
+func (f fake) Snap(ctx context.Context, name, snapshot string) (bool, error) {
+	if f.snap == nil {
+		f.unexpected("Snap", name, snapshot)
+		return false, errUnexpected
+	}
+	return f.snap(ctx, name, snapshot)
+}
+
+func (f fake) Unsnap(ctx context.Context, name, snapshot string) error {
+	if f.unsnap == nil {
+		f.unexpected("Unsnap", name, snapshot)
+		return errUnexpected
+	}
+	return f.unsnap(ctx, name, snapshot)
+}
+
+func (f fake) Rollback(ctx context.Context, name, snapshot string) error {
+	if f.rollback == nil {
+		f.unexpected("Rollback", name, snapshot)
+		return errUnexpected
+	}
+	return f.rollback(ctx, name, snapshot)
 }
 
 // docker is a client of a server on a socket, as dockerd is.

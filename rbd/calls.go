@@ -100,6 +100,13 @@ func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn fun
 // Calls on it fail when the cluster or the pool is full. Librados would wait for
 // space, with what needs none too, such as giving a guard back.
 func (p *Pool) ioctx(c *client) (*rados.IOContext, error) {
+	if err := p.checkNamespace(c); err != nil {
+		return nil, err
+	}
+	return p.open(c)
+}
+
+func (p *Pool) open(c *client) (*rados.IOContext, error) {
 	ioctx, err := c.conn.OpenIOContext(p.cfg.Pool)
 	if errno(err) == syscall.ENOENT {
 		return nil, p.noPool()
@@ -128,6 +135,6 @@ func (p *Pool) remains(c *client, ioctx *rados.IOContext) error {
 }
 
 func (p *Pool) noPool() error {
-	return fmt.Errorf("pool %q: %w: the cluster has no pool of this name; see ceph osd pool ls, and the setting RBD_CONF_POOL",
+	return fmt.Errorf("pool %q: %w: the cluster has no pool of this name; see ceph osd pool ls, and the settings RBD_CONF_POOL and RBD_POOLS",
 		p.cfg.Pool, driver.ErrUnavailable)
 }

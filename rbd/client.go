@@ -26,12 +26,16 @@ type Config struct {
 	Log       logrus.FieldLogger
 }
 
-// Pool is one pool and namespace of a cluster. The connection is made when it
-// is first needed and made anew when it is lost.
+// Pool is one pool and namespace of a cluster.
 type Pool struct {
+	*cluster
 	cfg Config
+}
 
-	calls   slots // for what is done on the pool
+// cluster is the connection that pools share. It is made when it is first
+// needed and made anew when it is lost.
+type cluster struct {
+	calls   slots // for what is done on the pools
 	images  slots // for open images: apart, as who has one open goes on with calls
 	manager slots // for questions to the manager
 
@@ -44,7 +48,22 @@ type Pool struct {
 
 // New returns a pool; it does not connect.
 func New(cfg Config) *Pool {
-	return &Pool{cfg: cfg.WithDefaults(), calls: make(slots, manyCalls), images: make(slots, manyImages), manager: make(slots, 1)}
+	shared := &cluster{calls: make(slots, manyCalls), images: make(slots, manyImages), manager: make(slots, 1)}
+	return &Pool{cfg: cfg.WithDefaults(), cluster: shared}
+}
+
+// Beside returns another pool of the same cluster, by the same connection.
+func (p *Pool) Beside(place driver.Place) *Pool {
+	cfg := p.cfg
+	cfg.Pool, cfg.Namespace = place.Pool, place.Namespace
+	return &Pool{cfg: cfg, cluster: p.cluster}
+}
+
+// Config is what the pool was made with, and what follows from that.
+func (p *Pool) Config() Config { return p.cfg }
+
+func (p *Pool) place() driver.Place {
+	return driver.Place{Pool: p.cfg.Pool, Namespace: p.cfg.Namespace}
 }
 
 // WithDefaults fills in what follows from the rest.
@@ -61,6 +80,7 @@ type client struct {
 	addr    string
 	users   int // calls and open images; shut down when retired and 0
 	retired bool
+	checked map[driver.Place]bool // namespaces that are there
 }
 
 // dial is an attempt to connect that several calls may be waiting for.
@@ -174,12 +194,8 @@ func (p *Pool) connect(d *dial) {
 	}
 	var c *client
 	if err == nil {
-		waits("the monitors answer, but no OSD does; see ceph -s")
-		c = &client{conn: conn}
-		if c.addr, err = conn.GetAddrs(); err == nil {
-			err = p.checkNamespace(c)
-		}
-		if err != nil {
+		c = &client{conn: conn, checked: map[driver.Place]bool{}}
+		if c.addr, err = conn.GetAddrs(); err != nil {
 			conn.Shutdown()
 		}
 	}
@@ -196,24 +212,31 @@ func (p *Pool) connect(d *dial) {
 // checkNamespace keeps a namespace that does not exist from looking like one
 // without volumes: dockerd would forget all that it knows of them.
 func (p *Pool) checkNamespace(c *client) error {
-	if p.cfg.Namespace == "" {
+	p.mu.Lock()
+	checked := c.checked[p.place()]
+	p.mu.Unlock()
+	if p.cfg.Namespace == "" || checked {
 		return nil
 	}
-	ioctx, err := p.ioctx(c)
+	ioctx, err := p.open(c)
 	if err != nil {
 		return err
 	}
 	defer ioctx.Destroy()
 	exists, err := rbd.NamespaceExists(ioctx, p.cfg.Namespace)
 	if errno(err) == syscall.EACCES || errno(err) == syscall.EPERM {
-		return nil // a key for this namespace only may not look; it would not be there without it
+		exists, err = true, nil // a key for this namespace only may not look; it would not be there without it
 	}
 	if err == nil && !exists {
 		err = fmt.Errorf("it does not exist; make it with rbd namespace create %s/%s", p.cfg.Pool, p.cfg.Namespace)
 	}
 	if err != nil {
-		return fmt.Errorf("namespace %q: %w", p.cfg.Namespace, err)
+		// Its errno must not be taken for the volume's.
+		return fmt.Errorf("namespace %q: %w: %s", p.cfg.Namespace, driver.ErrUnavailable, err.Error())
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.checked[p.place()] = true
 	return nil
 }
 

@@ -102,9 +102,28 @@ func describe(img *rbd.Image, name string) (image driver.Image, err error) {
 	}
 	image.Created = time.Unix(created.Sec, created.Nsec).UTC()
 	set, err := img.GetFeatures()
+	if err != nil {
+		return image, err
+	}
 	features := rbd.FeatureSet(set)
 	image.Features = features.Names()
+	image.Parent, err = parentOf(img)
 	return image, err
+}
+
+// parentOf names the snapshot that an image is a clone of; nil if it is none.
+func parentOf(img *rbd.Image) (*driver.Origin, error) {
+	p, err := img.GetParent()
+	if errno(err) == syscall.ENOENT {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &driver.Origin{
+		Place: driver.Place{Pool: p.Image.PoolName, Namespace: p.Image.PoolNamespace},
+		Image: p.Image.ImageName, ID: p.Image.ImageID, Snap: p.Snap.SnapName, SnapID: p.Snap.ID,
+	}, nil
 }
 
 func (h *handle) Image() driver.Image { return h.image }

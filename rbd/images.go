@@ -1,6 +1,7 @@
 package rbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,36 +23,79 @@ var _ driver.Images = (*Pool)(nil)
 
 // Create makes an image; see driver.Images.
 func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
-	return p.do(ctx, "create image", changes, func(_ *client, ioctx *rados.IOContext) error {
-		opts := rbd.NewRbdImageOptions()
-		defer opts.Destroy()
-		features := rbd.FeatureSetFromNames(spec.Features)
-		if err := opts.SetUint64(rbd.ImageOptionFeatures, uint64(features)); err != nil {
+	return p.do(ctx, "create image", changes, func(c *client, ioctx *rados.IOContext) error {
+		opts, err := imageOptions(spec)
+		if err != nil {
 			return err
 		}
-		if spec.ObjectSize != 0 {
-			order := bits.TrailingZeros64(spec.ObjectSize)
-			if err := opts.SetUint64(rbd.ImageOptionOrder, uint64(order)); err != nil {
-				return err
-			}
+		defer opts.Destroy()
+		create := func() error { return rbd.CreateImage(ioctx, spec.Name, spec.Size, opts) }
+		if spec.From != nil {
+			create = func() error { return p.clone(c, ioctx, spec, opts) }
 		}
-		if spec.DataPool != "" {
-			if err := opts.SetString(rbd.ImageOptionDataPool, spec.DataPool); err != nil {
-				return err
-			}
-		}
-		err := rbd.CreateImage(ioctx, spec.Name, spec.Size, opts)
+		err = create()
 		if errno(err) == syscall.EEXIST && halfMade(ioctx, spec.Name) {
 			p.cfg.Log.Warnf("removing what a killed create has left of image %s", spec.Name)
 			if err = rbd.RemoveImage(ioctx, spec.Name); err == nil {
-				err = rbd.CreateImage(ioctx, spec.Name, spec.Size, opts)
+				err = create()
 			}
 		}
 		if spec.DataPool != "" && errno(err) == syscall.ENOENT {
-			return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, spec.DataPool)
+			if _, poolErr := c.conn.GetPoolByName(spec.DataPool); errno(poolErr) == syscall.ENOENT {
+				return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, spec.DataPool)
+			}
 		}
 		return err
 	})
+}
+
+func imageOptions(spec driver.ImageSpec) (*rbd.ImageOptions, error) {
+	opts := rbd.NewRbdImageOptions()
+	features := rbd.FeatureSetFromNames(spec.Features)
+	numbers := map[rbd.ImageOption]uint64{rbd.ImageOptionFeatures: uint64(features)}
+	if spec.ObjectSize != 0 {
+		numbers[rbd.ImageOptionOrder] = uint64(bits.TrailingZeros64(spec.ObjectSize))
+	}
+	if spec.StripeCount != 0 {
+		numbers[rbd.ImageOptionStripeUnit], numbers[rbd.ImageOptionStripeCount] = spec.StripeUnit, spec.StripeCount
+	}
+	if spec.From != nil {
+		// Of format 2 the parent's snapshot needs no protection and can be removed at
+		// once: Ceph keeps it out of sight as long as there are clones.
+		numbers[rbd.ImageOptionCloneFormat] = 2
+	}
+	var err error
+	for option, value := range numbers {
+		err = cmp.Or(err, opts.SetUint64(option, value))
+	}
+	if spec.DataPool != "" {
+		err = cmp.Or(err, opts.SetString(rbd.ImageOptionDataPool, spec.DataPool))
+	}
+	if err != nil {
+		opts.Destroy()
+	}
+	return opts, err
+}
+
+// clone makes an image of a snapshot, which may be in another pool.
+func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec driver.ImageSpec, opts *rbd.ImageOptions) error {
+	parent, err := p.Beside(spec.From.Place).ioctx(c)
+	if err != nil {
+		return err
+	}
+	defer parent.Destroy()
+	img, err := rbd.OpenImageByIdReadOnly(parent, spec.From.ID, rbd.NoSnapshot)
+	if errno(err) == syscall.ENOENT {
+		return fmt.Errorf("%w: image %s/%s, which is to be cloned, is gone", driver.ErrInvalid, spec.From.Place, spec.From.Image)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = img.Close() }()
+	if id, err := img.GetSnapID(spec.From.Snap); err != nil || id != spec.From.SnapID {
+		return fmt.Errorf("%w: snapshot %s of %s/%s, which is to be cloned, is gone", driver.ErrInvalid, spec.From.Snap, spec.From.Place, spec.From.Image)
+	}
+	return rbd.CloneImage(parent, spec.From.Image, spec.From.Snap, ioctx, spec.Name, opts)
 }
 
 func setMeta(img *rbd.Image, meta map[string]string) error {

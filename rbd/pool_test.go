@@ -31,6 +31,12 @@ func TestContracts(t *testing.T) {
 	t.Run("Images", func(t *testing.T) {
 		drivertest.Images(t, func(t *testing.T) drivertest.Ceph { return connect(t, testbed.Namespace(t)) })
 	})
+	t.Run("Snapshots", func(t *testing.T) {
+		drivertest.Snapshots(t, func(t *testing.T) (drivertest.Ceph, driver.Place) {
+			cfg := testbed.Namespace(t)
+			return connect(t, cfg), driver.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}
+		})
+	})
 	t.Run("Records", func(t *testing.T) {
 		cfg := testbed.Namespace(t)
 		drivertest.Records(t, func(t *testing.T) drivertest.Ceph { return connect(t, cfg) })
@@ -135,11 +141,11 @@ func TestSnapshotsKeepAnImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Remove(t.Context()); !errors.Is(err, driver.ErrBusy) {
+	if err := h.Remove(t.Context(), 0); !errors.Is(err, driver.ErrBusy) {
 		t.Errorf("removed: %v", err)
 	}
 	testbed.RBD(t, "snap", "rm", "--no-progress", cfg.Pool+"/"+cfg.Namespace+"/a@s")
-	if err := h.Remove(t.Context()); err != nil {
+	if err := h.Remove(t.Context(), 0); err != nil {
 		t.Error(err)
 	}
 }
@@ -160,7 +166,7 @@ func TestTheDataOfARemovedImageIsDeleted(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := h.Remove(t.Context()); err != nil {
+			if err := h.Remove(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
 			for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
@@ -414,7 +420,7 @@ func TestAFullCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The first removal of a namespace makes its trash, for which there is no space.
-	if err := h.Remove(t.Context()); err == nil || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "is the cluster full?") {
+	if err := h.Remove(t.Context(), 0); err == nil || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "is the cluster full?") {
 		t.Errorf("removing without a trash: %v", err)
 	}
 	_ = h.Close(t.Context())
@@ -423,7 +429,7 @@ func TestAFullCluster(t *testing.T) {
 		t.Helper()
 		h, err := p.Open(t.Context(), name, driver.ReadWrite)
 		if err == nil {
-			err = h.Remove(t.Context())
+			err = h.Remove(t.Context(), 0)
 		}
 		if err != nil {
 			t.Errorf("removing %s: %v", name, err)

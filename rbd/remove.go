@@ -14,23 +14,30 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
 
-// Remove moves the image to the trash, which is done at once, and has the
-// manager empty it, which takes as long as the image is large and survives the
-// death of this plugin. Without the manager we do it ourselves. The handle is
-// closed in between: librbd deletes no image that has a watcher.
-func (h *handle) Remove(ctx context.Context) error {
+// Remove moves the image to the trash, which is done at once. If it is not to be
+// kept there the manager is to empty it, which takes as long as the image is large
+// and survives the death of this plugin. Without the manager we do it ourselves.
+// The handle is closed in between: librbd deletes no image that has a watcher.
+func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	err := h.call(ctx, "remove image", changes, func() error {
-		snaps, err := h.img.GetSnapshotNames()
+		snaps, err := h.snapshots()
 		if err != nil {
 			return err
 		}
 		if len(snaps) > 0 {
-			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s", driver.ErrBusy, len(snaps), h.image.Name)
+			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s, and remove them first", driver.ErrBusy, len(snaps), h.spec())
+		}
+		clones, err := h.img.ListChildrenAttributes()
+		if err != nil {
+			return err
+		}
+		if len(clones) > 0 {
+			keep = max(keep, time.Second) // no time at all would say that we see to it now
 		}
 		if err := h.inPlace(); err != nil {
 			return err
 		}
-		err = rbd.GetImage(h.ioctx, h.image.Name).Trash(0)
+		err = rbd.GetImage(h.ioctx, h.image.Name).Trash(keep)
 		// The first removal of a pool makes its trash. Without space for that librbd
 		// says ENOENT (seen with 16.2), and the image is where it was.
 		if errno(err) == syscall.ENOENT && h.inPlace() == nil {
@@ -44,12 +51,77 @@ func (h *handle) Remove(ctx context.Context) error {
 	if err := h.Close(ctx); err != nil {
 		h.pool.cfg.Log.Warnf("close %s before its data is deleted: %v", h.image.Name, err)
 	}
+	if keep > 0 { // Purge will
+		return nil
+	}
 	// The volume is gone, whatever becomes of the data.
 	if err := h.pool.emptyTrash(ctx, h.image.ID); err != nil {
 		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
-			h.image.Name, h.pool.cfg.Pool, h.image.ID, err)
+			h.image.Name, h.pool.place(), h.image.ID, err)
 	}
 	return nil
+}
+
+// Purge empties the trash of what its time is up for; see driver.Images. Whether
+// it is, the clocks of who put it there and of the manager say: an entry is some
+// hours older or younger where they differ by hours.
+func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
+	var trash []rbd.TrashInfo
+	err = p.do(ctx, "list the trash", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
+		trash, err = rbd.GetTrashList(ioctx)
+		return err
+	})
+	if errors.Is(err, driver.ErrNotFound) { // nothing was ever removed here
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, entry := range trash {
+		if !entry.DefermentEndTime.After(entry.DeletionTime) || time.Now().Before(entry.DefermentEndTime) {
+			continue
+		}
+		waits, err := p.freeClones(ctx, entry.Id)
+		if err == nil && !waits {
+			err = p.emptyTrash(ctx, entry.Id)
+		}
+		switch {
+		case errors.Is(err, driver.ErrNotFound): // another node was faster
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s (%s/%s, in the trash): %w", entry.Name, p.place(), entry.Id, err))
+		case !waits:
+			names = append(names, entry.Name)
+		}
+	}
+	return names, errors.Join(errs...)
+}
+
+// freeClones has the manager make clones independent of an image in the trash.
+// It tells whether there are any.
+func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) {
+	var clones []rbd.ImageSpec
+	err = p.do(ctx, "list clones", reads, func(_ *client, ioctx *rados.IOContext) error {
+		img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = img.Close() }()
+		clones, err = img.ListChildrenAttributes()
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, c := range clones {
+		if c.Trash { // it is flattened by nobody, but its own time will come
+			continue
+		}
+		if err := p.Beside(driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}).flatten(ctx, c.ImageName); err != nil {
+			return true, err
+		}
+	}
+	return len(clones) > 0, nil
 }
 
 // inPlace makes sure that the name is still that of this image.
@@ -68,22 +140,37 @@ func (h *handle) inPlace() error {
 	return nil
 }
 
-// emptyTrash deletes an image that is in the trash.
+// emptyTrash deletes an image that is in the trash, and has been long enough.
 func (p *Pool) emptyTrash(ctx context.Context, id string) error {
-	if p.byManager(ctx, id) == nil {
+	err := p.byManager(ctx, func(t *admin.TaskAdmin) error {
+		_, err := t.AddTrashRemove(admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id))
+		return err
+	})
+	if err == nil {
 		return nil
 	}
 	return p.do(ctx, "empty the trash", reads, func(_ *client, ioctx *rados.IOContext) error {
-		return rbd.TrashRemove(ioctx, id, true)
+		return rbd.TrashRemove(ioctx, id, false)
 	})
 }
 
-// byManager has the manager do it. A manager that hangs, or has no space to note
+func (p *Pool) flatten(ctx context.Context, image string) error {
+	err := p.byManager(ctx, func(t *admin.TaskAdmin) error {
+		_, err := t.AddFlatten(admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, image))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("have the manager flatten %s/%s: %w", p.place(), image, err)
+	}
+	return nil
+}
+
+// byManager gives the manager a task. A manager that hangs, or has no space to note
 // the task, answers late or never, and librados must not be the one to give up:
 // after rados_mon_op_timeout rados_mgr_command returns, and when the answer comes
 // it is written to what was its stack (16.2: the process crashes). So it gets a
 // connection without that limit; one at a time, as it may hang.
-func (p *Pool) byManager(ctx context.Context, id string) error {
+func (p *Pool) byManager(ctx context.Context, task func(*admin.TaskAdmin) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if err := p.manager.take(ctx); err != nil {
@@ -96,7 +183,7 @@ func (p *Pool) byManager(ctx context.Context, id string) error {
 			"client_mount_timeout": timeouts["client_mount_timeout"], "admin_socket": "", "rados_mon_op_timeout": "0",
 		})
 		if err == nil {
-			_, err = admin.NewFromConn(conn).Task().AddTrashRemove(admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id))
+			err = task(admin.NewFromConn(conn).Task())
 			conn.Shutdown()
 		}
 		done <- err

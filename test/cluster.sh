@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A throw-away Ceph cluster: one monitor, one manager, one OSD, and the pool "rbd". Everything is in DIR; several can run at once.
+# A throw-away Ceph cluster: one monitor, one manager, one OSD (or more), and the pool "rbd". Everything is in DIR; several can run at once.
 #
-# Usage: test/cluster.sh start DIR [--bluestore]   (default: memstore, which forgets everything when the OSD stops)
+# Usage: test/cluster.sh start DIR [--bluestore]   (default: memstore, which forgets everything when the OSD stops,
+#                                                   and on which no erasure-coded pool can hold images)
 #        test/cluster.sh kill DIR [DAEMON...]      (SIGKILL, as a power cut; all of them, or mon.a, mgr.x, osd.0)
 #        test/cluster.sh boot DIR [DAEMON...]      (starts them again; in the network that the cluster is in)
 #        test/cluster.sh stop DIR                  (removes DIR)
@@ -10,7 +11,8 @@
 #   ceph -c DIR/ceph.conf [-n client.docker|client.tests] ...   keyrings are found
 #   DIR/etc-ceph                                                to be bind-mounted as /etc/ceph: ceph.conf and client.docker's keyring
 # client.docker has the caps that the README documents, client.tests may use every pool.
-# CLUSTER_ADDR sets the address to listen on (default 127.0.0.1, may be of IPv6), CLUSTER_MONS how many monitors there are (1).
+# CLUSTER_ADDR sets the address to listen on (default 127.0.0.1, may be of IPv6), CLUSTER_MONS how many monitors there are (1),
+# CLUSTER_OSDS how many OSDs (1).
 set -euo pipefail
 
 die() {
@@ -115,7 +117,9 @@ config() {
 		mgr_initial_modules =
 
 		[osd]
-		osd_data = $dir/osd.0
+		osd_data = $dir/\$name
+		admin_socket = $dir/\$name.asok
+		pid_file = $dir/\$name.pid
 		osd_objectstore = $store
 		memstore_device_bytes = 4294967296
 		bluestore_block_size = 10737418240
@@ -128,9 +132,6 @@ config() {
 		osd_max_pg_log_entries = 200
 
 		[mgr.x]
-		admin_socket = $dir/\$name.asok
-		pid_file = $dir/\$name.pid
-		[osd.0]
 		admin_socket = $dir/\$name.asok
 		pid_file = $dir/\$name.pid
 	END
@@ -146,20 +147,22 @@ key() {
 	done
 	case $name in
 	mon.) keyring=$dir/keyring ;;
-	mgr.x | osd.0) keyring=$dir/$name/keyring ;;
+	mgr.x | osd.?) keyring=$dir/$name/keyring ;;
 	esac
 	run ceph-authtool -C "$keyring" -n "$name" --gen-key "${caps[@]}"
 	[[ $name == mon. ]] || run ceph-authtool "$dir/keyring" --import-keyring "$keyring"
 }
 
 create() {
-	local uuid id
-	mkdir "$dir/mgr.x" "$dir/osd.0" "$dir/crash"
+	local uuid id jobs=()
+	mkdir "$dir/mgr.x" "${osd_ids[@]/#/$dir/osd.}" "$dir/crash"
 	config
 	key mon. mon 'allow *'
 	key client.admin mon 'allow *' mgr 'allow *' osd 'allow *' mds 'allow *'
 	key mgr.x mon 'allow profile mgr' osd 'allow *' mds 'allow *'
-	key osd.0 mon 'allow profile osd' mgr 'allow profile osd' osd 'allow *'
+	for id in "${osd_ids[@]}"; do
+		key "osd.$id" mon 'allow profile osd' mgr 'allow profile osd' osd 'allow *'
+	done
 	key client.docker mon 'profile rbd' osd 'profile rbd pool=rbd' mgr 'profile rbd pool=rbd'
 	key client.tests mon 'profile rbd' osd 'profile rbd' mgr 'profile rbd'
 	cp "$dir/ceph.client.docker.keyring" "$dir/etc-ceph/"
@@ -175,10 +178,15 @@ create() {
 	done
 	daemon mgr x &
 	local mgr=$!
-	uuid=$(cat /proc/sys/kernel/random/uuid)
-	ceph osd new "$uuid" 0
-	run ceph-osd -c "$dir/ceph.conf" -i 0 --mkfs --osd-uuid "$uuid"
-	daemon osd 0
+	for id in "${osd_ids[@]}"; do
+		uuid=$(cat /proc/sys/kernel/random/uuid)
+		ceph osd new "$uuid" "$id"
+		{ run ceph-osd -c "$dir/ceph.conf" -i "$id" --mkfs --osd-uuid "$uuid" && daemon osd "$id"; } &
+		jobs+=($!)
+	done
+	for id in "${jobs[@]}"; do
+		wait "$id"
+	done
 	ceph osd pool create rbd
 	run timeout 30 rbd -c "$dir/ceph.conf" pool init rbd # writes an object: waits until the OSD serves
 	wait "$mgr"
@@ -211,15 +219,15 @@ start() {
 failed() {
 	trap '' INT TERM
 	if (($1 < 128)); then
-		{ tail -n 15 "$dir/cluster.log" && grep -h ' -1 ' "$dir"/*.[ax0].log | tail -n 5; } >&2 2>/dev/null || true
+		{ tail -n 15 "$dir/cluster.log" && grep -h ' -1 ' "$dir"/*.[ax0-9].log | tail -n 5; } >&2 2>/dev/null || true
 		echo "$0: the cluster did not start: the last lines of its logs are above" >&2
 	fi
 	stop
 	exit "$1"
 }
 
-# daemons - all of the cluster; the OSD first: it takes leave of the monitor, and waits for it if that is gone
-daemons() { (cd "$dir" && printf '%s\n' osd.0 mgr.x mon.?); }
+# daemons - all of the cluster; the OSDs first: they take leave of the monitor, and wait for it if that is gone
+daemons() { (cd "$dir" && printf '%s\n' osd.? mgr.x mon.?); }
 
 crash() {
 	local daemon p i
@@ -268,6 +276,8 @@ dir=$(realpath -m "$2")
 shift 2
 mons=${CLUSTER_MONS:-1} mon_ids=(a b c d e)
 mon_ids=("${mon_ids[@]:0:mons}")
+osds=${CLUSTER_OSDS:-1} osd_ids=(0 1 2 3 4)
+osd_ids=("${osd_ids[@]:0:osds}")
 store=memstore
 [[ $command == start || ! -e $dir || -e $dir/ceph.conf ]] || die "$dir holds no cluster: nothing was done to it"
 

@@ -42,6 +42,10 @@ const leastLife = 10 * time.Second
 // watchInterval is how often mappings are compared with their guards.
 const watchInterval = 15 * time.Second
 
+// growInterval is how often devices are looked at that may have grown. It asks the
+// kernel only.
+const growInterval = time.Second
+
 func main() {
 	// librados writes to sockets from threads that are not Go's: there SIGPIPE
 	// would end the process.
@@ -80,7 +84,7 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	began := time.Now()
-	d, err := newDriver(log, root, run, conf, func() {
+	places, err := newPlaces(log, root, run, conf, func() {
 		if time.Since(began) < leastLife {
 			log.Warn("not now: the plugin has only just been started")
 			return
@@ -96,9 +100,9 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		d.Watch(ctx, watchInterval)
+		places.Watch(ctx, watchInterval, growInterval)
 	}()
-	server := plugin.Server{Driver: d, Log: log}
+	server := plugin.Server{Driver: places, Log: log}
 	err = server.Serve(ctx, listener)
 	ending, cancel := context.WithTimeout(context.Background(), 3500*time.Millisecond)
 	defer cancel()
@@ -106,58 +110,88 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	case <-watched:
 	case <-ending.Done():
 	}
-	d.LetGo(ending)
+	places.LetGo(ending)
 	return err
 }
 
-func newDriver(log *logrus.Logger, root, run, conf string, restart func()) (*driver.Driver, error) {
+// newPlaces makes a driver for each pool and namespace, all on one connection.
+func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (places driver.Places, err error) {
 	values := read(os.Getenv)
 	level, err := parseLevel(values["LOG_LEVEL"])
 	if err != nil {
 		return nil, err
 	}
 	log.SetLevel(level)
-	if err := os.MkdirAll(filepath.Join(root, "volumes"), 0o700); err != nil {
+	trash, err := parseTrash(values["VOLUME_TRASH"])
+	if err != nil {
 		return nil, err
 	}
-	if root, err = filepath.EvalSymlinks(root); err != nil { // as mountinfo will show it
+	where, err := parsePlaces(values)
+	if err != nil {
 		return nil, err
 	}
 	node, err := thisNode(values["NODE_NAME"])
 	if err != nil {
 		return nil, err
 	}
-	ceph := rbd.Config{
+	first := rbd.New(rbd.Config{
 		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: conf, User: values["RBD_CONF_KEYRING_USER"],
-		Pool: values["RBD_CONF_POOL"], Namespace: values["RBD_CONF_NAMESPACE"], Log: log,
-	}.WithDefaults()
-	if err := alone(node.Name, ceph); err != nil {
-		return nil, err
+		Pool: where[0].Pool, Namespace: where[0].Namespace, Log: log,
+	})
+	for i, place := range where {
+		pool, root, run := first, root, run
+		if i > 0 {
+			own := strings.ReplaceAll(place.String(), "/", ",") // no name of a pool has a comma
+			pool, root, run = first.Beside(place), filepath.Join(root, "pools", own), filepath.Join(run, "pools", own)
+		}
+		if root, err = makeDir(filepath.Join(root, "volumes")); err != nil {
+			return nil, err
+		}
+		if err := alone(node.Name, pool.Config()); err != nil {
+			return nil, err
+		}
+		mapper, why, err := chooseMapper(log, values, pool, run)
+		if err != nil {
+			return nil, err
+		}
+		log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %s", version, node.Name, place, values["RBD_CONF_KEYRING_USER"], why)
+		_, kernel := mapper.(*krbd.Mapper) // clients in userspace wait for the newest OSD map by themselves
+		c, err := sabotaged(driver.Config{
+			Images: pool, Records: pool, Fences: pool, Secrets: pool, Mapper: mapper,
+			// The process that started us is in the mount namespace from which
+			// Docker starts containers; with pidhost it can be seen.
+			Filesystem: fsys.FS{HostMounts: hostMounts(log)},
+			Why:        why,
+			Node:       node, Place: place, Trash: trash,
+			Defaults: defaults(values), Root: filepath.Dir(root), Log: log, Unlock: !kernel,
+			Restart: func() {
+				if !places.InUse(context.Background()) { // in another place
+					restart()
+				}
+			},
+		}, pool, pool.Config())
+		if err != nil {
+			return nil, err
+		}
+		d, err := driver.New(c)
+		if err != nil {
+			return nil, err
+		}
+		places = append(places, d)
 	}
-	pool := rbd.New(ceph)
-	mapper, why, err := chooseMapper(log, values, pool, ceph, run)
-	if err != nil {
-		return nil, err
+	return places, nil
+}
+
+// makeDir makes a directory and returns its name as mountinfo will show it.
+func makeDir(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
 	}
-	log.Infof("docker-volume-rbd %s on node %s: pool %s, user %s, mapper %s", version, node.Name, ceph.Pool, ceph.User, why)
-	_, kernel := mapper.(*krbd.Mapper) // clients in userspace wait for the newest OSD map by themselves
-	c, err := sabotaged(driver.Config{
-		Images: pool, Records: pool, Fences: pool, Mapper: mapper,
-		// The process that started us is in the mount namespace from which
-		// Docker starts containers; with pidhost it can be seen.
-		Filesystem: fsys.FS{HostMounts: hostMounts(log)},
-		Why:        why,
-		Node:       node, Pool: ceph.Pool, Namespace: ceph.Namespace,
-		Defaults: defaults(values), Root: root, Log: log, Unlock: !kernel, Restart: restart,
-	}, pool, ceph)
-	if err != nil {
-		return nil, err
-	}
-	return driver.New(c)
+	return filepath.EvalSymlinks(dir)
 }
 
 // chooseMapper also tells which it is, and why.
-func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, ceph rbd.Config, run string) (m driver.Mapper, why string, err error) {
+func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, run string) (m driver.Mapper, why string, err error) {
 	name, msMode := values["RBD_MAPPER"], values["RBD_MS_MODE"]
 	if msMode != "" && !slices.Contains(krbd.MSModes, msMode) {
 		return nil, "", fmt.Errorf("setting RBD_MS_MODE=%q: allowed are %s, or nothing", msMode, strings.Join(krbd.MSModes, ", "))
@@ -177,6 +211,7 @@ func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, 
 			name, why = "krbd", "krbd (the kernel has rbd)"
 		}
 	}
+	ceph := pool.Config()
 	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, MSMode: msMode}
 	if name == "krbd" {
 		return kernel, why, nil
@@ -192,10 +227,7 @@ func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, 
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(run, 0o700); err != nil {
-		return nil, err
-	}
-	if run, err = filepath.EvalSymlinks(run); err != nil {
+	if run, err = makeDir(run); err != nil {
 		return nil, err
 	}
 	m := &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}

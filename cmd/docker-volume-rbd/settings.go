@@ -2,7 +2,10 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -23,6 +26,7 @@ var settings = []setting{
 	{"LOG_LEVEL", "info", "error, warn, info or debug; or 0 to 3"},
 	{"RBD_CONF_POOL", "rbd", "pool of the images"},
 	{"RBD_CONF_NAMESPACE", "", "namespace in the pool"},
+	{"RBD_POOLS", "", "further places for volumes, separated by blanks: POOL or POOL/NAMESPACE; options pool and namespace choose"},
 	{"RBD_CONF_CLUSTER", "ceph", "name of the cluster: the configuration is /etc/ceph/NAME.conf"},
 	{"RBD_CONF_KEYRING_USER", "client.docker", "Ceph user; its keyring is /etc/ceph/NAME.USER.keyring"},
 	{"RBD_MAPPER", "auto", "krbd (the kernel's client), fuse (librbd in userspace), or auto: krbd where the kernel has it"},
@@ -35,7 +39,12 @@ var settings = []setting{
 	{"VOLUME_ORDER", "", "default of option order"},
 	{"VOLUME_OBJECT_SIZE", "", "default of option object-size"},
 	{"VOLUME_DATA_POOL", "", "default of option data-pool"},
+	{"VOLUME_STRIPE_UNIT", "", "default of option stripe-unit"},
+	{"VOLUME_STRIPE_COUNT", "", "default of option stripe-count"},
 	{"VOLUME_IMAGE_FEATURE", "", "default of option image-feature"},
+	{"VOLUME_ENCRYPTION", "", "default of option encryption"},
+	{"VOLUME_PASSPHRASE", "", "default of option passphrase"},
+	{"VOLUME_TRASH", "24h", "for how long a removed volume can be restored: 90m, 24h, 7d; 0 = its data is deleted at once"},
 }
 
 // optionDefaults are the settings that stand in for options.
@@ -47,7 +56,11 @@ var optionDefaults = map[string]string{
 	"VOLUME_ORDER":         driver.OptOrder,
 	"VOLUME_OBJECT_SIZE":   driver.OptObjectSize,
 	"VOLUME_DATA_POOL":     driver.OptDataPool,
+	"VOLUME_STRIPE_UNIT":   driver.OptStripeUnit,
+	"VOLUME_STRIPE_COUNT":  driver.OptStripeCount,
 	"VOLUME_IMAGE_FEATURE": driver.OptFeatures,
+	"VOLUME_ENCRYPTION":    driver.OptEncryption,
+	"VOLUME_PASSPHRASE":    driver.OptPassphrase,
 }
 
 // read takes the settings from the environment.
@@ -83,4 +96,38 @@ func parseLevel(value string) (logrus.Level, error) {
 		return logrus.InfoLevel, fmt.Errorf("setting LOG_LEVEL=%q: allowed are error, warn, info, debug, or 0 to 3", value)
 	}
 	return level, nil
+}
+
+// maxTrash is more than anybody will want.
+const maxTrash = 10 * 365 * 24 * time.Hour
+
+// parseTrash reads a duration; days are Go's own no unit.
+func parseTrash(value string) (time.Duration, error) {
+	text := value
+	if days, ok := strings.CutSuffix(value, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			text = strconv.FormatUint(24*n, 10) + "h"
+		}
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 || d > maxTrash || d > 0 && d < time.Second {
+		return 0, fmt.Errorf("setting VOLUME_TRASH=%q: allowed is a time such as 90m, 24h or 7d, or 0", value)
+	}
+	return d, nil
+}
+
+// parsePlaces reads where volumes may be; the first is where they are by default.
+func parsePlaces(values map[string]string) ([]driver.Place, error) {
+	places := []driver.Place{{Pool: values["RBD_CONF_POOL"], Namespace: values["RBD_CONF_NAMESPACE"]}}
+	for text := range strings.FieldsSeq(values["RBD_POOLS"]) {
+		pool, space, both := strings.Cut(text, "/")
+		place := driver.Place{Pool: pool, Namespace: space}
+		if pool == "" || both && space == "" || strings.ContainsAny(space, "/,") || strings.Contains(pool, ",") {
+			return nil, fmt.Errorf("setting RBD_POOLS=%q: %q is neither POOL nor POOL/NAMESPACE", values["RBD_POOLS"], text)
+		}
+		if !slices.Contains(places, place) {
+			places = append(places, place)
+		}
+	}
+	return places, nil
 }

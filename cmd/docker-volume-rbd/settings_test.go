@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -89,8 +90,8 @@ func TestConfigGivesThePluginWhatItNeeds(t *testing.T) {
 		{"pidhost: to see whether mounts reach the host", c.PidHost},
 		{"no more of the host's namespaces", !c.IpcHost},
 		{"devices that appear later", c.Linux.AllowAllDevices},
-		{"it may mount, load the module, and read why the kernel refuses to map",
-			slices.Equal(c.Linux.Capabilities, []string{"CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYSLOG"})},
+		{"it may mount, load the module, grow ext4 while it is mounted, and read why the kernel refuses to map",
+			slices.Equal(c.Linux.Capabilities, []string{"CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RESOURCE", "CAP_SYSLOG"})},
 	} {
 		if !check.ok {
 			t.Errorf("not so: %s", check.what)
@@ -112,10 +113,11 @@ func TestConfigGivesThePluginWhatItNeeds(t *testing.T) {
 	}
 }
 
-// row is one of a table of the README: | `name` | `default` | text |
-type row struct{ name, value, text string }
+// row is one of a table of the README: | `name` | `default` | text |, or with a
+// column for the mapper before the text.
+type row struct{ name, value, mapper, text string }
 
-var rowPattern = regexp.MustCompile("^\\| `([^`|]+)` \\| *(?:`([^`|]+)`)? *\\| ([^ ].*) \\|$")
+var rowPattern = regexp.MustCompile("^\\| `([^`|]+)` \\| *(?:`([^`|]+)`)? *\\| (?:([^ |][^|]*) \\| )?([^ |][^|]*) \\|$")
 
 // readTable returns the rows of the README's table under a heading.
 func readTable(t *testing.T, heading string) (rows []row) {
@@ -139,7 +141,7 @@ func readTable(t *testing.T, heading string) (rows []row) {
 			t.Errorf("README.md, %s: not | `name` | `default` | text |: %s", heading, line)
 			continue
 		}
-		rows = append(rows, row{m[1], m[2], m[3]})
+		rows = append(rows, row{m[1], m[2], m[3], m[4]})
 	}
 	return rows
 }
@@ -176,6 +178,11 @@ func TestTheReadmeBearsTheOptions(t *testing.T) {
 	for _, r := range rows {
 		if want, builtin := driver.BuiltinDefaults[r.name]; builtin && r.value != want {
 			t.Errorf("default of %s: README.md %q, driver %q", r.name, r.value, want)
+		}
+		// What a mapper cannot do is refused when a volume is created, so there is no
+		// option for one of them only; but there are kernels that are too old.
+		if mapper, _, _ := strings.Cut(r.mapper, "; krbd "); mapper != "both" {
+			t.Errorf("mapper of %s: %q", r.name, r.mapper)
 		}
 	}
 }
@@ -214,13 +221,13 @@ func TestSettingsOfVolumesReachTheirOptions(t *testing.T) {
 		}
 	}
 	for name := range names {
-		if _, ok := optionDefaults[name]; strings.HasPrefix(name, "VOLUME_") && !ok {
+		if _, ok := optionDefaults[name]; strings.HasPrefix(name, "VOLUME_") && name != "VOLUME_TRASH" && !ok {
 			t.Errorf("%s stands for no option", name)
 		}
 	}
 	// The settings as they come are good, and say the same as the driver.
 	d := defaults(read(func(string) string { return "" }))
-	if err := driver.CheckDefaults("rbd", d); err != nil {
+	if err := driver.CheckDefaults(d); err != nil {
 		t.Error(err)
 	}
 	for option, value := range d {
@@ -266,9 +273,43 @@ func TestTheMapperIsChosenForAReason(t *testing.T) {
 		{"nbd", "", "", `setting RBD_MAPPER="nbd": allowed are auto, krbd, fuse`},
 		{"fuse", "fast", "", `setting RBD_MS_MODE="fast": allowed are legacy, crc, secure, prefer-crc, prefer-secure, or nothing`},
 	} {
-		_, why, err := chooseMapper(log, map[string]string{"RBD_MAPPER": row.mapper, "RBD_MS_MODE": row.msMode}, nil, rbd.Config{}, t.TempDir())
+		_, why, err := chooseMapper(log, map[string]string{"RBD_MAPPER": row.mapper, "RBD_MS_MODE": row.msMode}, rbd.New(rbd.Config{}), t.TempDir())
 		if row.err == "" && (err != nil || !strings.HasPrefix(why, row.why)) || row.err != "" && (err == nil || err.Error() != row.err) {
 			t.Errorf("%+v: got %q, %v", row, why, err)
+		}
+	}
+}
+
+func TestTrash(t *testing.T) {
+	for value, want := range map[string]time.Duration{"0": 0, "24h": 24 * time.Hour, "90m": 90 * time.Minute, "7d": 7 * 24 * time.Hour, "1s": time.Second} {
+		if got, err := parseTrash(value); err != nil || got != want {
+			t.Errorf("%q: %v, %v; want %v", value, got, err, want)
+		}
+	}
+	for _, value := range []string{"", "24", "-1h", "1ms", "d", "1.5d", "forever", "100000d", "99999d"} {
+		_, err := parseTrash(value)
+		want := `setting VOLUME_TRASH="` + value + `": allowed is a time such as 90m, 24h or 7d, or 0`
+		if err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", value, err, want)
+		}
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	home := driver.Place{Pool: "rbd", Namespace: "home"}
+	for pools, want := range map[string][]driver.Place{
+		"":                         {home},
+		" ssd  ssd/x rbd/home ssd": {home, {Pool: "ssd"}, {Pool: "ssd", Namespace: "x"}},
+		"rbd":                      {home, {Pool: "rbd"}},
+	} {
+		got, err := parsePlaces(map[string]string{"RBD_CONF_POOL": "rbd", "RBD_CONF_NAMESPACE": "home", "RBD_POOLS": pools})
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v", pools, got, err)
+		}
+	}
+	for _, pools := range []string{"/x", "ssd/", "a/b/c", "a,b"} {
+		if got, err := parsePlaces(map[string]string{"RBD_CONF_POOL": "rbd", "RBD_POOLS": pools}); err == nil || !strings.Contains(err.Error(), "is neither POOL nor POOL/NAMESPACE") {
+			t.Errorf("%q: %v, %v", pools, got, err)
 		}
 	}
 }

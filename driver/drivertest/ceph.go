@@ -196,13 +196,13 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		must(t, err)
 		stale, err := c.Open(ctx, "a", driver.ReadWrite)
 		must(t, err)
-		must(t, h.Remove(ctx))
+		must(t, h.Remove(ctx, 0))
 		must(t, h.Close(ctx))
 		second := Create(t, c, "a", 8*mib)
 		if first.ID == second.ID {
 			t.Fatal("the id came again")
 		}
-		want(t, stale.Remove(ctx), driver.ErrNotFound)
+		want(t, stale.Remove(ctx, 0), driver.ErrNotFound)
 		must(t, stale.Close(ctx))
 		names, err := c.Names(ctx)
 		must(t, err)
@@ -220,7 +220,7 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		}
 		h, err := c.Open(ctx, "a", driver.ReadWrite)
 		must(t, err)
-		must(t, h.Remove(ctx))
+		must(t, h.Remove(ctx, 0))
 		for ctx.Err() == nil { // the manager empties the trash when it has time
 			there, err := c.HasID(ctx, id)
 			must(t, err)

@@ -15,6 +15,11 @@ type Devices struct {
 	Dir string
 	// Use keeps a file open under a mount point until release is called.
 	Use func(t *testing.T, path string) (release func())
+	// Larger makes a device of New larger.
+	Larger func(t *testing.T, device string, size uint64)
+	// Grows tells whether this machine may grow a mounted filesystem: for ext4 the
+	// kernel wants CAP_SYS_RESOURCE, which not every machine for tests has. nil = yes.
+	Grows func(fstype string) bool
 }
 
 // Filesystem is the contract of driver.Filesystem.
@@ -45,8 +50,33 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 			must(t, fs.Unmount(ctx, m.Path))
 			must(t, fs.Unmount(ctx, m.Path))
 			must(t, fs.Format(ctx, device, fstype, nil, false)) // begun again after a crash
+			fills(t, fs, device, fstype, true)
+			devices.Larger(t, device, 2*size)
+			fills(t, fs, device, fstype, false)
+			must(t, fs.Renew(ctx, m))
 			must(t, fs.Mount(ctx, m))
+			before, _, err := fs.Space(ctx, m.Path)
+			must(t, err)
+			must(t, fs.Freeze(ctx, m.Path))
+			must(t, fs.Freeze(ctx, m.Path))
+			must(t, fs.Thaw(ctx, m.Path))
+			must(t, fs.Thaw(ctx, m.Path))
+			if devices.Grows != nil && !devices.Grows(fstype) {
+				if err := fs.Grow(ctx, m); err == nil {
+					t.Error("it was grown without the right to do so")
+				}
+				must(t, fs.Unmount(ctx, m.Path))
+				return
+			}
+			must(t, fs.Grow(ctx, m))
+			must(t, fs.Grow(ctx, m))
+			if after, used, err := fs.Space(ctx, m.Path); err != nil || after < before+size*3/4 || used > after {
+				t.Errorf("size before growth %d, after %d, used %d, %v", before, after, used, err)
+			}
+			_, err = fs.Inside(ctx, m.Path, "missing")
+			want(t, err, driver.ErrContent)
 			must(t, fs.Unmount(ctx, m.Path))
+			fills(t, fs, device, fstype, true)
 		})
 	}
 	t.Run("a device without a filesystem is not mounted", func(t *testing.T) {
@@ -92,4 +122,11 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 			t.Error("it was accepted")
 		}
 	})
+}
+
+func fills(t *testing.T, fs driver.Filesystem, device, fstype string, want bool) {
+	t.Helper()
+	if got, err := fs.Fills(testContext(t), device, fstype); err != nil || got != want {
+		t.Errorf("%s takes all of its device: %v, %v", fstype, got, err)
+	}
 }

@@ -3,8 +3,10 @@ package drivertest
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -31,7 +33,7 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 		image := Create(t, ceph, "first", 8*mib)
 		got, err := m.Map(ctx, image, driver.ReadWrite)
 		must(t, err)
-		if got.Name != image.Name || got.ID != image.ID || got.Device == "" || !got.Alive {
+		if got.Name != image.Name || got.ID != image.ID || got.Device == "" || !got.Alive || got.Mode != driver.ReadWrite {
 			t.Errorf("got %+v", got)
 		}
 		if w := Watchers(t, ceph, image.Name); !slices.Equal(w, []string{got.Addr}) {
@@ -93,6 +95,9 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 		if err := one.Write(got.Device, hello); err == nil {
 			t.Error("it was written")
 		}
+		if all, err := one.Mapper().Mappings(ctx); err != nil || got.Mode != driver.ReadOnly || !slices.Contains(all, got) {
+			t.Errorf("mappings: %+v, %v; want %+v", all, err, got)
+		}
 		if w := Watchers(t, ceph, image.Name); len(w) != 0 {
 			t.Errorf("watchers: %v", w)
 		}
@@ -135,6 +140,25 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 		if all, err := m.Mappings(ctx); err != nil || len(all) != 0 {
 			t.Errorf("mappings after unmap: %v, %v", all, err)
 		}
+	})
+	t.Run("a device becomes as large as its image", func(t *testing.T) {
+		ctx, m := testContext(t), one.Mapper()
+		image := Create(t, ceph, "grows", 8*mib)
+		got, err := m.Map(ctx, image, driver.ReadWrite)
+		must(t, err)
+		size, err := m.Size(ctx, got)
+		must(t, err)
+		if size != 8*mib {
+			t.Errorf("size %d", size)
+		}
+		must(t, opened(t, ceph, image.Name, driver.ReadWrite).Resize(ctx, 16*mib))
+		for size != 16*mib && ctx.Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+			size, err = m.Size(ctx, got)
+			must(t, err)
+		}
+		must(t, one.Write(got.Device, hello))
+		must(t, m.Unmap(ctx, image.ID))
 	})
 	t.Run("a fenced mapping cannot write, and can be dropped while it is held", func(t *testing.T) {
 		ctx, m, n := testContext(t), one.Mapper(), two.Mapper()
@@ -204,4 +228,54 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 		}
 		wg.Wait()
 	})
+}
+
+// Encrypted is the contract of driver.Mapper for encrypted images, which cannot be
+// had everywhere: the kernel's client needs dm-crypt.
+func Encrypted(t *testing.T, ceph Ceph, one, two Node) {
+	const hello = "ext4 hello"
+	for _, format := range []string{"luks1", "luks2"} {
+		t.Run(format, func(t *testing.T) {
+			ctx, m := testContext(t), one.Mapper()
+			image := Create(t, ceph, format, 64*mib)
+			key := driver.Encryption{Format: format, Passphrase: []byte("open sesame")}
+			h := opened(t, ceph, format, driver.ReadWrite)
+			must(t, h.Encrypt(ctx, key))
+			must(t, h.Close(ctx))
+			wrong := image
+			wrong.Encryption = &driver.Encryption{Format: format, Passphrase: []byte("open barley")}
+			if got, err := m.Map(ctx, wrong, driver.ReadWrite); err == nil || !strings.Contains(err.Error(), "passphrase does not open") {
+				t.Errorf("with a wrong passphrase: %+v, %v", got, err)
+			}
+			if all, err := m.Mappings(ctx); err != nil || len(all) != 0 {
+				t.Errorf("mappings after a wrong passphrase: %v, %v", all, err)
+			}
+			image.Encryption = &key
+			got, err := m.Map(ctx, image, driver.ReadWrite)
+			must(t, err)
+			must(t, one.Write(got.Device, hello))
+			again, err := m.Map(ctx, image, driver.ReadWrite)
+			must(t, err)
+			if all, err := one.Mapper().Mappings(ctx); err != nil || again != got || !slices.Contains(all, got) {
+				t.Errorf("mapped again: %+v, was %+v; mappings: %v, %v", again, got, all, err)
+			}
+			release := one.Hold(t, got.Device)
+			want(t, one.Mapper().Unmap(ctx, image.ID), driver.ErrBusy)
+			release()
+			must(t, m.Unmap(ctx, image.ID))
+			raw, err := m.Map(ctx, driver.Image{Name: image.Name, ID: image.ID, Size: image.Size, Features: image.Features}, driver.ReadOnly)
+			must(t, err)
+			if text, err := one.Read(raw.Device); err != nil || strings.Contains(text, hello) {
+				t.Errorf("without the passphrase it reads %q, %v", text, err)
+			}
+			must(t, m.Unmap(ctx, image.ID))
+			n := two.Mapper()
+			b, err := n.Map(ctx, image, driver.ReadWrite)
+			must(t, err)
+			if text, err := two.Read(b.Device); err != nil || text != hello {
+				t.Errorf("the other node read %q, %v", text, err)
+			}
+			must(t, n.Unmap(ctx, image.ID))
+		})
+	}
 }

@@ -229,6 +229,22 @@ func (f FS) Prepare(ctx context.Context, path string, owner driver.Owner) error 
 	})
 }
 
+// Inside looks at a directory of a volume, which is not trusted: a link would have
+// Docker mount what it names on the host; see driver.Filesystem.
+func (f FS) Inside(ctx context.Context, path, directory string) (string, error) {
+	inside := filepath.Join(path, directory)
+	return inside, driver.Within(ctx, "look at "+inside, func() error {
+		info, err := os.Lstat(inside)
+		if err == nil && !info.IsDir() {
+			err = fs.ErrInvalid
+		}
+		if err != nil {
+			return fmt.Errorf("%w: the volume has no directory %s (%w)", driver.ErrContent, directory, err)
+		}
+		return nil
+	})
+}
+
 // errno strips what a wrapper says a second time.
 func errno(err error) error {
 	var number unix.Errno

@@ -1,33 +1,58 @@
 package memory
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
 
-// Cluster is a Ceph cluster with one pool.
+// Cluster is one pool of a Ceph cluster.
 type Cluster struct {
-	mu      sync.Mutex
+	*shared
+	place   driver.Place
 	images  map[string]*image // by name
+	trash   []trashed
 	records map[string]entry
+}
+
+// shared is what all pools of a cluster have in common.
+type shared struct {
+	mu      sync.Mutex
+	pools   map[driver.Place]*Cluster
 	fenced  map[string]bool
+	secrets map[string]string
 	next    uint64 // ids, versions and nonces
+	flatten []string
 }
 
 type image struct {
 	driver.Image
+	spec     driver.ImageSpec
 	meta     map[string]string
 	watchers map[string]int // by address
-	data     []byte         // what is on it; empty = nothing was ever written
-	snaps    map[string][]byte
+	disk
+	locked *driver.Encryption // nil = not encrypted
+	snaps  []snapshot
+}
+
+// disk is what is on an image.
+type disk struct {
+	data   []byte // empty = nothing was ever written
+	filled uint64 // bytes that its filesystem takes
+}
+
+type snapshot struct {
+	driver.Snapshot
+	disk
+}
+
+type trashed struct {
+	*image
+	until time.Time // zero = nobody said for how long
 }
 
 type entry struct {
@@ -35,22 +60,39 @@ type entry struct {
 	version driver.Version
 }
 
-// NewCluster returns an empty cluster.
+// NewCluster returns an empty cluster with the pool "rbd".
 func NewCluster() *Cluster {
-	return &Cluster{images: map[string]*image{}, records: map[string]entry{}, fenced: map[string]bool{}}
+	c := &Cluster{shared: &shared{pools: map[driver.Place]*Cluster{}, fenced: map[string]bool{}, secrets: map[string]string{}}}
+	return c.Beside(driver.Place{Pool: "rbd"})
+}
+
+// Beside makes another pool of the cluster.
+func (c *Cluster) Beside(place driver.Place) *Cluster {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pools[place] = &Cluster{shared: c.shared, place: place, images: map[string]*image{}, records: map[string]entry{}}
+	return c.pools[place]
+}
+
+// Flattened names the images that the manager was asked to make independent, and
+// forgets them.
+func (c *Cluster) Flattened() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer func() { c.flatten = nil }()
+	return c.flatten
+}
+
+// Keep puts a passphrase into the config-key store, or what stands for one.
+func (c *Cluster) Keep(name, passphrase string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.secrets[name] = passphrase
 }
 
 func (c *Cluster) number() uint64 {
 	c.next++
 	return c.next
-}
-
-// Client is a connection to the cluster: it has an address, which can be
-// fenced, and all it does fails afterwards. It implements driver.Images,
-// driver.Records and driver.Fences.
-type Client struct {
-	cluster *Cluster
-	addr    string
 }
 
 // Connect makes a client with an address of the host.
@@ -60,201 +102,99 @@ func (c *Cluster) Connect(ip string) *Client {
 	return &Client{cluster: c, addr: fmt.Sprintf("%s:0/%d", ip, c.number())}
 }
 
-// Kill ends the client as the death of its process does, once Ceph has noticed:
-// its watches are gone.
-func (c *Client) Kill() {
-	c.cluster.mu.Lock()
-	defer c.cluster.mu.Unlock()
-	c.cluster.unwatch(c.addr)
-}
-
 func (c *Cluster) unwatch(addr string) {
-	for _, i := range c.images {
-		delete(i.watchers, addr)
+	for _, pool := range c.pools {
+		for _, i := range pool.images {
+			delete(i.watchers, addr)
+		}
 	}
 }
 
-// enter takes the cluster's lock for a call, if the call may be made.
-func (c *Client) enter(ctx context.Context) (leave func(), err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, err)
+func (c *Cluster) clone(made *image, from driver.Origin) error {
+	parent := c.byID(from.Place, from.ID)
+	if parent == nil {
+		return fmt.Errorf("%w: the image to be cloned is gone", driver.ErrInvalid)
 	}
-	c.cluster.mu.Lock()
-	if c.cluster.fenced[c.addr] {
-		c.cluster.mu.Unlock()
-		return nil, fmt.Errorf("%w: client %s is fenced", driver.ErrUnavailable, c.addr)
+	for _, s := range parent.snaps {
+		if s.ID == from.SnapID && s.Name == from.Snap {
+			made.Parent, made.Size, made.disk, made.locked, made.meta = &from, s.Size, s.disk, parent.locked, maps.Clone(parent.meta)
+			return nil
+		}
 	}
-	return c.cluster.mu.Unlock, nil
+	return fmt.Errorf("%w: the snapshot to be cloned is gone", driver.ErrInvalid)
 }
 
-// Create makes an image; see driver.Images.
-func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return err
+// byID finds an image, be it in the trash.
+func (c *Cluster) byID(place driver.Place, id string) *image {
+	pool := c.pools[place]
+	if pool == nil {
+		return nil
 	}
-	defer leave()
-	if c.cluster.images[spec.Name] != nil {
-		return fmt.Errorf("create image: %w", driver.ErrExists)
+	for _, i := range pool.images {
+		if i.ID == id {
+			return i
+		}
 	}
-	c.cluster.images[spec.Name] = &image{
-		Image: driver.Image{
-			Name: spec.Name, ID: fmt.Sprintf("%x", c.cluster.number()), Size: spec.Size,
-			Created: time.Now().UTC(), Features: spec.Features,
-		},
-		meta: map[string]string{}, watchers: map[string]int{}, snaps: map[string][]byte{},
+	for _, t := range pool.trash {
+		if t.ID == id {
+			return t.image
+		}
 	}
 	return nil
+}
+
+// clones are the images that have this one as their parent.
+func (c *Cluster) clones(of *image) (names []string) {
+	for place, pool := range c.pools {
+		for _, i := range pool.images {
+			if i.Parent != nil && c.byID(i.Parent.Place, i.Parent.ID) == of {
+				names = append(names, place.String()+"/"+i.Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Snapshot makes one of an image, which must exist.
 func (c *Cluster) Snapshot(image, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	i := c.images[image]
-	i.snaps[name] = i.data
+	c.images[image].snap(name, c.number())
 }
 
-// Exists looks for an image; see driver.Images.
-func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer leave()
-	return c.cluster.images[name] != nil, nil
+func (i *image) snap(name string, id uint64) {
+	i.snaps = append(i.snaps, snapshot{driver.Snapshot{Name: name, ID: id, Size: i.Size}, i.disk})
 }
 
-// HasID looks for an image; see driver.Images.
-func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer leave()
-	for _, i := range c.cluster.images {
-		if i.ID == id {
-			return true, nil
+// Resize makes an image larger, as rbd resize does.
+func (c *Cluster) Resize(image string, size uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.images[image].Size = size
+}
+
+// Restore takes an image out of the trash, as rbd trash restore does.
+func (c *Cluster) Restore(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for n, t := range c.trash {
+		if t.Name == name {
+			c.images[name] = t.image
+			c.trash = slices.Delete(c.trash, n, n+1)
+			return true
 		}
 	}
-	return false, nil
+	return false
 }
 
-// Names lists the images; see driver.Images.
-func (c *Client) Names(ctx context.Context) ([]string, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	names := slices.Sorted(maps.Keys(c.cluster.images))
-	return slices.DeleteFunc(names, func(n string) bool { return !driver.ValidName(n) }), nil
-}
-
-// Open opens an image; see driver.Images.
-func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	i := c.cluster.images[name]
-	if i == nil {
-		return nil, fmt.Errorf("open image: %w", driver.ErrNotFound)
-	}
-	if mode == driver.ReadWrite {
-		i.watchers[c.addr]++
-	}
-	return &handle{client: c, image: i, mode: mode}, nil
-}
-
-// Load reads a record; see driver.Records.
-func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer leave()
-	e, ok := c.cluster.records[key]
-	if !ok {
-		return 0, fmt.Errorf("read %s: %w", key, driver.ErrNotFound)
-	}
-	return e.version, json.Unmarshal(e.data, into)
-}
-
-// Swap replaces a record; see driver.Records.
-func (c *Client) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer leave()
-	if c.cluster.records[key].version != old {
-		return 0, fmt.Errorf("write %s: %w", key, driver.ErrLost)
-	}
-	data, err := json.Marshal(value)
-	if err != nil {
-		return 0, err
-	}
-	version := driver.Version(c.cluster.number())
-	c.cluster.records[key] = entry{data, version}
-	return version, nil
-}
-
-// Delete removes a record; see driver.Records.
-func (c *Client) Delete(ctx context.Context, key string, old driver.Version) error {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	if old == 0 {
-		return fmt.Errorf("remove %s: %w", key, driver.ErrNotFound)
-	}
-	if c.cluster.records[key].version != old {
-		return fmt.Errorf("remove %s: %w", key, driver.ErrLost)
-	}
-	delete(c.cluster.records, key)
-	return nil
-}
-
-// Keys lists the records; see driver.Records.
-func (c *Client) Keys(ctx context.Context, prefix string) ([]string, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	keys := slices.Sorted(maps.Keys(c.cluster.records))
-	return slices.DeleteFunc(keys, func(k string) bool { return !strings.HasPrefix(k, prefix) }), nil
-}
-
-// Fence bars clients; see driver.Fences. Their watches go at once.
-func (c *Client) Fence(ctx context.Context, addrs ...string) error {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	for _, addr := range addrs {
-		c.cluster.fenced[addr] = true
-		c.cluster.unwatch(addr)
-	}
-	return nil
-}
-
-// Fenced looks addresses up; see driver.Fences.
-func (c *Client) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
-	leave, err := c.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	fenced := map[string]bool{}
-	for _, addr := range addrs {
-		if c.cluster.fenced[addr] {
-			fenced[addr] = true
+// Age makes all that is in the trash older.
+func (c *Cluster) Age(by time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, t := range c.trash {
+		if !t.until.IsZero() {
+			c.trash[i].until = t.until.Add(-by)
 		}
 	}
-	return fenced, nil
 }

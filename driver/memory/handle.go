@@ -1,10 +1,12 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -76,21 +78,137 @@ func (h *handle) EnableLock(ctx context.Context) error {
 	return nil
 }
 
-func (h *handle) Remove(ctx context.Context) error {
+func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	leave, err := h.client.enter(ctx)
 	if err != nil {
 		return err
 	}
-	images := h.client.cluster.images
-	gone := images[h.image.Name] != h.image
-	if !gone {
-		delete(images, h.image.Name)
+	c := h.client.cluster
+	switch {
+	case c.images[h.image.Name] != h.image:
+		err = fmt.Errorf("remove image: %w", driver.ErrNotFound)
+	case len(h.image.snaps) > 0:
+		err = fmt.Errorf("remove image: %w: it has snapshots", driver.ErrBusy)
+	default:
+		needed := len(c.clones(h.image)) > 0
+		delete(c.images, h.image.Name)
+		if keep > 0 || needed {
+			c.trash = append(c.trash, trashed{h.image, time.Now().Add(keep)})
+		}
 	}
 	leave()
-	if gone {
-		return fmt.Errorf("remove image: %w", driver.ErrNotFound)
+	if err != nil {
+		return err
 	}
 	return h.Close(ctx)
+}
+
+// do makes a call that has no answer but an error.
+func (h *handle) do(ctx context.Context, call func(i *image) error) error {
+	leave, err := h.client.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return call(h.image)
+}
+
+func (h *handle) Resize(ctx context.Context, size uint64) error {
+	return h.do(ctx, func(i *image) error {
+		if size < i.Size {
+			return fmt.Errorf("%w size: images are not made smaller", driver.ErrInvalid)
+		}
+		i.Size = size
+		return nil
+	})
+}
+
+func (h *handle) Encrypt(ctx context.Context, e driver.Encryption) error {
+	return h.do(ctx, func(i *image) error {
+		i.locked, i.data = &e, []byte("noise")
+		return nil
+	})
+}
+
+func (h *handle) Layout(ctx context.Context) (l driver.Layout, err error) {
+	return l, h.do(ctx, func(i *image) error {
+		l = driver.Layout{ObjectSize: cmp.Or(i.spec.ObjectSize, 4<<20), DataPool: i.spec.DataPool, StripeCount: cmp.Or(i.spec.StripeCount, 1)}
+		l.StripeUnit = cmp.Or(i.spec.StripeUnit, l.ObjectSize)
+		return nil
+	})
+}
+
+func (h *handle) Snapshots(ctx context.Context) (all []driver.Snapshot, err error) {
+	return all, h.do(ctx, func(i *image) error {
+		for _, s := range i.snaps {
+			all = append(all, s.Snapshot)
+		}
+		return nil
+	})
+}
+
+// find is the place of a snapshot in the list.
+func (i *image) find(name string) (int, error) {
+	n := slices.IndexFunc(i.snaps, func(s snapshot) bool { return s.Name == name })
+	if n < 0 {
+		return n, fmt.Errorf("snapshot %s: %w", name, driver.ErrNotFound)
+	}
+	return n, nil
+}
+
+func (h *handle) Snap(ctx context.Context, name string) error {
+	return h.do(ctx, func(i *image) error {
+		if _, err := i.find(name); err == nil {
+			return fmt.Errorf("snapshot %s: %w", name, driver.ErrExists)
+		}
+		i.snap(name, h.client.cluster.number())
+		return nil
+	})
+}
+
+func (h *handle) Unsnap(ctx context.Context, name string) error {
+	return h.do(ctx, func(i *image) error {
+		n, err := i.find(name)
+		if err == nil {
+			i.snaps = slices.Delete(i.snaps, n, n+1)
+		}
+		return err
+	})
+}
+
+func (h *handle) Rollback(ctx context.Context, name string) error {
+	return h.do(ctx, func(i *image) error {
+		n, err := i.find(name)
+		if err == nil {
+			i.disk = i.snaps[n].disk
+		}
+		return err
+	})
+}
+
+func (h *handle) Clones(ctx context.Context) (names []string, err error) {
+	return names, h.do(ctx, func(i *image) error {
+		names = h.client.cluster.clones(i)
+		return nil
+	})
+}
+
+func (h *handle) Depth(ctx context.Context) (depth int, err error) {
+	return depth, h.do(ctx, func(i *image) error {
+		for i != nil && i.Parent != nil {
+			i = h.client.cluster.byID(i.Parent.Place, i.Parent.ID)
+			depth++
+		}
+		return nil
+	})
+}
+
+func (h *handle) Flatten(ctx context.Context) error {
+	return h.do(ctx, func(i *image) error {
+		c := h.client.cluster
+		c.flatten = append(c.flatten, c.place.String()+"/"+i.Name)
+		return nil
+	})
 }
 
 func (h *handle) Close(context.Context) error {

@@ -1,11 +1,11 @@
 package memory
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"maps"
-	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -24,6 +24,7 @@ type Host struct {
 	mapped map[string]*device // by key
 	mounts map[string]driver.Mount
 	spoilt map[string]bool // by device
+	frozen map[string]bool // by path
 	next   int
 }
 
@@ -31,13 +32,14 @@ type device struct {
 	driver.Mapping
 	client *Client
 	image  *image
-	mode   driver.OpenMode
-	held   int // by containers, in their own mount namespaces
+	size   uint64
+	opened bool // it is encrypted, and the plain text can be had
+	held   int  // by containers, in their own mount namespaces
 }
 
 // NewHost returns a node of the cluster.
 func NewHost(c *Cluster, ip string) *Host {
-	return &Host{IP: ip, cluster: c, mapped: map[string]*device{}, mounts: map[string]driver.Mount{}, spoilt: map[string]bool{}}
+	return &Host{IP: ip, cluster: c, mapped: map[string]*device{}, mounts: map[string]driver.Mount{}, spoilt: map[string]bool{}, frozen: map[string]bool{}}
 }
 
 // Reboot loses everything that a power cut does; Ceph has noticed.
@@ -95,7 +97,7 @@ func (h *Host) Write(device, content string) error {
 	if d == nil || !d.Alive {
 		return fmt.Errorf("%s: no such device or its server is dead", device)
 	}
-	if d.mode == driver.ReadOnly {
+	if d.Mode == driver.ReadOnly {
 		return fmt.Errorf("%s: read-only", device)
 	}
 	leave, err := d.client.enter(context.Background())
@@ -120,6 +122,9 @@ func (h *Host) Read(device string) (string, error) {
 		return "", err
 	}
 	defer leave()
+	if d.image.locked != nil && !d.opened {
+		return "crypto_LUKS", nil
+	}
 	return string(d.image.data), nil
 }
 
@@ -152,18 +157,23 @@ func (h *Host) Map(ctx context.Context, img driver.Image, mode driver.OpenMode) 
 	if i == nil || i.ID != img.ID {
 		return driver.Mapping{}, fmt.Errorf("map: %w", driver.ErrNotFound)
 	}
-	if data, ok := i.snaps[img.Snap]; ok {
-		i = &image{Image: i.Image, data: data}
-	} else if img.Snap != "" {
-		return driver.Mapping{}, fmt.Errorf("map snapshot: %w", driver.ErrNotFound)
+	if img.Snap != "" {
+		n, err := i.find(img.Snap)
+		if err != nil {
+			return driver.Mapping{}, fmt.Errorf("map: %w", err)
+		}
+		i = &image{Image: i.Image, disk: i.snaps[n].disk, locked: i.locked}
+	}
+	if img.Encryption != nil && (i.locked == nil || !bytes.Equal(i.locked.Passphrase, img.Encryption.Passphrase)) {
+		return driver.Mapping{}, errors.New("the passphrase does not open the encrypted image")
 	}
 	if mode == driver.ReadWrite {
 		i.watchers[client.addr]++
 	}
 	h.next++
 	d := &device{
-		Mapping: driver.Mapping{Name: img.Name, ID: img.ID, Snap: img.Snap, Device: fmt.Sprintf("/dev/mem%d", h.next), Addr: client.addr, Alive: true},
-		client:  client, image: i, mode: mode,
+		Mapping: driver.Mapping{Name: img.Name, ID: img.ID, Snap: img.Snap, Device: fmt.Sprintf("/dev/mem%d", h.next), Addr: client.addr, Alive: true, Mode: mode},
+		client:  client, image: i, size: i.Size, opened: img.Encryption != nil,
 	}
 	h.mapped[img.Key()] = d
 	return d.Mapping, nil
@@ -207,6 +217,28 @@ func (h *Host) Mappings(context.Context) ([]driver.Mapping, error) {
 	return all, nil
 }
 
+// Size looks at the image; see driver.Mapper.
+func (h *Host) Size(_ context.Context, m driver.Mapping) (uint64, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d := h.byDevice(m.Device)
+	if d == nil {
+		return 0, fmt.Errorf("%s: no such device", m.Device)
+	}
+	h.cluster.mu.Lock()
+	defer h.cluster.mu.Unlock()
+	d.size = max(d.size, d.image.Size)
+	return d.size, nil
+}
+
+// Maps knows all features but this one; see driver.Mapper.
+func (*Host) Maps(features []string) error {
+	if slices.Contains(features, "journaling") {
+		return fmt.Errorf("%w: this kernel cannot map images with journaling", driver.ErrInvalid)
+	}
+	return nil
+}
+
 func (h *Host) mountOf(device string) string {
 	for path, m := range h.mounts {
 		if m.Device == device {
@@ -214,107 +246,4 @@ func (h *Host) mountOf(device string) string {
 		}
 	}
 	return ""
-}
-
-// Probe names what is on a device; see driver.Filesystem.
-func (h *Host) Probe(_ context.Context, device string) (string, error) {
-	content, err := h.Read(device)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", driver.ErrContent, err)
-	}
-	switch fstype, _, _ := strings.Cut(content, " "); fstype {
-	case "ext4", "xfs", "btrfs":
-		return fstype, nil
-	case "":
-		return "", fmt.Errorf("%w: no filesystem is recognised on %s", driver.ErrContent, device)
-	}
-	return "", fmt.Errorf("%w: %s holds %s", driver.ErrContent, device, content)
-}
-
-// Format writes a filesystem; see driver.Filesystem.
-func (h *Host) Format(_ context.Context, device, fstype string, options []string, fresh bool) error {
-	if len(options) > 0 && options[0] == "--refused" {
-		return fmt.Errorf("mkfs.%s: unknown option", fstype)
-	}
-	h.mu.Lock()
-	busy := h.mountOf(device) != ""
-	h.mu.Unlock()
-	if busy {
-		return fmt.Errorf("%s: %w", device, driver.ErrBusy)
-	}
-	content, err := h.Read(device)
-	if err != nil {
-		return err
-	}
-	if fresh && content != "" {
-		return fmt.Errorf("%s was called fresh and holds %q", device, content)
-	}
-	if err := h.Write(device, "remains"); err != nil { // what a crash in the midst of mkfs leaves
-		return err
-	}
-	return h.Write(device, fstype)
-}
-
-// Check has nothing to check; see driver.Filesystem.
-func (*Host) Check(context.Context, string, string) error { return nil }
-
-// Mount mounts; see driver.Filesystem.
-func (h *Host) Mount(_ context.Context, m driver.Mount) error {
-	content, err := h.Read(m.Device)
-	if err != nil {
-		return err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if there, ok := h.mounts[m.Path]; ok && there.Device != m.Device {
-		return fmt.Errorf("mount on %s: %w", m.Path, driver.ErrBusy)
-	}
-	if fstype, _, _ := strings.Cut(content, " "); fstype != m.FSType {
-		return fmt.Errorf("mount %s as %s: it holds %q", m.Device, m.FSType, content)
-	}
-	h.mounts[m.Path] = m
-	return nil
-}
-
-// Prepare has nothing to do; see driver.Filesystem.
-func (h *Host) Prepare(context.Context, string, driver.Owner) error { return nil }
-
-// Unmount unmounts; see driver.Filesystem.
-func (h *Host) Unmount(_ context.Context, path string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.mounts, path)
-	return nil
-}
-
-// Detach unmounts; see driver.Filesystem.
-func (h *Host) Detach(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
-
-// Sound looks whether Spoil has been called; see driver.Filesystem.
-func (h *Host) Sound(_ context.Context, m driver.Mount) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.spoilt[m.Device] {
-		return fmt.Errorf("%w: errors have made it read-only", driver.ErrContent)
-	}
-	return nil
-}
-
-// Spoil makes the filesystem on a device read-only, as errors do.
-func (h *Host) Spoil(device string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.spoilt[device] = true
-}
-
-// Reaches has no host to look at; see driver.Filesystem.
-func (*Host) Reaches(context.Context, string) error { return nil }
-
-// Mounted lists the mounts; see driver.Filesystem.
-func (h *Host) Mounted(_ context.Context, dir string) (map[string]driver.Mount, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	mounts := maps.Clone(h.mounts)
-	maps.DeleteFunc(mounts, func(path string, _ driver.Mount) bool { return filepath.Dir(path) != dir })
-	return mounts, nil
 }

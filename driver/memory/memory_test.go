@@ -20,6 +20,16 @@ func TestContracts(t *testing.T) {
 		c := NewCluster()
 		drivertest.Fences(t, func(*testing.T) drivertest.Ceph { return c.Connect("10.0.0.1") })
 	})
+	t.Run("Snapshots", func(t *testing.T) {
+		drivertest.Snapshots(t, func(*testing.T) (drivertest.Ceph, driver.Place) {
+			c := NewCluster()
+			return c.Connect("10.0.0.1"), c.place
+		})
+	})
+	t.Run("Encrypted", func(t *testing.T) {
+		c := NewCluster()
+		drivertest.Encrypted(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"))
+	})
 	t.Run("Mapper", func(t *testing.T) {
 		c := NewCluster()
 		drivertest.Mapper(t, c.Connect("10.0.0.1"), func(_ *testing.T, image, name string) { c.Snapshot(image, name) },
@@ -38,6 +48,13 @@ func TestContracts(t *testing.T) {
 					t.Fatal(err)
 				}
 				return m.Device
+			},
+			Larger: func(_ *testing.T, device string, size uint64) {
+				d := host.byDevice(device)
+				c.Resize(d.image.Name, size)
+				if _, err := host.Size(t.Context(), d.Mapping); err != nil {
+					t.Fatal(err)
+				}
 			},
 			Use: func(t *testing.T, path string) func() {
 				release, err := host.Hold(path)

@@ -27,6 +27,7 @@ type job struct {
 	Name, ID, Snap                   string
 	Mountpoint                       string
 	ReadOnly                         bool
+	Encryption                       *driver.Encryption // never in an argument or the environment: others see those
 }
 
 // start runs a child until it serves the image, or leaves nothing of it.
@@ -46,7 +47,7 @@ func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.Open
 	if err != nil {
 		return driver.Mapping{}, m.undo(ctx, image.Key(), fmt.Errorf("serve image: %w", err))
 	}
-	return driver.Mapping{Name: image.Name, ID: image.ID, Snap: image.Snap, Addr: addr, Alive: true}, nil
+	return driver.Mapping{Name: image.Name, ID: image.ID, Snap: image.Snap, Addr: addr, Alive: true, Mode: mode}, nil
 }
 
 // gentle is how long a child has to end by itself.
@@ -84,7 +85,7 @@ func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMo
 	input, err := json.Marshal(job{
 		Cluster: m.Ceph.Cluster, ConfFile: m.Ceph.ConfFile, User: m.Ceph.User, Keyring: m.Ceph.Keyring,
 		Pool: m.Ceph.Pool, Namespace: m.Ceph.Namespace, Name: image.Name, ID: image.ID, Snap: image.Snap,
-		Mountpoint: m.mountpoint(image.Key()), ReadOnly: mode == driver.ReadOnly,
+		Mountpoint: m.mountpoint(image.Key()), ReadOnly: mode == driver.ReadOnly, Encryption: image.Encryption,
 	})
 	if err != nil {
 		return "", err

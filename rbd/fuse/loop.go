@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -90,6 +91,45 @@ func clearFd(dev *os.File) error {
 		return fmt.Errorf("free %s: %w", dev.Name(), err)
 	}
 	return nil
+}
+
+// attribute reads one of a loop device, a number.
+func attribute(device, name string) (n uint64, err error) {
+	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), name))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+}
+
+// loopSize is the size of a loop device in bytes.
+func loopSize(device string) (uint64, error) {
+	sectors, err := attribute(device, "size")
+	return sectors * 512, err
+}
+
+// growLoop gives a loop device the size that its file has now. The kernel learns
+// of that when somebody asks for it.
+func growLoop(device, file string) (size uint64, err error) {
+	if size, err = loopSize(device); err != nil {
+		return 0, err
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(file, &stat); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: file, Err: err}
+	}
+	if uint64(stat.Size)/512*512 <= size {
+		return size, nil
+	}
+	dev, err := os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = dev.Close() }()
+	if err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return 0, fmt.Errorf("grow %s: %w", device, err)
+	}
+	return loopSize(device)
 }
 
 // loopOf finds the loop device on a file, "" if there is none. The name is all

@@ -30,8 +30,9 @@ type Mapper struct {
 	Command []string // starts a child: a program that calls Serve
 	Log     logrus.FieldLogger
 
-	mu   sync.Mutex
-	held map[string]*os.File // loop devices kept open, by key
+	mu    sync.Mutex
+	held  map[string]*os.File // loop devices kept open, by key
+	asked map[string]bool     // loop devices whose servers have not told their size yet
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
@@ -271,10 +272,49 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if found.Alive, err = childAlive(m.lockfile(found.Key())); err != nil {
 			return nil, err
 		}
+		found.Mode = driver.ReadWrite
+		if found.Snap != "" {
+			found.Mode = driver.ReadOnly
+		} else if ro, err := attribute(device, "ro"); device != "" && err == nil && ro == 1 {
+			found.Mode = driver.ReadOnly
+		}
 		all = append(all, found)
 	}
 	return all, nil
 }
+
+// Size looks at the file, which is as large as the image; see driver.Mapper. A
+// server that has stopped is asked no second time.
+func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, err error) {
+	m.mu.Lock()
+	asked := m.asked[found.Device]
+	if m.asked == nil {
+		m.asked = map[string]bool{}
+	}
+	m.asked[found.Device] = true
+	m.mu.Unlock()
+	if asked {
+		return 0, fmt.Errorf("size of %s: %w: its image server does not answer", found.Device, driver.ErrUnavailable)
+	}
+	answer := make(chan uint64, 1)
+	err = driver.Within(ctx, "size of "+found.Device, func() error {
+		defer func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			delete(m.asked, found.Device)
+		}()
+		size, err := growLoop(found.Device, filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)))
+		answer <- size
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return <-answer, nil
+}
+
+// Maps allows everything: librbd knows all its features; see driver.Mapper.
+func (m *Mapper) Maps([]string) error { return nil }
 
 func (m *Mapper) find(ctx context.Context, key string) (driver.Mapping, bool, error) {
 	all, err := m.Mappings(ctx)

@@ -17,6 +17,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	ours "github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -87,11 +88,10 @@ func serve(in io.Reader, ready func(addr string) error) error {
 		return err
 	}
 	defer func() { _ = img.Close() }()
-	size, err := img.GetSize()
-	if err != nil {
+	if err := unlock(img, j.Encryption); err != nil {
 		return err
 	}
-	root := &directory{name: fileName(addr), image: &image{img: img, size: size, readOnly: j.ReadOnly}}
+	root := &directory{name: fileName(addr), image: &image{img: img, readOnly: j.ReadOnly}}
 	src := source{Pool: j.Pool, Namespace: j.Namespace, ID: j.ID, Snap: j.Snap, Addr: addr, Name: j.Name}
 	options := &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: src.String(), Name: "docker-volume-rbd", DirectMount: true, DirectMountStrict: true,
@@ -121,6 +121,29 @@ func open(ioctx *rados.IOContext, j job) (*rbd.Image, error) {
 	return rbd.OpenImageById(ioctx, j.ID, rbd.NoSnapshot)
 }
 
+// unlock opens an encrypted image; what is read and written then is the plain text.
+func unlock(img *rbd.Image, e *driver.Encryption) error {
+	if e == nil {
+		return nil
+	}
+	options, err := ours.EncryptionOptions(e)
+	if err != nil {
+		return err
+	}
+	err = img.EncryptionLoad(options)
+	var coded interface{ ErrorCode() int }
+	if !errors.As(err, &coded) {
+		return err
+	}
+	switch syscall.Errno(-coded.ErrorCode()) {
+	case syscall.EPERM:
+		return errors.New("the passphrase does not open the encrypted image")
+	case syscall.EINVAL:
+		return fmt.Errorf("the image is not encrypted with %s", e.Format)
+	}
+	return err
+}
+
 // directory is the root of the filesystem.
 type directory struct {
 	fs.Inode
@@ -139,7 +162,6 @@ func (d *directory) OnAdd(ctx context.Context) {
 type image struct {
 	fs.Inode
 	img      *rbd.Image
-	size     uint64
 	readOnly bool
 	dirty    atomic.Bool // written since the last flush
 }
@@ -154,7 +176,11 @@ var (
 )
 
 func (i *image) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Mode, out.Size, out.Blocks, out.Blksize = fuse.S_IFREG|0o600, i.size, i.size/512, 4096
+	size, err := i.img.GetSize() // librbd hears of a resize by itself
+	if err != nil {
+		return failed("size", 0, 0, err)
+	}
+	out.Mode, out.Size, out.Blocks, out.Blksize = fuse.S_IFREG|0o600, size, size/512, 4096
 	return fs.OK
 }
 
@@ -204,10 +230,14 @@ func (i *image) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, m
 	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
 		return syscall.EOPNOTSUPP
 	}
-	if off > i.size {
+	all, err := i.img.GetSize()
+	if err != nil {
+		return failed("size", 0, 0, err)
+	}
+	if off > all {
 		return syscall.EINVAL
 	}
-	for end := min(off+size, i.size); off < end; {
+	for end := min(off+size, all); off < end; {
 		n := min(end-off, maxDiscard)
 		if _, err := i.img.Discard(off, n); err != nil {
 			return failed("discard", int64(off), int(n), err)

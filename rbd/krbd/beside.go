@@ -78,3 +78,12 @@ func (b Beside) Mappings(ctx context.Context) ([]driver.Mapping, error) {
 	others, err := b.Mapper.Mappings(ctx)
 	return slices.Concat(kernels, others), err
 }
+
+// Size is that of the mapper which has the device; see driver.Mapper.
+func (b Beside) Size(ctx context.Context, found driver.Mapping) (uint64, error) {
+	m, err := b.of(ctx, found.Key())
+	if err != nil {
+		return 0, err
+	}
+	return m.Size(ctx, found)
+}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -37,10 +36,12 @@ type Mapper struct {
 	Namespace string
 	MSMode    string // one of MSModes; "" = what kernel and monitors can do
 	Sys       string // "" = /sys/bus/rbd
+	Block     string // "" = /sys/block
 	Kmsg      string // "" = /dev/kmsg
 
 	mu       sync.Mutex
 	underway map[string]chan struct{} // by key: calls that the kernel has not ended, even if their requests have
+	grown    map[string]uint64        // by number: the size for which the plain text of an encrypted device was made larger
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
@@ -119,11 +120,16 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 		if err != nil {
 			return driver.Mapping{}, err
 		}
-		answer := make(chan driver.Mapping, 1)
+		answer := make(chan device, 1)
 		err = m.alone(ctx, image.Key(), "map in the kernel", func() error {
 			found, ok, err := m.find(ctx, image.Key())
 			if err == nil && !ok && !mapped {
 				found, err = m.add(ctx, image, call)
+			}
+			if err == nil && found.number != "" {
+				if err = m.unlock(ctx, &found, image.Encryption); err != nil && !ok {
+					err = errors.Join(err, m.removeDevice(found, ""))
+				}
 			}
 			answer <- found
 			return err
@@ -131,8 +137,8 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 		if err != nil {
 			return driver.Mapping{}, err
 		}
-		if found := <-answer; found != (driver.Mapping{}) {
-			return found, nil
+		if found := <-answer; found.number != "" {
+			return found.Mapping, nil
 		} // else it was there, but on its way out
 	}
 }
@@ -145,7 +151,7 @@ type order struct {
 
 // prepare finds out all that the kernel has to be told, and whether it can.
 func (m *Mapper) prepare(ctx context.Context, image driver.Image, mode driver.OpenMode) (order, error) {
-	if err := m.checkFeatures(image); err != nil {
+	if err := m.checkFeatures(image.Name, image.Features); err != nil {
 		return order{}, err
 	}
 	if mode == driver.ReadWrite && !slices.Contains(image.Features, driver.FeatureLock) {
@@ -163,9 +169,9 @@ func (m *Mapper) prepare(ctx context.Context, image driver.Image, mode driver.Op
 }
 
 // add has the kernel map an image.
-func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (driver.Mapping, error) {
+func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (device, error) {
 	if ctx.Err() != nil { // the caller has gone, and would not know of the device
-		return driver.Mapping{}, ctx.Err()
+		return device{}, ctx.Err()
 	}
 	log := m.listen()
 	defer log.close()
@@ -176,7 +182,7 @@ func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (driver.M
 		return nil
 	})
 	if err != nil {
-		return driver.Mapping{}, err
+		return device{}, err
 	}
 	found, ok, err := m.find(context.WithoutCancel(ctx), image.Key())
 	if err == nil && !ok {
@@ -229,71 +235,24 @@ func (m *Mapper) remove(ctx context.Context, key, force string) error {
 		if err != nil || !ok {
 			return err
 		}
-		err = m.write("remove", strings.TrimPrefix(filepath.Base(found.Device), "rbd")+force)
-		switch {
-		case errors.Is(err, unix.ENOENT): // gone since
-			return nil
-		case errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("%s is %w: a container or another process has it open", found.Device, driver.ErrBusy)
-		case errors.Is(err, unix.EINPROGRESS): // asked for by a plugin that was killed
-			return fmt.Errorf("unmap %s: %w: the kernel is at it, and waits for Ceph", found.Device, driver.ErrUnavailable)
-		case err != nil:
-			return fmt.Errorf("unmap %s: %w", found.Device, err)
+		if err := m.lock(ctx, found, force != ""); err != nil {
+			return err
 		}
-		return nil
+		return m.removeDevice(found, force)
 	})
 }
 
-// Mappings lists the devices of our pool; see driver.Mapper. The cluster's id is
-// asked for when there is one that may be ours.
-func (m *Mapper) Mappings(ctx context.Context) ([]driver.Mapping, error) {
-	dirs, err := os.ReadDir(m.sys("devices"))
-	if err != nil {
-		return nil, err
+func (m *Mapper) removeDevice(found device, force string) error {
+	err := m.write("remove", found.number+force)
+	switch {
+	case errors.Is(err, unix.ENOENT): // gone since
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s is %w: a container or another process has it open", found.Device, driver.ErrBusy)
+	case errors.Is(err, unix.EINPROGRESS): // asked for by a plugin that was killed
+		return fmt.Errorf("unmap %s: %w: the kernel is at it, and waits for Ceph", found.Device, driver.ErrUnavailable)
+	case err != nil:
+		return fmt.Errorf("unmap %s: %w", found.Device, err)
 	}
-	var all []driver.Mapping
-	for _, dir := range dirs {
-		attr := func(name string) string {
-			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
-			return strings.TrimSuffix(string(text), "\n")
-		}
-		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(attr("config_info")) {
-			continue
-		}
-		fsid, err := m.Ceph.FSID(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("whose is /dev/rbd%s: %w", dir.Name(), err)
-		}
-		if attr("cluster_fsid") != fsid {
-			continue
-		}
-		found := driver.Mapping{
-			Name: attr("name"), ID: attr("image_id"), Device: "/dev/rbd" + dir.Name(), Addr: attr("client_addr"), Alive: true,
-		}
-		if snap := attr("current_snap"); snap != "-" {
-			found.Snap = snap
-		}
-		all = append(all, found)
-	}
-	return all, nil
-}
-
-// ours tells a device that this plugin mapped, from the line that was written
-// for it (monitors, options, pool, image, snapshot): what an admin has mapped is
-// none of our business. It may be under the key of earlier settings.
-func ours(configInfo string) bool {
-	fields := strings.Fields(configInfo)
-	return len(fields) == 5 && ourOptions.MatchString(fields[1]+",")
-}
-
-var ourOptions = regexp.MustCompile(`^name=([^,]+),key=client\.([^,]+),noshare,queue_depth=128,`)
-
-func (m *Mapper) find(ctx context.Context, key string) (driver.Mapping, bool, error) {
-	all, err := m.Mappings(ctx)
-	for _, found := range all {
-		if found.Key() == key {
-			return found, true, nil
-		}
-	}
-	return driver.Mapping{}, false, err
+	return nil
 }

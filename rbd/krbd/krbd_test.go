@@ -204,7 +204,7 @@ func TestFeaturesTheKernelCannotMapAreNamed(t *testing.T) {
 			tr.file("supported_features", row.supported)
 			m := tr.mapper()
 			m.Namespace = "team"
-			err := m.checkFeatures(driver.Image{Name: "db1", Features: row.features})
+			err := m.checkFeatures("db1", row.features)
 			if row.want == "" {
 				if err != nil {
 					t.Error(err)
@@ -218,14 +218,14 @@ func TestFeaturesTheKernelCannotMapAreNamed(t *testing.T) {
 		})
 	}
 	t.Run("a kernel that does not say", func(t *testing.T) {
-		if err := newTree(t).mapper().checkFeatures(driver.Image{Features: []string{"journaling"}}); err != nil {
+		if err := newTree(t).mapper().checkFeatures("db1", []string{"journaling"}); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("a kernel that says something else", func(t *testing.T) {
 		tr := newTree(t)
 		tr.file("supported_features", "all\n")
-		if err := tr.mapper().checkFeatures(driver.Image{Features: []string{"layering"}}); err == nil {
+		if err := tr.mapper().checkFeatures("db1", []string{"layering"}); err == nil {
 			t.Error("understood")
 		}
 	})

@@ -112,7 +112,7 @@ var features = []feature{
 
 // checkFeatures names what the running kernel cannot map, and the cure; the
 // kernel itself tells a mask, and only its log.
-func (m *Mapper) checkFeatures(image driver.Image) error {
+func (m *Mapper) checkFeatures(image string, has []string) error {
 	text, err := os.ReadFile(m.sys("supported_features"))
 	if errors.Is(err, fs.ErrNotExist) { // before 4.11: the kernel will say
 		return nil
@@ -125,7 +125,7 @@ func (m *Mapper) checkFeatures(image driver.Image) error {
 		return fmt.Errorf("supported_features: %w", err)
 	}
 	var unknown, off, cures []string
-	for _, name := range image.Features {
+	for _, name := range has {
 		i := slices.IndexFunc(features, func(f feature) bool { return f.name == name })
 		switch {
 		case i >= 0 && features[i].bit&mask != 0:
@@ -133,7 +133,7 @@ func (m *Mapper) checkFeatures(image driver.Image) error {
 		case i >= 0 && !features[i].fixed:
 			off = append(off, name)
 		case name == "migrating":
-			cures = append(cures, "end the migration (rbd migration commit "+m.spec(image.Name)+")")
+			cures = append(cures, "end the migration (rbd migration commit "+m.spec(image)+")")
 		}
 		unknown = append(unknown, name)
 		if i >= 0 && features[i].since != "" {
@@ -146,11 +146,14 @@ func (m *Mapper) checkFeatures(image driver.Image) error {
 	if len(off) > 0 {
 		// fast-diff stands on object-map, and that on exclusive-lock: the last first.
 		slices.SortFunc(off, func(a, b string) int { return indexOf(b) - indexOf(a) })
-		cures = append(cures, "switch it off while nobody uses it: rbd feature disable "+m.spec(image.Name)+" "+strings.Join(off, " "))
+		cures = append(cures, "switch it off while nobody uses it: rbd feature disable "+m.spec(image)+" "+strings.Join(off, " "))
 	}
 	cures = append(cures, "or set RBD_MAPPER=fuse")
 	return fmt.Errorf("%w: this kernel cannot map images with %s; %s", driver.ErrInvalid, strings.Join(unknown, ", "), strings.Join(cures, ", "))
 }
+
+// Maps looks at what the kernel can; see driver.Mapper.
+func (m *Mapper) Maps(features []string) error { return m.checkFeatures("IMAGE", features) }
 
 func indexOf(name string) int {
 	return slices.IndexFunc(features, func(f feature) bool { return f.name == name })

@@ -50,6 +50,7 @@ type Step func(ctx context.Context, name string, call func() error) error
 // Wrap puts a step between the driver and each of its parts.
 func Wrap(c driver.Config, step Step) driver.Config {
 	c.Images, c.Records, c.Fences = images{c.Images, step}, records{c.Records, step}, fences{c.Fences, step}
+	c.Secrets = secrets{c.Secrets, step}
 	c.Mapper, c.Filesystem = mapper{c.Mapper, step}, filesystem{c.Filesystem, step}
 	return c
 }

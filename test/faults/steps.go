@@ -4,6 +4,7 @@ package faults
 
 import (
 	"context"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -51,6 +52,14 @@ func (w images) Open(ctx context.Context, a0 string, a1 driver.OpenMode) (r0 dri
 func (w images) Names(ctx context.Context) (r0 []string, err error) {
 	err = w.step(ctx, "Images.Names", func() (err error) {
 		r0, err = w.Images.Names(ctx)
+		return err
+	})
+	return r0, err
+}
+
+func (w images) Purge(ctx context.Context) (r0 []string, err error) {
+	err = w.step(ctx, "Images.Purge", func() (err error) {
+		r0, err = w.Images.Purge(ctx)
 		return err
 	})
 	return r0, err
@@ -109,9 +118,89 @@ func (w handle) EnableLock(ctx context.Context) (err error) {
 	return err
 }
 
-func (w handle) Remove(ctx context.Context) (err error) {
+func (w handle) Resize(ctx context.Context, a0 uint64) (err error) {
+	err = w.step(ctx, "Handle.Resize", func() (err error) {
+		err = w.Handle.Resize(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w handle) Encrypt(ctx context.Context, a0 driver.Encryption) (err error) {
+	err = w.step(ctx, "Handle.Encrypt", func() (err error) {
+		err = w.Handle.Encrypt(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w handle) Layout(ctx context.Context) (r0 driver.Layout, err error) {
+	err = w.step(ctx, "Handle.Layout", func() (err error) {
+		r0, err = w.Handle.Layout(ctx)
+		return err
+	})
+	return r0, err
+}
+
+func (w handle) Snapshots(ctx context.Context) (r0 []driver.Snapshot, err error) {
+	err = w.step(ctx, "Handle.Snapshots", func() (err error) {
+		r0, err = w.Handle.Snapshots(ctx)
+		return err
+	})
+	return r0, err
+}
+
+func (w handle) Snap(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Handle.Snap", func() (err error) {
+		err = w.Handle.Snap(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w handle) Unsnap(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Handle.Unsnap", func() (err error) {
+		err = w.Handle.Unsnap(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w handle) Rollback(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Handle.Rollback", func() (err error) {
+		err = w.Handle.Rollback(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w handle) Clones(ctx context.Context) (r0 []string, err error) {
+	err = w.step(ctx, "Handle.Clones", func() (err error) {
+		r0, err = w.Handle.Clones(ctx)
+		return err
+	})
+	return r0, err
+}
+
+func (w handle) Depth(ctx context.Context) (r0 int, err error) {
+	err = w.step(ctx, "Handle.Depth", func() (err error) {
+		r0, err = w.Handle.Depth(ctx)
+		return err
+	})
+	return r0, err
+}
+
+func (w handle) Flatten(ctx context.Context) (err error) {
+	err = w.step(ctx, "Handle.Flatten", func() (err error) {
+		err = w.Handle.Flatten(ctx)
+		return err
+	})
+	return err
+}
+
+func (w handle) Remove(ctx context.Context, a0 time.Duration) (err error) {
 	err = w.step(ctx, "Handle.Remove", func() (err error) {
-		err = w.Handle.Remove(ctx)
+		err = w.Handle.Remove(ctx, a0)
 		return err
 	})
 	return err
@@ -220,6 +309,14 @@ func (w mapper) Mappings(ctx context.Context) (r0 []driver.Mapping, err error) {
 	return r0, err
 }
 
+func (w mapper) Size(ctx context.Context, a0 driver.Mapping) (r0 uint64, err error) {
+	err = w.step(ctx, "Mapper.Size", func() (err error) {
+		r0, err = w.Mapper.Size(ctx, a0)
+		return err
+	})
+	return r0, err
+}
+
 type filesystem struct {
 	driver.Filesystem
 	step Step
@@ -255,6 +352,62 @@ func (w filesystem) Mount(ctx context.Context, a0 driver.Mount) (err error) {
 		return err
 	})
 	return err
+}
+
+func (w filesystem) Fills(ctx context.Context, a0 string, a1 string) (r0 bool, err error) {
+	err = w.step(ctx, "Filesystem.Fills", func() (err error) {
+		r0, err = w.Filesystem.Fills(ctx, a0, a1)
+		return err
+	})
+	return r0, err
+}
+
+func (w filesystem) Grow(ctx context.Context, a0 driver.Mount) (err error) {
+	err = w.step(ctx, "Filesystem.Grow", func() (err error) {
+		err = w.Filesystem.Grow(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w filesystem) Renew(ctx context.Context, a0 driver.Mount) (err error) {
+	err = w.step(ctx, "Filesystem.Renew", func() (err error) {
+		err = w.Filesystem.Renew(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w filesystem) Freeze(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Filesystem.Freeze", func() (err error) {
+		err = w.Filesystem.Freeze(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w filesystem) Thaw(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Filesystem.Thaw", func() (err error) {
+		err = w.Filesystem.Thaw(ctx, a0)
+		return err
+	})
+	return err
+}
+
+func (w filesystem) Inside(ctx context.Context, a0 string, a1 string) (r0 string, err error) {
+	err = w.step(ctx, "Filesystem.Inside", func() (err error) {
+		r0, err = w.Filesystem.Inside(ctx, a0, a1)
+		return err
+	})
+	return r0, err
+}
+
+func (w filesystem) Space(ctx context.Context, a0 string) (r0 uint64, r1 uint64, err error) {
+	err = w.step(ctx, "Filesystem.Space", func() (err error) {
+		r0, r1, err = w.Filesystem.Space(ctx, a0)
+		return err
+	})
+	return r0, r1, err
 }
 
 func (w filesystem) Prepare(ctx context.Context, a0 string, a1 driver.Owner) (err error) {
@@ -303,4 +456,17 @@ func (w filesystem) Reaches(ctx context.Context, a0 string) (err error) {
 		return err
 	})
 	return err
+}
+
+type secrets struct {
+	driver.Secrets
+	step Step
+}
+
+func (w secrets) Secret(ctx context.Context, a0 string) (r0 []byte, err error) {
+	err = w.step(ctx, "Secrets.Secret", func() (err error) {
+		r0, err = w.Secrets.Secret(ctx, a0)
+		return err
+	})
+	return r0, err
 }

@@ -35,6 +35,14 @@ func TestFilesystemContract(t *testing.T) {
 	drivertest.Filesystem(t, fsys.FS{HostMounts: "/proc/1/mountinfo"}, drivertest.Devices{
 		New: device,
 		Dir: t.TempDir(),
+		Larger: func(t *testing.T, device string, size uint64) {
+			file := strings.TrimSpace(testbed.Run(t, "losetup", "--noheadings", "--output", "BACK-FILE", device))
+			if err := os.Truncate(file, int64(size)); err != nil {
+				t.Fatal(err)
+			}
+			testbed.Run(t, "losetup", "--set-capacity", device)
+		},
+		Grows: func(fstype string) bool { return fstype != "ext4" || testbed.Capable(t, unix.CAP_SYS_RESOURCE) },
 		Use: func(t *testing.T, path string) func() {
 			f, err := os.Create(filepath.Join(path, "open"))
 			if err != nil {

@@ -35,11 +35,11 @@ func newNode(tb testing.TB, cfg rbd.Config, name string) *node {
 	n.pool = rbd.New(cfg)
 	var err error
 	n.Driver, err = driver.New(driver.Config{
-		Images: n.pool, Records: n.pool, Fences: n.pool,
+		Images: n.pool, Records: n.pool, Fences: n.pool, Secrets: n.pool,
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: "/proc/1/mountinfo"},
 		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
-		Pool:       cfg.Pool, Namespace: cfg.Namespace, Root: n.root, Log: cfg.Log, Unlock: true,
+		Place:      driver.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, Unlock: true,
 	})
 	if err != nil {
 		tb.Fatal(err)

@@ -96,6 +96,16 @@ func (m remote) Mappings(ctx context.Context) ([]driver.Mapping, error) {
 	return a.Mappings, err
 }
 
+func (m remote) Size(ctx context.Context, of driver.Mapping) (uint64, error) {
+	a, err := m.call(ctx, wire.Request{Op: "size", Mapping: of})
+	return a.Size, err
+}
+
+func (m remote) Maps(features []string) error {
+	_, err := m.call(context.Background(), wire.Request{Op: "maps", Image: driver.Image{Features: features}})
+	return err
+}
+
 // mappers is a node as the contract wants it, for a pool.
 func (n *node) mappers(t *testing.T, cfg rbd.Config, msMode string) drivertest.Node {
 	t.Helper()
@@ -138,4 +148,12 @@ func TestContract(t *testing.T) {
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
 	drivertest.Mapper(t, pool, snapshot(cfg), one.mappers(t, cfg, ""), two.mappers(t, cfg, ""))
+}
+
+// What librbd has encrypted dm-crypt opens.
+func TestEncrypted(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	pool := rbd.New(cfg)
+	t.Cleanup(pool.Close)
+	drivertest.Encrypted(t, pool, one.mappers(t, cfg, ""), two.mappers(t, cfg, ""))
 }

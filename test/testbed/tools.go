@@ -155,3 +155,14 @@ func User(tb testing.TB, name string, caps ...string) (keyring string) {
 	Ceph(tb, append([]string{"auth", "get-or-create", name, "-o", keyring}, caps...)...)
 	return keyring
 }
+
+// Capable tells whether this process has a capability: in a container root has not all.
+func Capable(tb testing.TB, capability uint) bool {
+	tb.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		tb.Fatal(err)
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0
+}

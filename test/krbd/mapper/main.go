@@ -106,6 +106,10 @@ func (s *server) do(ctx context.Context, q wire.Request, a *wire.Answer) (err er
 		err = s.mapper(q).Drop(ctx, q.Text)
 	case "mappings":
 		a.Mappings, err = s.mapper(q).Mappings(ctx)
+	case "size":
+		a.Size, err = s.mapper(q).Size(ctx, q.Mapping)
+	case "maps":
+		err = s.mapper(q).Maps(q.Image.Features)
 	case "hold":
 		var fd int
 		if fd, err = unix.Open(q.Device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0); err == nil {

@@ -16,17 +16,19 @@ type Request struct {
 
 	Conf, User, Keyring, Pool, Namespace, MSMode string // of the mapper
 
-	Pause  time.Duration // of the map, before the kernel is asked
-	Image  driver.Image
-	Mode   driver.OpenMode
-	Device string
-	Text   string // a key, or what is written
+	Pause   time.Duration // of the map, before the kernel is asked
+	Image   driver.Image
+	Mode    driver.OpenMode
+	Mapping driver.Mapping
+	Device  string
+	Text    string // a key, or what is written
 }
 
 // Answer is what came of it.
 type Answer struct {
 	Mapping  driver.Mapping
 	Mappings []driver.Mapping
+	Size     uint64
 	Text     string
 	Error    string
 	Kind     int // which of the driver's sentinels, from 1

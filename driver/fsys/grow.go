@@ -1,0 +1,208 @@
+package fsys
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Fills compares what the superblock says with the size of the device; see
+// driver.Filesystem. A rest in which there is no room for a group of ext4 or xfs
+// counts as space that is not taken.
+func (f FS) Fills(ctx context.Context, device, fstype string) (bool, error) {
+	type sizes struct{ filesystem, device uint64 }
+	answer := make(chan sizes, 1)
+	err := driver.Within(ctx, "read "+device, func() error {
+		file, err := os.Open(device)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = file.Close() }()
+		end, err := file.Seek(0, io.SeekEnd)
+		if err != nil {
+			return err
+		}
+		size, err := sizeOf(file, fstype)
+		answer <- sizes{size, uint64(end)}
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	s := <-answer
+	if s.filesystem > s.device {
+		return false, fmt.Errorf("%w: the filesystem is larger (%d bytes) than its device %s (%d): was the image made smaller? "+
+			"What was cut off is lost; make the image as large again, and have it checked", driver.ErrContent, s.filesystem, device, s.device)
+	}
+	// A filesystem counts in blocks, of 4 KiB as a rule, of 64 KiB at most.
+	return s.filesystem+64<<10 > s.device, nil
+}
+
+// sizeOf reads the size of a filesystem, in bytes, from its superblock. Where the
+// numbers are: Linux, fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h, and
+// include/uapi/linux/btrfs_tree.h.
+func sizeOf(device *os.File, fstype string) (uint64, error) {
+	super := make([]byte, 4096)
+	at := map[string]int64{"ext2": 1024, "ext3": 1024, "ext4": 1024, "btrfs": 64 << 10}[fstype] // xfs: 0
+	if _, err := device.ReadAt(super, at); err != nil {
+		return 0, &os.PathError{Op: "read the superblock", Path: device.Name(), Err: err}
+	}
+	switch {
+	case strings.HasPrefix(fstype, "ext"):
+		blocks := uint64(binary.LittleEndian.Uint32(super[0x4:]))
+		const has64Bits = 0x80
+		if binary.LittleEndian.Uint32(super[0x60:])&has64Bits != 0 {
+			blocks |= uint64(binary.LittleEndian.Uint32(super[0x150:])) << 32
+		}
+		return blocks << (10 + binary.LittleEndian.Uint32(super[0x18:])), nil
+	case fstype == "xfs":
+		return uint64(binary.BigEndian.Uint32(super[4:])) * binary.BigEndian.Uint64(super[8:]), nil
+	case fstype == "btrfs":
+		return binary.LittleEndian.Uint64(super[0x70:]), nil
+	}
+	return 0, fmt.Errorf("%w filesystem %q", driver.ErrInvalid, fstype)
+}
+
+// Grow runs the filesystem's own tool, while it is mounted; see driver.Filesystem.
+func (f FS) Grow(ctx context.Context, m driver.Mount) error {
+	var args []string
+	switch {
+	case strings.HasPrefix(m.FSType, "ext"):
+		args = []string{"resize2fs", m.Device}
+	case m.FSType == "xfs":
+		args = []string{"xfs_growfs", "-d", m.Path}
+	case m.FSType == "btrfs":
+		args = []string{"btrfs", "filesystem", "resize", "max", m.Path}
+	default:
+		return fmt.Errorf("%w filesystem %q", driver.ErrInvalid, m.FSType)
+	}
+	_, err := run(ctx, args...)
+	return err
+}
+
+// Renew gives a copy of xfs or btrfs an id of its own; see driver.Filesystem. ext4
+// minds no second one of the same id.
+//
+// A log that has to be replayed is first, by mounting. btrfstune of btrfs-progs 6.2
+// leaves a filesystem with one that cannot be mounted any more; xfs_db refuses, and
+// exits with 0. A snapshot of a frozen btrfs has none, one of xfs always has.
+func (f FS) Renew(ctx context.Context, m driver.Mount) error {
+	switch m.FSType {
+	case "btrfs":
+		log, err := f.hasLog(ctx, m.Device)
+		if err != nil {
+			return err
+		}
+		// Only if it must be: while the original is mounted here, a kernel before 6.7
+		// refuses to mount what it takes for another device of the same filesystem.
+		if log {
+			if err := f.replay(ctx, m, ""); err != nil {
+				return fmt.Errorf("%w; if its original is mounted on this node, mount the copy elsewhere first, or make the copy again here, "+
+					"where the original is frozen for it", err)
+			}
+		}
+		_, err = run(ctx, "btrfstune", "-f", "-m", m.Device)
+		return err
+	case "xfs":
+		if err := f.replay(ctx, m, "nouuid"); err != nil { // the original may be mounted here
+			return err
+		}
+		out, err := run(ctx, "xfs_db", "-x", "-c", "uuid generate", m.Device) // what xfs_admin, a shell script, does
+		if err == nil && bytes.Contains(out, []byte("ERROR")) {
+			err = fmt.Errorf("xfs_db: %s", oneLine(out))
+		}
+		return err
+	}
+	return nil
+}
+
+func (f FS) replay(ctx context.Context, m driver.Mount, options string) error {
+	m.Options = options
+	if err := f.Mount(ctx, m); err != nil {
+		return err
+	}
+	return f.Unmount(ctx, m.Path)
+}
+
+// hasLog tells whether btrfs has writes in its log tree that were synced and are not
+// yet where they belong: log_root of the superblock.
+func (f FS) hasLog(ctx context.Context, device string) (has bool, err error) {
+	err = driver.Within(ctx, "read "+device, func() error {
+		file, err := os.Open(device)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = file.Close() }()
+		root := make([]byte, 8)
+		_, err = file.ReadAt(root, 64<<10+0x60)
+		has = binary.LittleEndian.Uint64(root) != 0
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return has, nil
+}
+
+// The calls of include/uapi/linux/fs.h, as amd64, arm64 and most others number them.
+const (
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+// Freeze is fsfreeze --freeze; see driver.Filesystem.
+func (f FS) Freeze(ctx context.Context, path string) error {
+	return driver.Within(ctx, "freeze "+path, func() error {
+		err := freeze(path, fiFreeze, unix.EBUSY)
+		if err == nil && ctx.Err() != nil { // too late: nobody waits for it any more
+			err = freeze(path, fiThaw, unix.EINVAL)
+		}
+		return err
+	})
+}
+
+// Thaw is fsfreeze --unfreeze; see driver.Filesystem.
+func (f FS) Thaw(ctx context.Context, path string) error {
+	return driver.Within(ctx, "thaw "+path, func() error { return freeze(path, fiThaw, unix.EINVAL) })
+}
+
+// freeze makes one of the two calls; already is what the kernel says when there is
+// nothing to do.
+func freeze(path string, call uint, already unix.Errno) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	err = unix.IoctlSetInt(int(dir.Fd()), call, 0)
+	if errors.Is(err, already) {
+		return nil
+	}
+	return err
+}
+
+// Space is statfs(2); see driver.Filesystem.
+func (f FS) Space(ctx context.Context, path string) (size, used uint64, err error) {
+	answer := make(chan unix.Statfs_t, 1)
+	err = driver.Within(ctx, "statfs "+path, func() error {
+		var s unix.Statfs_t
+		err := unix.Statfs(path, &s)
+		answer <- s
+		return err
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	s := <-answer
+	block := uint64(s.Frsize)
+	return s.Blocks * block, (s.Blocks - s.Bfree) * block, nil
+}

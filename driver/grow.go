@@ -1,0 +1,122 @@
+package driver
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// sizes remembers how large the devices were for which filesystems were grown: a
+// filesystem may leave a rest of its device, and would be asked to grow for ever.
+type sizes struct {
+	mu sync.Mutex
+	m  map[string]uint64 // bytes, by device and address of the mapping
+}
+
+func (s *sizes) get(m Mapping) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.m[m.Device+" "+m.Addr]
+}
+
+func (s *sizes) set(m Mapping, size uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = map[string]uint64{}
+	}
+	s.m[m.Device+" "+m.Addr] = size
+}
+
+// retain forgets all but these.
+func (s *sizes) retain(all []Mapping) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := map[string]uint64{}
+	for _, m := range all {
+		if size, ok := s.m[m.Device+" "+m.Addr]; ok {
+			kept[m.Device+" "+m.Addr] = size
+		}
+	}
+	s.m = kept
+}
+
+// mountFull mounts a filesystem, and makes it as large as its device if that has
+// been made larger since. That it cannot is no reason to keep the data from anybody.
+func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
+	fills, err := d.fs.Fills(ctx, mount.Device, mount.FSType)
+	if err != nil {
+		return err
+	}
+	if err := d.fs.Mount(ctx, mount); err != nil {
+		return err
+	}
+	size, err := d.mapper.Size(ctx, m)
+	if err == nil && !fills {
+		err = d.fs.Grow(ctx, mount)
+		d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, formatSize(size))
+	}
+	if err != nil {
+		d.log.WithField("volume", m.Name).Warnf("grow the filesystem: %v", err)
+		return nil
+	}
+	d.sizes.set(m, size)
+	return nil
+}
+
+// Follow looks, at each interval until the context ends, whether images that are
+// mounted here have become larger, and makes their filesystems as large. It asks
+// nobody but this node, and so does not mind if Ceph is away.
+func (d *Driver) Follow(ctx context.Context, interval time.Duration) {
+	for sleep(ctx, interval) {
+		d.growAll(ctx, interval)
+	}
+}
+
+func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
+	mappings, err := d.mappings(ctx)
+	if err != nil || len(mappings) == 0 {
+		return // others say so
+	}
+	d.sizes.retain(mappings)
+	look, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, m := range mappings {
+		if !m.Alive || m.Mode == ReadOnly {
+			continue
+		}
+		wg.Go(func() {
+			if size, err := d.mapper.Size(look, m); err == nil && size > d.sizes.get(m) {
+				d.grow(ctx, m, size)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// grow makes the filesystem of a mapping as large as its device, unless somebody
+// is at work on the volume: then the next look will.
+func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
+	log := d.log.WithField("volume", m.Name)
+	turn, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	unlock, err := d.locks.lock(turn, m.Name, "grow")
+	if err != nil {
+		return
+	}
+	defer unlock()
+	mount, found, err := d.mounted(ctx, m.Name)
+	if err != nil || !found || mount.Device != m.Device {
+		return
+	}
+	known := d.sizes.get(m) != 0 // else it is the first look since the start
+	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := d.fs.Grow(ctx, mount); err != nil {
+		log.Warnf("grow %s on %s to %s: %v", mount.FSType, m.Device, formatSize(size), err)
+	} else if known {
+		log.Infof("grew %s on %s to %s while it is mounted", mount.FSType, m.Device, formatSize(size))
+	}
+	d.sizes.set(m, size) // after an error too: the log would fill
+}

@@ -1,0 +1,242 @@
+package memory
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Client is a connection to the cluster: it has an address, which can be
+// fenced, and all it does fails afterwards. It implements driver.Images,
+// driver.Records and driver.Fences.
+type Client struct {
+	cluster *Cluster
+	addr    string
+}
+
+// Kill ends the client as the death of its process does, once Ceph has noticed:
+// its watches are gone.
+func (c *Client) Kill() {
+	c.cluster.mu.Lock()
+	defer c.cluster.mu.Unlock()
+	c.cluster.unwatch(c.addr)
+}
+
+// enter takes the cluster's lock for a call, if the call may be made.
+func (c *Client) enter(ctx context.Context) (leave func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, err)
+	}
+	c.cluster.mu.Lock()
+	if c.cluster.fenced[c.addr] {
+		c.cluster.mu.Unlock()
+		return nil, fmt.Errorf("%w: client %s is fenced", driver.ErrUnavailable, c.addr)
+	}
+	return c.cluster.mu.Unlock, nil
+}
+
+// Create makes an image; see driver.Images.
+func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if c.cluster.images[spec.Name] != nil {
+		return fmt.Errorf("create image: %w", driver.ErrExists)
+	}
+	made := &image{
+		Image: driver.Image{
+			Name: spec.Name, ID: fmt.Sprintf("%x", c.cluster.number()), Size: spec.Size,
+			Created: time.Now().UTC(), Features: spec.Features,
+		},
+		spec: spec, meta: map[string]string{}, watchers: map[string]int{},
+	}
+	if spec.From != nil {
+		if err := c.cluster.clone(made, *spec.From); err != nil {
+			return err
+		}
+	}
+	c.cluster.images[spec.Name] = made
+	return nil
+}
+
+// Purge empties the trash; see driver.Images.
+func (c *Client) Purge(ctx context.Context) ([]string, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	var names []string
+	c.cluster.trash = slices.DeleteFunc(c.cluster.trash, func(t trashed) bool {
+		if t.until.IsZero() || time.Now().Before(t.until) {
+			return false
+		}
+		if clones := c.cluster.clones(t.image); len(clones) > 0 {
+			c.cluster.flatten = append(c.cluster.flatten, clones...)
+			return false
+		}
+		names = append(names, t.Name)
+		return true
+	})
+	return names, nil
+}
+
+// Secret reads what Keep has kept; see driver.Secrets.
+func (c *Client) Secret(ctx context.Context, name string) ([]byte, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if secret, ok := c.cluster.secrets[name]; ok {
+		return []byte(secret), nil
+	}
+	return nil, fmt.Errorf("%w passphrase %s: there is none", driver.ErrInvalid, name)
+}
+
+// Exists looks for an image; see driver.Images.
+func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	return c.cluster.images[name] != nil, nil
+}
+
+// HasID looks for an image; see driver.Images.
+func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	return c.cluster.byID(c.cluster.place, id) != nil, nil
+}
+
+// Names lists the images; see driver.Images.
+func (c *Client) Names(ctx context.Context) ([]string, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	names := slices.Sorted(maps.Keys(c.cluster.images))
+	return slices.DeleteFunc(names, func(n string) bool { return !driver.ValidName(n) }), nil
+}
+
+// Open opens an image; see driver.Images.
+func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	i := c.cluster.images[name]
+	if i == nil {
+		return nil, fmt.Errorf("open image: %w", driver.ErrNotFound)
+	}
+	if mode == driver.ReadWrite {
+		i.watchers[c.addr]++
+	}
+	return &handle{client: c, image: i, mode: mode}, nil
+}
+
+// Load reads a record; see driver.Records.
+func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	e, ok := c.cluster.records[key]
+	if !ok {
+		return 0, fmt.Errorf("read %s: %w", key, driver.ErrNotFound)
+	}
+	return e.version, json.Unmarshal(e.data, into)
+}
+
+// Swap replaces a record; see driver.Records.
+func (c *Client) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	if c.cluster.records[key].version != old {
+		return 0, fmt.Errorf("write %s: %w", key, driver.ErrLost)
+	}
+	data, err := json.Marshal(value)
+	if err != nil {
+		return 0, err
+	}
+	version := driver.Version(c.cluster.number())
+	c.cluster.records[key] = entry{data, version}
+	return version, nil
+}
+
+// Delete removes a record; see driver.Records.
+func (c *Client) Delete(ctx context.Context, key string, old driver.Version) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if old == 0 {
+		return fmt.Errorf("remove %s: %w", key, driver.ErrNotFound)
+	}
+	if c.cluster.records[key].version != old {
+		return fmt.Errorf("remove %s: %w", key, driver.ErrLost)
+	}
+	delete(c.cluster.records, key)
+	return nil
+}
+
+// Keys lists the records; see driver.Records.
+func (c *Client) Keys(ctx context.Context, prefix string) ([]string, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	keys := slices.Sorted(maps.Keys(c.cluster.records))
+	return slices.DeleteFunc(keys, func(k string) bool { return !strings.HasPrefix(k, prefix) }), nil
+}
+
+// Fence bars clients; see driver.Fences. Their watches go at once.
+func (c *Client) Fence(ctx context.Context, addrs ...string) error {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	for _, addr := range addrs {
+		c.cluster.fenced[addr] = true
+		c.cluster.unwatch(addr)
+	}
+	return nil
+}
+
+// Fenced looks addresses up; see driver.Fences.
+func (c *Client) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	fenced := map[string]bool{}
+	for _, addr := range addrs {
+		if c.cluster.fenced[addr] {
+			fenced[addr] = true
+		}
+	}
+	return fenced, nil
+}

@@ -1,0 +1,293 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Places is all that this node may use: a Driver for each pool and namespace. A
+// volume is in one of them, and its name is unique over all. The first place is
+// where new volumes go unless somebody says otherwise.
+type Places []*Driver
+
+// where finds the place of a volume: it is asked for everywhere at once. ErrNotFound
+// only if every place says so.
+func (p Places) where(ctx context.Context, name string) (*Driver, error) {
+	if len(p) == 1 {
+		return p[0], nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p[0].patience/2)
+	defer cancel()
+	found, errs := make([]bool, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) { found[i], errs[i] = d.images.Exists(ctx, name) })
+	return p.only(name, found, errs)
+}
+
+// only picks the one place that has the volume.
+func (p Places) only(name string, found []bool, errs []error) (at *Driver, err error) {
+	for i, d := range p {
+		if found[i] && at != nil {
+			return nil, fmt.Errorf("%w: %s/%s and %s/%s; rename one of them (rbd rename), or remove it with rbd",
+				ErrTwice, at.place, name, d.place, name)
+		}
+		if found[i] {
+			at = d
+		}
+	}
+	if at != nil {
+		return at, nil
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return nil, ErrNotFound
+}
+
+func (p Places) each(do func(i int, d *Driver)) {
+	var wg sync.WaitGroup
+	for i, d := range p {
+		wg.Go(func() { do(i, d) })
+	}
+	wg.Wait()
+}
+
+// Create makes a volume; see Driver.Create.
+func (p Places) Create(ctx context.Context, name string, opts map[string]string) error {
+	at, origin, err := p.choose(ctx, name, opts)
+	if err != nil {
+		return wrap("create", name, err)
+	}
+	if err := at.CreateFrom(ctx, name, opts, origin); err != nil || len(p) == 1 {
+		return err
+	}
+	_, err = p.where(ctx, name) // another node may have made it elsewhere at the same time
+	return wrap("create", name, err)
+}
+
+// choose picks the place for a new volume, and that of the one it is made of.
+func (p Places) choose(ctx context.Context, name string, opts map[string]string) (at, origin *Driver, err error) {
+	if err := checkName(name); err != nil {
+		return nil, nil, err
+	}
+	if len(p) == 1 {
+		return p[0], p[0], nil
+	}
+	at, err = p.where(ctx, name)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		at, err = p.fitting(opts)
+	case err == nil && at.place.accepts(opts) != nil:
+		err = fmt.Errorf("%w in %s; remove it there, or choose another name", ErrExists, at.place)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	from, _, _ := strings.Cut(opts[OptFrom]+opts[OptSnapshot], "@")
+	if origin = at; ValidName(from) {
+		if origin, err = p.where(ctx, from); errors.Is(err, ErrNotFound) {
+			err = invalidf("option %s: there is no volume %s", OptFrom, from)
+		}
+	}
+	return at, origin, err
+}
+
+// fitting is the first place with the pool and the namespace of the options.
+func (p Places) fitting(opts map[string]string) (*Driver, error) {
+	var names []string
+	for _, d := range p {
+		// A pool that is named alone is that pool, not a namespace of it.
+		pool, space := strings.TrimSpace(opts[OptPool]), strings.TrimSpace(opts[OptNamespace])
+		if d.place.accepts(opts) == nil && (pool == "" || space != "" || d.place.Namespace == "" || d == p[0]) {
+			return d, nil
+		}
+		names = append(names, d.place.String())
+	}
+	return nil, invalidf("option %s=%q, %s=%q: this plugin's volumes are in %s (settings RBD_CONF_POOL, RBD_CONF_NAMESPACE, RBD_POOLS)",
+		OptPool, opts[OptPool], OptNamespace, opts[OptNamespace], strings.Join(names, ", "))
+}
+
+// Get describes a volume; see Driver.Get. Each place answers for itself, from its
+// record where its part of Ceph is away.
+func (p Places) Get(ctx context.Context, name string) (Volume, error) {
+	if len(p) == 1 {
+		return p[0].Get(ctx, name)
+	}
+	volumes, found, errs := make([]Volume, len(p)), make([]bool, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) {
+		volumes[i], errs[i] = d.Get(ctx, name)
+		if found[i] = errs[i] == nil; errors.Is(errs[i], ErrNotFound) {
+			errs[i] = nil
+		}
+	})
+	at, err := p.only(name, found, errs)
+	if errors.Is(err, ErrTwice) || errors.Is(err, ErrNotFound) {
+		return Volume{}, wrap("get", name, err)
+	}
+	if err != nil {
+		return Volume{}, err
+	}
+	return volumes[slices.Index(p, at)], nil
+}
+
+// List names the volumes of all places; see Driver.List.
+func (p Places) List(ctx context.Context) ([]Volume, error) {
+	lists, errs := make([][]Volume, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.List(ctx) })
+	all := map[string]Volume{}
+	for _, v := range slices.Concat(lists...) {
+		if there, twice := all[v.Name]; !twice || there.Mountpoint == "" {
+			all[v.Name] = v
+		}
+	}
+	names := slices.Sorted(maps.Keys(all))
+	volumes := make([]Volume, len(names))
+	for i, name := range names {
+		volumes[i] = all[name]
+	}
+	return volumes, errors.Join(errs...)
+}
+
+// Path asks the kernel; see Driver.Path.
+func (p Places) Path(ctx context.Context, name string) string {
+	for _, d := range p {
+		if path := d.Path(ctx, name); path != "" {
+			return path
+		}
+	}
+	return ""
+}
+
+// Mount mounts a volume; see Driver.Mount.
+func (p Places) Mount(ctx context.Context, name, id string) (string, error) {
+	d, err := p.at(ctx, "mount", name)
+	if err != nil {
+		return "", err
+	}
+	return d.Mount(ctx, name, id)
+}
+
+// Unmount takes one user of a volume away; see Driver.Unmount. What is mounted here
+// is known without Ceph.
+func (p Places) Unmount(ctx context.Context, name, id string) error {
+	var errs []error
+	for _, d := range p {
+		if len(p) == 1 || d.refs.count(name) > 0 || d.Path(ctx, name) != "" {
+			errs = append(errs, d.Unmount(ctx, name, id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Remove deletes a volume; see Driver.Remove.
+func (p Places) Remove(ctx context.Context, name string) error {
+	d, err := p.at(ctx, "remove", name)
+	if errors.Is(err, ErrNotFound) {
+		d, err = p[0], nil // says that it is done
+	}
+	if err != nil {
+		return err
+	}
+	return d.Remove(ctx, name)
+}
+
+// Snapshots lists those of a volume; see Driver.Snapshots.
+func (p Places) Snapshots(ctx context.Context, name string) ([]Snapshot, error) {
+	d, err := p.at(ctx, "list snapshots of", name)
+	if err != nil {
+		return nil, err
+	}
+	return d.Snapshots(ctx, name)
+}
+
+// Snap makes a snapshot; see Driver.Snap.
+func (p Places) Snap(ctx context.Context, name, snap string) (frozen bool, err error) {
+	d, err := p.at(ctx, "make a snapshot of", name)
+	if err != nil {
+		return false, err
+	}
+	return d.Snap(ctx, name, snap)
+}
+
+// Unsnap removes a snapshot; see Driver.Unsnap.
+func (p Places) Unsnap(ctx context.Context, name, snap string) error {
+	d, err := p.at(ctx, "remove a snapshot of", name)
+	if err != nil {
+		return err
+	}
+	return d.Unsnap(ctx, name, snap)
+}
+
+// Rollback gives a volume the content of a snapshot; see Driver.Rollback.
+func (p Places) Rollback(ctx context.Context, name, snap string) error {
+	d, err := p.at(ctx, "roll back", name)
+	if err != nil {
+		return err
+	}
+	return d.Rollback(ctx, name, snap)
+}
+
+// at is where, for an operation that wants a volume which is there.
+func (p Places) at(ctx context.Context, op, name string) (*Driver, error) {
+	err := checkName(name)
+	var d *Driver
+	if err == nil {
+		d, err = p.where(ctx, name)
+	}
+	return d, wrap(op, name, err)
+}
+
+// Holdings tells which node has which volume; see Driver.Holdings.
+func (p Places) Holdings(ctx context.Context) ([]Holding, error) {
+	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.Holdings(ctx) })
+	all := slices.Concat(lists...)
+	slices.SortStableFunc(all, func(a, b Holding) int { return strings.Compare(a.Volume, b.Volume) })
+	return all, errors.Join(errs...)
+}
+
+// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
+// it has none is no error, as long as there is one where it has.
+func (p Places) FenceNode(ctx context.Context, node string) ([]Holding, error) {
+	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node) })
+	taken := slices.Concat(lists...)
+	if len(taken) > 0 {
+		for i, err := range errs {
+			if errors.Is(err, ErrNotFound) {
+				errs[i] = nil
+			}
+		}
+	} else if slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) }) || len(p) == 1 {
+		return taken, errors.Join(errs...)
+	} else {
+		return taken, errs[0]
+	}
+	return taken, errors.Join(errs...)
+}
+
+// Watch is Driver.Watch for all places, and Driver.Follow.
+func (p Places) Watch(ctx context.Context, interval, follow time.Duration) {
+	p.each(func(_ int, d *Driver) {
+		go d.Follow(ctx, follow)
+		d.Watch(ctx, interval)
+	})
+}
+
+// LetGo is Driver.LetGo for all places.
+func (p Places) LetGo(ctx context.Context) { p.each(func(_ int, d *Driver) { d.LetGo(ctx) }) }
+
+// InUse tells whether any volume is mapped on this node, as far as can be told.
+func (p Places) InUse(ctx context.Context) bool {
+	for _, d := range p {
+		if all, err := d.mapper.Mappings(ctx); err != nil || len(all) > 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,161 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// A read-only volume is mounted by as many nodes as like it, without a guard: none
+// of them writes, nor replays a journal. What is to be written for that, once, its
+// first mount writes under the guard, and seals the image: the note names the id of
+// the image, so that a copy, which has its original's metadata, is not sealed.
+//
+// A read-only mapping is no watcher of its image. So that whoever wants to remove
+// or to write it sees that it is in use, the control client watches it meanwhile.
+
+// errShared is the answer to who wants the guard of a sealed volume.
+var errShared = errors.New("the volume is read-only, and mounted without a guard")
+
+func sealed(meta map[string]string, image Image) bool {
+	return flag(meta, metaReadOnly) && meta[metaSealed] == image.ID
+}
+
+// seal makes a volume that is mounted under the guard ready to be shared, and
+// mounts it so.
+func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
+	if err := d.fs.Unmount(ctx, d.path(m.Name)); err != nil {
+		return err
+	}
+	if err := d.unmap(ctx, m); err != nil {
+		return err
+	}
+	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
+		return err
+	}
+	if err := d.openUnder(ctx, l, guardMapped); err != nil {
+		return err
+	}
+	if err := l.SetMeta(ctx, map[string]string{metaSealed: l.Image().ID}); err != nil {
+		return err
+	}
+	d.closeHandle(ctx, l)
+	if err := d.giveBack(ctx, l.Image().ID, l.version); err != nil {
+		return err
+	}
+	return d.stageShared(ctx, m.Name)
+}
+
+// stageShared maps and mounts a sealed volume read-only.
+func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
+	h, err := d.images.Open(ctx, name, ReadWrite)
+	if err != nil {
+		return err
+	}
+	d.closeWatch(ctx, d.watches.swap(name, h))
+	defer func() {
+		if err != nil {
+			d.unwatch(ctx, name)
+		}
+	}()
+	meta, err := h.Meta(ctx)
+	if err != nil {
+		return err
+	}
+	image := h.Image()
+	if !sealed(meta, image) {
+		return fmt.Errorf("%w: the volume was made writable again meanwhile; try again", ErrInUse)
+	}
+	if err := d.useDirectory(name, meta); err != nil {
+		return err
+	}
+	if image.Encryption, err = d.encryption(ctx, meta); err != nil {
+		return err
+	}
+	m, err := d.mapper.Map(ctx, image, ReadOnly)
+	if err != nil {
+		return fmt.Errorf("map read-only: %w", err)
+	}
+	fstype, err := d.fstypeOf(ctx, meta, m)
+	if err == nil {
+		options := strings.TrimPrefix(d.mountOptions(meta, fstype)+",ro", ",")
+		err = d.fs.Mount(ctx, Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: options})
+	}
+	if err != nil {
+		ctx, cancel := aftermath(ctx)
+		defer cancel()
+		err = also(err, "undo", d.unmap(ctx, m))
+	}
+	return err
+}
+
+// letGoShared unmounts and unmaps a read-only volume.
+func (d *Driver) letGoShared(ctx context.Context, m Mapping) error {
+	if !m.Alive {
+		return d.drop(ctx, m)
+	}
+	if err := d.fs.Unmount(ctx, d.path(m.Name)); err != nil {
+		return err
+	}
+	if err := d.unmap(ctx, m); err != nil {
+		return err
+	}
+	d.unwatch(ctx, m.Name)
+	return nil
+}
+
+// watches are the images that the control client watches, by volume.
+type watches struct {
+	mu sync.Mutex
+	m  map[string]Handle
+}
+
+// swap returns the one of before; nil for none.
+func (w *watches) swap(name string, h Handle) (before Handle) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before = w.m[name]
+	if w.m == nil {
+		w.m = map[string]Handle{}
+	}
+	if w.m[name] = h; h == nil {
+		delete(w.m, name)
+	}
+	return before
+}
+
+func (w *watches) get(name string) Handle {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.m[name]
+}
+
+func (d *Driver) closeWatch(ctx context.Context, h Handle) {
+	if h != nil {
+		d.closeHandle(ctx, h)
+	}
+}
+
+func (d *Driver) unwatch(ctx context.Context, name string) {
+	d.closeWatch(ctx, d.watches.swap(name, nil))
+}
+
+// rewatch sees to it that a read-only mapping is seen: after a restart, or when the
+// control client was replaced.
+func (d *Driver) rewatch(ctx context.Context, m Mapping) error {
+	if h := d.watches.get(m.Name); h != nil {
+		watchers, err := h.Watchers(ctx)
+		if err == nil && slices.Contains(watchers, h.Client()) {
+			return nil
+		}
+	}
+	h, err := d.images.Open(ctx, m.Name, ReadWrite)
+	if err != nil {
+		return err
+	}
+	d.closeWatch(ctx, d.watches.swap(m.Name, h))
+	return nil
+}

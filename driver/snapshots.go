@@ -1,0 +1,213 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// freezeTime bounds for how long the writers of a volume are held up.
+const freezeTime = 10 * time.Second
+
+// Snapshots lists the snapshots of a volume, the oldest first.
+func (d *Driver) Snapshots(ctx context.Context, name string) ([]Snapshot, error) {
+	snaps, err := d.snapshots(ctx, name)
+	return snaps, wrap("list snapshots of", name, err)
+}
+
+func (d *Driver) snapshots(ctx context.Context, name string) ([]Snapshot, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	h, err := d.images.Open(ctx, name, ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer d.closeHandle(ctx, h)
+	return h.Snapshots(ctx)
+}
+
+// snapshot finds one by name.
+func (d *Driver) snapshot(ctx context.Context, name, snap string) (Snapshot, error) {
+	all, err := d.snapshots(ctx, name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	names := []string{}
+	for _, s := range all {
+		if s.Name == snap {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return Snapshot{}, fmt.Errorf("snapshot %s of volume %s: %w; there are: %s", snap, name, ErrNotFound, strings.Join(names, ", "))
+}
+
+// Snap makes a snapshot. Of a volume that is mounted on this node it is one of a
+// frozen filesystem: all that was written is in it, and there is nothing to replay.
+// Elsewhere, which frozen tells, it is as after a power cut: all that was synced
+// is in it.
+func (d *Driver) Snap(ctx context.Context, name, snap string) (frozen bool, err error) {
+	err = checkName(name)
+	if err == nil {
+		err = checkSnapName(snap)
+	}
+	if err == nil && strings.HasPrefix(snap, ours) {
+		err = invalidf("snapshot %s: names that begin with %s are the plugin's own", snap, ours)
+	}
+	if err == nil {
+		frozen, err = d.snap(ctx, name, snap)
+	}
+	return frozen, wrap("make a snapshot of", name, err)
+}
+
+func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err error) {
+	unlock, err := d.begin(ctx, name, "snapshot")
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	// Open while the snapshot is made, the image has a watcher that no guard names:
+	// who wants to mount it meanwhile waits.
+	h, err := d.images.Open(ctx, name, ReadWrite)
+	if err != nil {
+		return false, err
+	}
+	defer d.closeHandle(ctx, h)
+	path, err := d.written(ctx, h.Image())
+	if err != nil {
+		return false, err
+	}
+	if path == "" {
+		return false, h.Snap(ctx, snap)
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTime)
+	defer cancel()
+	if err = d.fs.Freeze(ctx, path); err == nil {
+		err = h.Snap(ctx, snap)
+	}
+	end, cancel := aftermath(ctx) // whatever became of it: nobody can write until then
+	defer cancel()
+	return true, also(err, "thaw", d.fs.Thaw(end, path))
+}
+
+// written is where an image is mounted here to be written to, "" if it is not.
+func (d *Driver) written(ctx context.Context, image Image) (path string, err error) {
+	m, found, err := d.mapping(ctx, image.Name)
+	if err != nil || !found || !m.Alive || m.Mode == ReadOnly || m.ID != image.ID {
+		return "", err
+	}
+	mount, found, err := d.mounted(ctx, image.Name)
+	if err != nil || !found || mount.Device != m.Device {
+		return "", err
+	}
+	return mount.Path, nil
+}
+
+// thaw ends what a plugin that was killed has frozen.
+func (d *Driver) thaw(ctx context.Context) {
+	mounts, err := d.fs.Mounted(ctx, d.mounts)
+	for path := range mounts {
+		err = errors.Join(err, d.fs.Thaw(ctx, path))
+	}
+	if err != nil {
+		d.log.Warnf("thaw: %v", err)
+	}
+}
+
+// Unsnap removes a snapshot. Clones that were made of it stay.
+func (d *Driver) Unsnap(ctx context.Context, name, snap string) error {
+	return wrap("remove a snapshot of", name, d.unsnap(ctx, name, snap))
+}
+
+func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
+	unlock, err := d.begin(ctx, name, "snapshot")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h, err := d.images.Open(ctx, name, ReadWrite)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, h)
+	err = h.Unsnap(ctx, snap)
+	if errors.Is(err, ErrBusy) {
+		err = fmt.Errorf("%w; it is protected: rbd snap unprotect %s/%s@%s", err, d.place, name, snap)
+	}
+	return err
+}
+
+// Rollback gives a volume that nobody uses the content of a snapshot. What was
+// written since is lost. Cut short it has to be done again before the volume can
+// be mounted.
+func (d *Driver) Rollback(ctx context.Context, name, snap string) error {
+	return wrap("roll back", name, d.rollback(ctx, name, snap))
+}
+
+func (d *Driver) rollback(ctx context.Context, name, snap string) error {
+	unlock, err := d.begin(ctx, name, "roll-back")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := d.snapshot(ctx, name, snap); err != nil {
+		return err
+	}
+	l, err := d.idle(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, l)
+	meta, promised, err := d.metaOf(ctx, l)
+	switch {
+	case err != nil:
+	case promised != nil:
+		err = fmt.Errorf("%w: it was never mounted: nothing to roll back", ErrInvalid)
+	case flag(meta, metaReadOnly):
+		err = fmt.Errorf("%w: it is read-only, and may be mounted on any node", ErrInvalid)
+	default:
+		err = d.swap(ctx, l, guardMapped, l.Client())
+	}
+	if err == nil {
+		err = d.goBack(ctx, l, snap)
+	}
+	if errors.Is(err, ErrUnavailable) {
+		return err // it may go on: the guard stays, and its next taker fences us first
+	}
+	return also(err, "give the guard back", d.giveBack(context.WithoutCancel(ctx), l.Image().ID, l.version))
+}
+
+// goBack leaves a note for as long as the image has content of two times.
+func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
+	if err := l.SetMeta(ctx, map[string]string{metaRollback: snap}); err != nil {
+		return err
+	}
+	if err := l.Rollback(ctx, snap); err != nil {
+		return err
+	}
+	return l.SetMeta(ctx, map[string]string{metaRollback: ""})
+}
+
+// halfRolledBack is an error for a volume that goBack has left so.
+func halfRolledBack(meta map[string]string) error {
+	if snap := meta[metaRollback]; snap != "" {
+		return fmt.Errorf("%w: a roll-back to snapshot %s was cut short; do it again", ErrContent, snap)
+	}
+	return nil
+}
+
+// idle gets the guard of a volume that nobody uses, or says who does.
+func (d *Driver) idle(ctx context.Context, name string) (*lease, error) {
+	if n := d.refs.count(name); n > 0 {
+		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", ErrBusy, n, d.node.Name)
+	}
+	if err := d.letGo(ctx, name); err != nil { // what a crash may have left mapped
+		return nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, removePatience)
+	defer cancel()
+	return d.acquire(wait, name, toChange)
+}

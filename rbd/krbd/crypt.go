@@ -1,0 +1,113 @@
+package krbd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// The kernel's client knows no encryption (Ceph, doc/rbd/rbd-encryption.rst), but
+// dm-crypt opens what librbd opens: a second device, on top of the first. It is
+// found again in sysfs, as the holder of that.
+
+// cryptName is the device mapper's name for the plain text of /dev/rbdN.
+func cryptName(number string) string { return "docker-volume-rbd" + number }
+
+// plain is the device with the plain text of /dev/rbdN, "" if there is none.
+func (m *Mapper) plain(number string) string {
+	holders, _ := filepath.Glob(filepath.Join(m.block(), "rbd"+number, "holders", "dm-*"))
+	for _, holder := range holders {
+		name, _ := os.ReadFile(filepath.Join(m.block(), filepath.Base(holder), "dm", "name")) // gone since: empty
+		if strings.TrimSpace(string(name)) == cryptName(number) {
+			return "/dev/" + filepath.Base(holder)
+		}
+	}
+	return ""
+}
+
+// unlock opens an encrypted image that is mapped, or leaves it as it is.
+func (m *Mapper) unlock(ctx context.Context, found *device, e *driver.Encryption) error {
+	if e == nil || found.plain {
+		return nil
+	}
+	// Without it cryptsetup says that it cannot, and why.
+	_ = exec.CommandContext(ctx, "modprobe", "dm-crypt").Run()
+	args := []string{
+		"open", "--type", e.Format, "--key-file", "-", "--tries", "1",
+		"--allow-discards",  // else what is deleted would not come back to the pool
+		"--disable-keyring", // else nobody without the passphrase could make the device larger
+	}
+	if found.Mode == driver.ReadOnly {
+		args = append(args, "--readonly")
+	}
+	err := cryptsetup(ctx, e.Passphrase, append(args, "/dev/rbd"+found.number, cryptName(found.number))...)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 2 {
+		return errors.New("the passphrase does not open the encrypted image")
+	}
+	if err != nil {
+		return err
+	}
+	if found.Device = m.plain(found.number); found.Device == "" {
+		return fmt.Errorf("/dev/rbd%s was opened, and yet there is no device with its plain text", found.number)
+	}
+	return nil
+}
+
+// lock takes the plain text away; ErrBusy if anybody has it open. With force that is
+// left to the last one who has.
+func (m *Mapper) lock(ctx context.Context, found device, force bool) error {
+	if !found.plain {
+		return nil
+	}
+	args := []string{"close", cryptName(found.number)}
+	if force {
+		args = append(args, "--deferred")
+	}
+	err := cryptsetup(ctx, nil, args...)
+	if m.plain(found.number) != "" && err != nil && !force {
+		return fmt.Errorf("%s is %w: a container or another process has it open (%w)", found.Device, driver.ErrBusy, err)
+	}
+	return err
+}
+
+// growPlain gives the plain text the size that its device has by now.
+func (m *Mapper) growPlain(ctx context.Context, number string, size uint64) error {
+	m.mu.Lock()
+	known := m.grown[number]
+	m.mu.Unlock()
+	if known == size {
+		return nil
+	}
+	if err := cryptsetup(ctx, nil, "resize", cryptName(number)); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.grown == nil {
+		m.grown = map[string]uint64{}
+	}
+	m.grown[number] = size
+	return nil
+}
+
+// cryptsetup runs it, with a passphrase on its standard input. Nobody in this
+// container would answer to udev's cookies, and LUKS2's locks are for others who
+// change a header: here the guard sees to that.
+func cryptsetup(ctx context.Context, passphrase []byte, args ...string) error {
+	cmd := exec.CommandContext(ctx, "cryptsetup", append([]string{"--disable-locks", "--batch-mode"}, args...)...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "DM_DISABLE_UDEV=1"}
+	cmd.Stdin = bytes.NewReader(passphrase)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("cryptsetup %s: %w: %s", args[0], err, strings.Join(strings.Fields(string(out)), " "))
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package krbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// device is one of the kernel's.
+type device struct {
+	driver.Mapping
+	number string // of /dev/rbdN
+	plain  bool   // Device is its plain text
+}
+
+// Mappings lists the devices of our pool; see driver.Mapper. The cluster's id is
+// asked for when there is one that may be ours.
+func (m *Mapper) Mappings(ctx context.Context) ([]driver.Mapping, error) {
+	devices, err := m.devices(ctx)
+	var all []driver.Mapping
+	for _, d := range devices {
+		all = append(all, d.Mapping)
+	}
+	return all, err
+}
+
+func (m *Mapper) devices(ctx context.Context) ([]device, error) {
+	dirs, err := os.ReadDir(m.sys("devices"))
+	if err != nil {
+		return nil, err
+	}
+	var all []device
+	for _, dir := range dirs {
+		attr := func(name string) string {
+			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
+			return strings.TrimSuffix(string(text), "\n")
+		}
+		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(attr("config_info")) {
+			continue
+		}
+		fsid, err := m.Ceph.FSID(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("whose is /dev/rbd%s: %w", dir.Name(), err)
+		}
+		if attr("cluster_fsid") != fsid {
+			continue
+		}
+		found := device{number: dir.Name(), Mapping: driver.Mapping{
+			Name: attr("name"), ID: attr("image_id"), Device: "/dev/rbd" + dir.Name(), Addr: attr("client_addr"), Alive: true,
+			Mode: driver.ReadWrite,
+		}}
+		if plain := m.plain(found.number); plain != "" {
+			found.Device, found.plain = plain, true
+		}
+		if snap := attr("current_snap"); snap != "-" {
+			found.Snap = snap
+		}
+		if found.Snap != "" || readOnly.MatchString(attr("config_info")) {
+			found.Mode = driver.ReadOnly
+		}
+		all = append(all, found)
+	}
+	return all, nil
+}
+
+// ours tells a device that this plugin mapped, from the line that was written
+// for it (monitors, options, pool, image, snapshot): what an admin has mapped is
+// none of our business. It may be under the key of earlier settings.
+func ours(configInfo string) bool {
+	fields := strings.Fields(configInfo)
+	return len(fields) == 5 && ourOptions.MatchString(fields[1]+",")
+}
+
+var ourOptions = regexp.MustCompile(`^name=([^,]+),key=client\.([^,]+),noshare,queue_depth=128,`)
+
+// readOnly tells the line of a read-only mapping.
+var readOnly = regexp.MustCompile(`^\S+ \S+,ro(,| )`)
+
+// Size is what the kernel says: it hears of a resize by itself; see driver.Mapper.
+func (m *Mapper) Size(ctx context.Context, mapping driver.Mapping) (uint64, error) {
+	found, ok, err := m.find(ctx, mapping.Key())
+	if err != nil || !ok {
+		return 0, errors.Join(err, fs.ErrNotExist)
+	}
+	size, err := sizeOf(m.block(), "rbd"+found.number)
+	if err != nil || !found.plain {
+		return size, err
+	}
+	if err := m.growPlain(ctx, found.number, size); err != nil {
+		return 0, err
+	}
+	return sizeOf(m.block(), filepath.Base(found.Device))
+}
+
+// sizeOf is the size of a block device in bytes.
+func sizeOf(block, name string) (uint64, error) {
+	text, err := os.ReadFile(filepath.Join(block, name, "size"))
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	return sectors * 512, err
+}
+
+// block is where sysfs has the block devices.
+func (m *Mapper) block() string { return or(m.Block, "/sys/block") }
+
+func (m *Mapper) find(ctx context.Context, key string) (device, bool, error) {
+	all, err := m.devices(ctx)
+	for _, found := range all {
+		if found.Key() == key {
+			return found, true, nil
+		}
+	}
+	return device{}, false, err
+}

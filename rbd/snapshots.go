@@ -1,0 +1,119 @@
+package rbd
+
+import (
+	"context"
+
+	"github.com/ceph/go-ceph/rbd"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// maxDepth is where Depth stops to count.
+const maxDepth = 64
+
+// Snapshots lists the snapshots; see driver.Handle.
+func (h *handle) Snapshots(ctx context.Context) ([]driver.Snapshot, error) {
+	var snaps []driver.Snapshot
+	err := h.call(ctx, "list snapshots", reads, func() (err error) {
+		snaps, err = h.snapshots()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return snaps, nil
+}
+
+// snapshots are those that somebody made and has not removed: of the others, as
+// clones need them, librbd tells as well.
+func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
+	all, err := h.img.GetSnapshotNames()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range all {
+		kind, err := h.img.GetSnapNamespaceType(s.Id)
+		if err != nil {
+			return nil, err
+		}
+		if kind == rbd.SnapNamespaceTypeUser {
+			snaps = append(snaps, driver.Snapshot{Name: s.Name, ID: s.Id, Size: s.Size})
+		}
+	}
+	return snaps, nil
+}
+
+// Snap makes a snapshot; see driver.Handle.
+func (h *handle) Snap(ctx context.Context, name string) error {
+	return h.call(ctx, "make snapshot", changes, func() error {
+		_, err := h.img.CreateSnapshot(name)
+		return err
+	})
+}
+
+// Unsnap removes a snapshot; see driver.Handle. One that is protected, for clones
+// of Ceph's first format, is busy.
+func (h *handle) Unsnap(ctx context.Context, name string) error {
+	return h.call(ctx, "remove snapshot", changes, func() error { return h.img.GetSnapshot(name).Remove() })
+}
+
+// Rollback goes back to a snapshot; see driver.Handle.
+func (h *handle) Rollback(ctx context.Context, name string) error {
+	return h.call(ctx, "roll back", changes, func() error { return h.img.GetSnapshot(name).Rollback() })
+}
+
+// Clones lists the clones; see driver.Handle.
+func (h *handle) Clones(ctx context.Context) ([]string, error) {
+	var names []string
+	err := h.call(ctx, "list clones", reads, func() error {
+		clones, err := h.img.ListChildrenAttributes()
+		for _, c := range clones {
+			name := driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}.String() + "/" + c.ImageName
+			if c.Trash {
+				name += " (in the trash)"
+			}
+			names = append(names, name)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return names, nil
+}
+
+// Depth goes up from parent to parent; see driver.Handle.
+func (h *handle) Depth(ctx context.Context) (int, error) {
+	depth := 0
+	err := h.call(ctx, "look for ancestors", reads, func() error {
+		parent := h.image.Parent
+		for depth = 0; parent != nil && depth < maxDepth; depth++ {
+			var err error
+			if parent, err = h.pool.Beside(parent.Place).grandparent(h.client, parent.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return depth, nil
+}
+
+func (p *Pool) grandparent(c *client, id string) (*driver.Origin, error) {
+	ioctx, err := p.ioctx(c)
+	if err != nil {
+		return nil, err
+	}
+	defer ioctx.Destroy()
+	img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = img.Close() }()
+	return parentOf(img)
+}
+
+// Flatten leaves it to the manager; see driver.Handle.
+func (h *handle) Flatten(ctx context.Context) error { return h.pool.flatten(ctx, h.image.Name) }

@@ -36,6 +36,7 @@ func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
 	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
 		return err
 	}
+	d.closeHandle(ctx, l) // it may be open, or not, by the way that the volume came
 	if err := d.openUnder(ctx, l, guardMapped); err != nil {
 		return err
 	}

@@ -163,8 +163,9 @@ create() {
 	for id in "${osd_ids[@]}"; do
 		key "osd.$id" mon 'allow profile osd' mgr 'allow profile osd' osd 'allow *'
 	done
-	key client.docker mon 'profile rbd' osd 'profile rbd pool=rbd' mgr 'profile rbd pool=rbd'
-	key client.tests mon 'profile rbd' osd 'profile rbd' mgr 'profile rbd'
+	local docker_caps='profile rbd, allow command "mgr dump", allow command "config-key get" with key prefix "docker_volume/"'
+	key client.docker mon "$docker_caps" osd 'profile rbd pool=rbd' mgr 'profile rbd pool=rbd'
+	key client.tests mon "$docker_caps" osd 'profile rbd' mgr 'profile rbd'
 	cp "$dir/ceph.client.docker.keyring" "$dir/etc-ceph/"
 
 	run monmaptool --create --fsid "$fsid" "$dir/monmap"

@@ -23,6 +23,7 @@ type node struct {
 	*driver.Driver
 	tb   testing.TB
 	name string
+	cfg  rbd.Config
 	pool *rbd.Pool
 	dir  string // of the image servers
 	root string
@@ -30,18 +31,25 @@ type node struct {
 
 func newNode(tb testing.TB, cfg rbd.Config, name string) *node {
 	tb.Helper()
-	n := &node{tb: tb, name: name, dir: tb.TempDir(), root: tb.TempDir()}
+	return newNodeWith(tb, cfg, name, func(*driver.Config) {})
+}
+
+// newNodeWith is newNode with settings.
+func newNodeWith(tb testing.TB, cfg rbd.Config, name string, set func(*driver.Config)) *node {
+	tb.Helper()
+	n := &node{tb: tb, cfg: cfg, name: name, dir: tb.TempDir(), root: tb.TempDir()}
 	cfg.Log = testbed.Log(tb)
 	n.pool = rbd.New(cfg)
-	var err error
-	n.Driver, err = driver.New(driver.Config{
+	config := driver.Config{
 		Images: n.pool, Records: n.pool, Fences: n.pool, Secrets: n.pool,
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: "/proc/1/mountinfo"},
 		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
 		Place:      driver.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, Unlock: true,
-	})
-	if err != nil {
+	}
+	set(&config)
+	var err error
+	if n.Driver, err = driver.New(config); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {

@@ -3,6 +3,7 @@ package testbed
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"io"
 	"os"
@@ -146,6 +147,23 @@ func WatchTimeout(tb testing.TB, seconds int) {
 	tb.Helper()
 	Ceph(tb, "config", "set", "osd", "osd_client_watch_timeout", strconv.Itoa(seconds))
 	tb.Cleanup(func() { Ceph(tb, "config", "rm", "osd", "osd_client_watch_timeout") })
+}
+
+// Passphrase puts one into the cluster's config-key store, for one test.
+func Passphrase(tb testing.TB, name, passphrase string) {
+	tb.Helper()
+	Ceph(tb, "config-key", "set", "docker_volume/"+name, passphrase)
+	tb.Cleanup(func() { Ceph(tb, "config-key", "rm", "docker_volume/"+name) })
+}
+
+// Pool makes a pool for one test.
+func Pool(tb testing.TB) (name string) {
+	tb.Helper()
+	name = "p" + strings.ToLower(rand.Text()[:8])
+	Ceph(tb, "osd", "pool", "create", name, "4")
+	RBD(tb, "pool", "init", name)
+	tb.Cleanup(func() { Ceph(tb, "osd", "pool", "rm", name, name, "--yes-i-really-really-mean-it") })
+	return name
 }
 
 // User makes a Ceph user with these caps and returns its keyring.

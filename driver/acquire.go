@@ -232,8 +232,8 @@ func (d *Driver) fence(ctx context.Context, l *lease, prev Guard) error {
 	return nil
 }
 
-// waitForWatchers waits until nobody but the control client has the image
-// open. gone are clients of the holder before us: fenced, or bound to lose
+// waitForWatchers waits until nobody but the control client, and a manager that
+// makes a clone independent, has the image open. gone are clients of the holder before us: fenced, or bound to lose
 // their next swap.
 func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) error {
 	var inUse error
@@ -248,10 +248,17 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		others := slices.DeleteFunc(watchers, func(a string) bool {
 			return a == l.Client() || slices.Contains(gone, a)
 		})
+		if len(others) > 0 {
+			managers, err := l.Managers(ctx)
+			if err != nil {
+				return err
+			}
+			others = slices.DeleteFunc(others, func(a string) bool { return slices.Contains(managers, a) })
+		}
 		if len(others) == 0 {
 			return nil
 		}
-		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a read-only mount on another node, a virtual machine, rbd map, another plugin?): "+
+		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a read-only mount on another node, a virtual machine, rbd map, another plugin, a manager that flattens it?): "+
 			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
 		if !d.pause(ctx, d.poll) {
 			return inUse

@@ -39,13 +39,13 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 		}
 	}
 	maps.Copy(b.Meta, own)
-	snap, done := o.from.snapshot, func() {}
+	snap, drop := o.from.snapshot, func() {}
 	if snap == "" {
 		snap = ours + b.Image.Name + "." + strings.ToLower(rand.Text()[:8])
 		if _, err := origin.snap(ctx, o.from.volume, snap); err != nil {
 			return nil, err
 		}
-		done = func() {
+		drop = func() {
 			ctx, cancel := aftermath(ctx)
 			defer cancel()
 			if err := origin.unsnap(ctx, o.from.volume, snap); err != nil {
@@ -55,7 +55,7 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 	}
 	defer func() {
 		if err != nil {
-			done()
+			drop()
 		}
 	}()
 	s, err := origin.snapshot(ctx, o.from.volume, snap)
@@ -68,9 +68,8 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 	if b.Image.Size < s.Size {
 		return nil, invalidf("option %s=%q: %s has %s, and a copy is not made smaller", OptSize, o.given[OptSize], o.from, formatSize(s.Size))
 	}
-	b.Image.From = &Origin{Place: d.place, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
-	b.Image.From.Place = origin.place
-	return done, nil
+	b.Image.From = &Origin{Place: origin.place, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
+	return drop, nil
 }
 
 // original looks at a volume of which a copy is wanted, and whether one can be made.

@@ -124,7 +124,7 @@ func parentStatus(o *Origin) string {
 	if o == nil {
 		return ""
 	}
-	return o.Place.String() + "/" + o.Image + "@" + o.Snap
+	return o.String() + "/" + o.Image + "@" + o.Snap
 }
 
 func (d *Driver) trashStatus() string {

@@ -317,6 +317,11 @@ func (h tappedHandle) Rollback(ctx context.Context, name string) error {
 	return h.tap.call("rollback", func() error { return h.Handle.Rollback(ctx, name) })
 }
 
+func (h tappedHandle) Managers(ctx context.Context) (addrs []string, err error) {
+	err = h.tap.call("managers", func() (err error) { addrs, err = h.Handle.Managers(ctx); return err })
+	return addrs, err
+}
+
 func (h tappedHandle) Depth(ctx context.Context) (n int, err error) {
 	err = h.tap.call("depth", func() (err error) { n, err = h.Handle.Depth(ctx); return err })
 	return n, err

@@ -193,8 +193,13 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	default:
 		err = d.mountMapped(ctx, l, m, meta)
 	}
-	if err == nil && flag(meta, metaReadOnly) && !l.adopted {
-		err = d.seal(ctx, l, m)
+	if err != nil || !flag(meta, metaReadOnly) {
+		return err
+	}
+	err = d.seal(ctx, l, m)
+	if l.adopted && errors.Is(err, ErrBusy) {
+		d.log.WithField("volume", name).Warn("it was made read-only while containers write to it: it stays as it is until they have stopped")
+		return nil
 	}
 	return err
 }

@@ -140,6 +140,10 @@ type Handle interface {
 	// mapped; asked afresh at each call. Ceph drops a watcher 30 s after its
 	// last sign of life, and at once when it is fenced.
 	Watchers(ctx context.Context) ([]string, error)
+	// Managers are the addresses of Ceph's manager, which may be among the watchers
+	// while it flattens the image: it takes Ceph's exclusive lock for that, and gives
+	// it to whoever wants to write. None if this client may not ask.
+	Managers(ctx context.Context) ([]string, error)
 	// Used is the space the image takes in the pool, in bytes, in whole
 	// objects. Without the feature fast-diff it asks for object after object.
 	Used(ctx context.Context) (uint64, error)

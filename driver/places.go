@@ -43,7 +43,7 @@ func (p Places) only(name string, found []bool, errs []error) (at *Driver, err e
 	if at != nil {
 		return at, nil
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := together(errs); err != nil {
 		return nil, err
 	}
 	return nil, ErrNotFound
@@ -150,7 +150,7 @@ func (p Places) List(ctx context.Context) ([]Volume, error) {
 	for i, name := range names {
 		volumes[i] = all[name]
 	}
-	return volumes, errors.Join(errs...)
+	return volumes, together(errs)
 }
 
 // Path asks the kernel; see Driver.Path.
@@ -181,7 +181,7 @@ func (p Places) Unmount(ctx context.Context, name, id string) error {
 			errs = append(errs, d.Unmount(ctx, name, id))
 		}
 	}
-	return errors.Join(errs...)
+	return together(errs)
 }
 
 // Remove deletes a volume; see Driver.Remove.
@@ -248,7 +248,7 @@ func (p Places) Holdings(ctx context.Context) ([]Holding, error) {
 	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.Holdings(ctx) })
 	all := slices.Concat(lists...)
 	slices.SortStableFunc(all, func(a, b Holding) int { return strings.Compare(a.Volume, b.Volume) })
-	return all, errors.Join(errs...)
+	return all, together(errs)
 }
 
 // FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
@@ -257,18 +257,30 @@ func (p Places) FenceNode(ctx context.Context, node string) ([]Holding, error) {
 	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node) })
 	taken := slices.Concat(lists...)
-	if len(taken) > 0 {
-		for i, err := range errs {
-			if errors.Is(err, ErrNotFound) {
-				errs[i] = nil
-			}
+	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) })
+	for i, err := range errs {
+		if errors.Is(err, ErrNotFound) && !(nowhere && i == 0) {
+			errs[i] = nil
 		}
-	} else if slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) }) || len(p) == 1 {
-		return taken, errors.Join(errs...)
-	} else {
-		return taken, errs[0]
 	}
-	return taken, errors.Join(errs...)
+	return taken, together(errs)
+}
+
+// together makes one line of what places say, each thing once.
+func together(errs []error) (all error) {
+	var said []string
+	for _, err := range errs {
+		switch {
+		case err == nil || slices.Contains(said, err.Error()):
+			continue
+		case all == nil:
+			all = err
+		default:
+			all = fmt.Errorf("%w; %w", all, err)
+		}
+		said = append(said, err.Error())
+	}
+	return all
 }
 
 // Watch is Driver.Watch for all places, and Driver.Follow.

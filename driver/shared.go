@@ -27,10 +27,7 @@ func sealed(meta map[string]string, image Image) bool {
 // seal makes a volume that is mounted under the guard ready to be shared, and
 // mounts it so.
 func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
-	if err := d.fs.Unmount(ctx, d.path(m.Name)); err != nil {
-		return err
-	}
-	if err := d.unmap(ctx, m); err != nil {
+	if err := d.takeDown(ctx, m); err != nil {
 		return err
 	}
 	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
@@ -98,10 +95,7 @@ func (d *Driver) letGoShared(ctx context.Context, m Mapping) error {
 	if !m.Alive {
 		return d.drop(ctx, m)
 	}
-	if err := d.fs.Unmount(ctx, d.path(m.Name)); err != nil {
-		return err
-	}
-	if err := d.unmap(ctx, m); err != nil {
+	if err := d.takeDown(ctx, m); err != nil {
 		return err
 	}
 	d.unwatch(ctx, m.Name)

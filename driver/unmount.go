@@ -52,10 +52,6 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	if !m.Alive {
 		return d.drop(ctx, m)
 	}
-	mount, mounted, err := d.mounted(ctx, name)
-	if err != nil {
-		return err
-	}
 	guard, version, err := d.askFirst(ctx, m.ID)
 	if err != nil {
 		return err
@@ -63,19 +59,30 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	if version != 0 && !guard.covers(m) {
 		return d.drop(ctx, m)
 	}
-	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
-		return err
-	}
-	if err := d.unmap(ctx, m); err != nil {
-		if mounted && errors.Is(err, ErrBusy) {
-			err = also(err, "mount again", d.fs.Mount(ctx, mount))
-		}
+	if err := d.takeDown(ctx, m); err != nil {
 		return err
 	}
 	if version == 0 {
 		return nil
 	}
 	return d.giveBack(ctx, m.ID, version)
+}
+
+// takeDown unmounts and unmaps. ErrBusy if a container holds the volume, in a mount
+// namespace of its own; it is then mounted as before.
+func (d *Driver) takeDown(ctx context.Context, m Mapping) error {
+	mount, mounted, err := d.mounted(ctx, m.Name)
+	if err != nil {
+		return err
+	}
+	if err := d.fs.Unmount(ctx, d.path(m.Name)); err != nil {
+		return err
+	}
+	err = d.unmap(ctx, m)
+	if mounted && errors.Is(err, ErrBusy) {
+		err = also(err, "mount again", d.fs.Mount(ctx, mount))
+	}
+	return err
 }
 
 // askFirst reads the guard, version 0 if there is none, before an unmount: while

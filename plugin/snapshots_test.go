@@ -19,9 +19,11 @@ func TestSnapshots(t *testing.T) {
 	}
 	var all []driver.Snapshot
 	c := serve(t, fake{
-		snapshots: func(_ context.Context, name string) ([]driver.Snapshot, error) { return all, note("list")(t.Context(), name, "") },
-		snap:      func(ctx context.Context, name, snap string) (bool, error) { return true, note("make")(ctx, name, snap) },
-		unsnap:    note("remove"), rollback: note("roll back"),
+		snapshots: func(_ context.Context, name string) ([]driver.Snapshot, error) {
+			return all, note("list")(t.Context(), name, "")
+		},
+		snap:   func(ctx context.Context, name, snap string) (bool, error) { return true, note("make")(ctx, name, snap) },
+		unsnap: note("remove"), rollback: note("roll back"),
 	})
 	for _, row := range []struct{ path, body, answer, asked string }{
 		{"Snapshot.List", `{"volume":"db"}`, `{"snapshots":[]}`, "list db@"},

@@ -235,3 +235,20 @@ func TestParseHealth(t *testing.T) {
 		}
 	}
 }
+
+// mgrDump is what matters of an answer of ceph 16.2.15 to mgr dump --format json.
+const mgrDump = `{"epoch":4,"active_gid":4109,"active_name":"x","active_addrs":{"addrvec":[{"type":"v2","addr":"127.0.0.1:6804","nonce":7770},` +
+	`{"type":"v1","addr":"127.0.0.1:6805","nonce":7770}]},"active_clients":[{"name":"devicehealth","addrvec":[{"type":"v2","addr":"127.0.0.1:0","nonce":2}]},` +
+	`{"name":"rbd_support","addrvec":[{"type":"v2","addr":"127.0.0.1:0","nonce":2618439360}]}],"available":true}`
+
+func TestManagers(t *testing.T) {
+	if addrs, err := managers([]byte(mgrDump)); err != nil || !slices.Equal(addrs, []string{"127.0.0.1:0/2618439360"}) {
+		t.Errorf("got %v, %v", addrs, err)
+	}
+	if addrs, err := managers([]byte(`{"available":true,"active_clients":[]}`)); err != nil || len(addrs) != 0 { // a new one, for a second
+		t.Errorf("got %v, %v", addrs, err)
+	}
+	if _, err := managers([]byte("nonsense")); err == nil {
+		t.Error("understood")
+	}
+}

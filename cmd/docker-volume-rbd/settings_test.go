@@ -298,9 +298,9 @@ func TestTrash(t *testing.T) {
 func TestPlaces(t *testing.T) {
 	home := driver.Place{Pool: "rbd", Namespace: "home"}
 	for pools, want := range map[string][]driver.Place{
-		"":                         {home},
-		" ssd  ssd/x rbd/home ssd": {home, {Pool: "ssd"}, {Pool: "ssd", Namespace: "x"}},
-		"rbd":                      {home, {Pool: "rbd"}},
+		"":                        {home},
+		"ssd  ssd/x rbd/home ssd": {home, {Pool: "ssd"}, {Pool: "ssd", Namespace: "x"}},
+		"rbd":                     {home, {Pool: "rbd"}},
 	} {
 		got, err := parsePlaces(map[string]string{"RBD_CONF_POOL": "rbd", "RBD_CONF_NAMESPACE": "home", "RBD_POOLS": pools})
 		if err != nil || !slices.Equal(got, want) {

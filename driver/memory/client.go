@@ -20,6 +20,9 @@ type Client struct {
 	addr    string
 }
 
+// Addr is the address of the client.
+func (c *Client) Addr() string { return c.addr }
+
 // Kill ends the client as the death of its process does, once Ceph has noticed:
 // its watches are gone.
 func (c *Client) Kill() {

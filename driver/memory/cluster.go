@@ -167,6 +167,18 @@ func (i *image) snap(name string, id uint64) {
 	i.snaps = append(i.snaps, snapshot{driver.Snapshot{Name: name, ID: id, Size: i.Size}, i.disk})
 }
 
+// Watch has a stranger watch an image, until stop is called.
+func (c *Cluster) Watch(image, addr string) (stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.images[image].watchers[addr]++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.unwatch(addr)
+	}
+}
+
 // Resize makes an image larger, as rbd resize does.
 func (c *Cluster) Resize(image string, size uint64) {
 	c.mu.Lock()

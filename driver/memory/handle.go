@@ -11,6 +11,9 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
 
+// Manager is the address of the manager.
+const Manager = "10.0.0.250:0/1"
+
 type handle struct {
 	client *Client
 	image  *image
@@ -28,6 +31,13 @@ func (h *handle) Watchers(ctx context.Context) ([]string, error) {
 	}
 	defer leave()
 	return slices.Sorted(maps.Keys(h.image.watchers)), nil
+}
+
+func (h *handle) Managers(ctx context.Context) (addrs []string, err error) {
+	return addrs, h.do(ctx, func(*image) error {
+		addrs = []string{Manager}
+		return nil
+	})
 }
 
 func (h *handle) Used(ctx context.Context) (uint64, error) {

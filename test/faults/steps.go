@@ -78,6 +78,14 @@ func (w handle) Watchers(ctx context.Context) (r0 []string, err error) {
 	return r0, err
 }
 
+func (w handle) Managers(ctx context.Context) (r0 []string, err error) {
+	err = w.step(ctx, "Handle.Managers", func() (err error) {
+		r0, err = w.Handle.Managers(ctx)
+		return err
+	})
+	return r0, err
+}
+
 func (w handle) Used(ctx context.Context) (r0 uint64, err error) {
 	err = w.step(ctx, "Handle.Used", func() (err error) {
 		r0, err = w.Handle.Used(ctx)

@@ -1,0 +1,95 @@
+package driver_test
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+)
+
+// twoPlaces is a plugin with the pools rbd and ssd, and the client of the second.
+func twoPlaces(t *testing.T) (driver.Places, *memory.Client) {
+	var places driver.Places
+	var client *memory.Client
+	c := memory.NewCluster()
+	for _, pool := range []*memory.Cluster{c, c.Beside(driver.Place{Pool: "ssd"})} {
+		client = pool.Connect("10.0.0.1")
+		host := memory.NewHost(pool, "10.0.0.1")
+		log := logrus.New()
+		log.SetOutput(&safeBuffer{})
+		place := driver.Place{Pool: "rbd"}
+		if len(places) > 0 {
+			place.Pool = "ssd"
+		}
+		d, err := driver.New(driver.Config{
+			Images: client, Records: client, Fences: client, Secrets: client, Mapper: host, Filesystem: host,
+			Node: driver.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
+				return []netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil
+			}},
+			Unlock: true, Place: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 50 * time.Millisecond,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		places = append(places, d)
+	}
+	return places, client
+}
+
+// One pool is away: the volumes of the other are as ever, what is known of its own is
+// told from the record, and nothing is called missing that may be there.
+func TestOnePlaceIsAway(t *testing.T) {
+	places, ssd := twoPlaces(t)
+	ctx := within(t, ever)
+	for name, pool := range map[string]string{"a": "", "b": "ssd"} {
+		if err := places.Create(ctx, name, map[string]string{"pool": pool}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v, err := places.Get(ctx, "b"); err != nil || v.Status["pool"] != "ssd" {
+		t.Errorf("%v, %v", v, err)
+	}
+	if err := ssd.Fence(ctx, ssd.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := places.Get(ctx, "a"); err != nil || v.Status["ceph"] != nil {
+		t.Errorf("the volume of the pool that answers: %v, %v", v.Status, err)
+	}
+	if v, err := places.Get(ctx, "b"); err != nil || v.Status["pool"] != "ssd" || v.Status["ceph"] == nil {
+		t.Errorf("the volume of the other pool: %v, %v", v.Status, err)
+	}
+	_, err := places.Get(ctx, "c")
+	check(t, err, driver.ErrUnavailable)
+	if errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("called missing: %v", err)
+	}
+	check(t, places.Create(ctx, "c", nil), driver.ErrUnavailable, "create volume c: ")
+	check(t, places.Remove(ctx, "b"), driver.ErrUnavailable)
+	if _, err := places.Mount(ctx, "a", "1"); err != nil {
+		t.Error(err)
+	}
+	if err := places.Unmount(ctx, "a", "1"); err != nil || places.InUse(ctx) {
+		t.Errorf("unmount: %v, in use %v", err, places.InUse(ctx))
+	}
+	_, err = places.Mount(ctx, "b", "1")
+	check(t, err, driver.ErrUnavailable)
+	list, err := places.List(ctx)
+	if names := []string{list[0].Name, list[1].Name}; err != nil || !slices.Equal(names, []string{"a", "b"}) {
+		t.Errorf("list: %v, %v", names, err)
+	}
+}
+
+func TestFencingANodeInTwoPlaces(t *testing.T) {
+	places, _ := twoPlaces(t)
+	ctx := within(t, ever)
+	_, err := places.FenceNode(ctx, "dead")
+	check(t, err, driver.ErrNotFound, "fence node dead")
+	_, err = places.FenceNode(ctx, "one")
+	check(t, err, driver.ErrInvalid, "one is this very node")
+}

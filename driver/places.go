@@ -259,7 +259,7 @@ func (p Places) FenceNode(ctx context.Context, node string) ([]Holding, error) {
 	taken := slices.Concat(lists...)
 	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) })
 	for i, err := range errs {
-		if errors.Is(err, ErrNotFound) && !(nowhere && i == 0) {
+		if errors.Is(err, ErrNotFound) && (!nowhere || i > 0) {
 			errs[i] = nil
 		}
 	}

@@ -66,8 +66,10 @@ func newHeader(ctx context.Context, e driver.Encryption) ([]byte, error) {
 		"luksFormat", "--batch-mode", "--disable-locks", "--type", e.Format, "--cipher", "aes-xts-plain64", "--key-size", "512",
 		"--key-file", "-", file.Name(),
 	}
-	if e.Format == "luks2" { // librbd has sectors as large
-		args = append(args, "--sector-size", "4096", "--pbkdf", "argon2id", "--pbkdf-memory", "65536", "--pbkdf-parallel", "4", "--pbkdf-force-iterations", "4")
+	if e.Format == "luks2" {
+		// Of larger sectors dm-crypt makes a device that refuses filesystems which were
+		// made on a device of smaller ones, as the userspace mapper's is.
+		args = append(args, "--sector-size", "512", "--pbkdf", "argon2id", "--pbkdf-memory", "65536", "--pbkdf-parallel", "4", "--pbkdf-force-iterations", "4")
 	} else {
 		args = append(args, "--hash", "sha256", "--pbkdf-force-iterations", "600000")
 	}

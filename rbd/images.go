@@ -29,6 +29,9 @@ func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
 			return err
 		}
 		defer opts.Destroy()
+		if err := p.mayUse(c, spec.DataPool); err != nil {
+			return err
+		}
 		create := func() error { return rbd.CreateImage(ioctx, spec.Name, spec.Size, opts) }
 		if spec.From != nil {
 			create = func() error { return p.clone(c, ioctx, spec, opts) }
@@ -40,13 +43,29 @@ func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
 				err = create()
 			}
 		}
-		if spec.DataPool != "" && errno(err) == syscall.ENOENT {
-			if _, poolErr := c.conn.GetPoolByName(spec.DataPool); errno(poolErr) == syscall.ENOENT {
-				return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, spec.DataPool)
-			}
-		}
 		return err
 	})
+}
+
+// mayUse makes sure of a pool for data: librbd makes an image there without asking, and
+// then nobody could write to it (16.2).
+func (p *Pool) mayUse(c *client, dataPool string) error {
+	if dataPool == "" {
+		return nil
+	}
+	ioctx, err := c.conn.OpenIOContext(dataPool)
+	if errno(err) == syscall.ENOENT {
+		return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, dataPool)
+	}
+	if err != nil {
+		return err
+	}
+	defer ioctx.Destroy()
+	ioctx.SetNamespace(p.cfg.Namespace)
+	if _, err := ioctx.Stat(prefix + "none"); errno(err) == syscall.EPERM || errno(err) == syscall.EACCES {
+		return fmt.Errorf("%w option data-pool=%q: the user %s may not use that pool; the README tells the cap", driver.ErrInvalid, dataPool, p.cfg.User)
+	}
+	return nil
 }
 
 func imageOptions(spec driver.ImageSpec) (*rbd.ImageOptions, error) {

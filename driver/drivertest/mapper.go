@@ -232,9 +232,9 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 
 // Encrypted is the contract of driver.Mapper for encrypted images, which cannot be
 // had everywhere: the kernel's client needs dm-crypt.
-func Encrypted(t *testing.T, ceph Ceph, one, two Node) {
+func Encrypted(t *testing.T, ceph Ceph, one, two Node, formats ...string) {
 	const hello = "ext4 hello"
-	for _, format := range []string{"luks1", "luks2"} {
+	for _, format := range formats {
 		t.Run(format, func(t *testing.T) {
 			ctx, m := testContext(t), one.Mapper()
 			image := Create(t, ceph, format, 64*mib)

@@ -28,7 +28,7 @@ func TestContracts(t *testing.T) {
 	})
 	t.Run("Encrypted", func(t *testing.T) {
 		c := NewCluster()
-		drivertest.Encrypted(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"))
+		drivertest.Encrypted(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"), "luks1", "luks2")
 	})
 	t.Run("Mapper", func(t *testing.T) {
 		c := NewCluster()

@@ -86,7 +86,7 @@ func TestContract(t *testing.T) {
 	t.Cleanup(pool.Close)
 	one, _ := node(t, cfg)
 	two, _ := node(t, cfg)
-	t.Run("Encrypted", func(t *testing.T) { drivertest.Encrypted(t, pool, one, two) })
+	t.Run("Encrypted", func(t *testing.T) { drivertest.Encrypted(t, pool, one, two, "luks1", "luks2") })
 	drivertest.Mapper(t, pool, func(t *testing.T, image, name string) {
 		testbed.RBD(t, "snap", "create", "--no-progress", "rbd/"+cfg.Namespace+"/"+image+"@"+name)
 	}, one, two)

@@ -26,6 +26,10 @@ var (
 	prefix  string // of every name that this run makes
 )
 
+// pluginSettings are those of all stories. What is removed is gone, or what is left of
+// all could not be counted.
+var pluginSettings = []string{"LOG_LEVEL=debug", "RBD_MAPPER=fuse", "VOLUME_TRASH=0"}
+
 const (
 	pluginName = "rbd:latest"
 	image      = "busybox:test"
@@ -125,8 +129,7 @@ func install() (remove func() error, err error) {
 	if plugin, err = try("plugin", "inspect", "-f", "{{.ID}}", pluginName); err != nil {
 		return remove, err
 	}
-	if _, err = try("plugin", "set", pluginName, "ceph.source="+filepath.Join(cluster, "etc-ceph"),
-		"LOG_LEVEL=debug", "RBD_MAPPER=fuse"); err != nil {
+	if _, err = try(append([]string{"plugin", "set", pluginName, "ceph.source=" + filepath.Join(cluster, "etc-ceph")}, pluginSettings...)...); err != nil {
 		return remove, err
 	}
 	ready := make(chan time.Duration, 1)

@@ -106,6 +106,14 @@ func TestAnEncryptedVolumeOnBothMappers(t *testing.T) {
 	two.expect(t, volume, "by-krbd")
 	must(t, two.larger(volume, 200, time.Second), two.put(volume, "by-librbd"), two.unmount(volume, "b"))
 
+	made(t, volume+"-x", map[string]string{"size": "400M", "fstype": "xfs", "encryption": "luks2", "passphrase": "ceph:both"})
+	_, err = two.mount(volume+"-x", "b")
+	must(t, err, two.put(volume+"-x", "xfs"), two.unmount(volume+"-x", "b"))
+	_, err = one.mount(volume+"-x", "a")
+	must(t, err)
+	one.expect(t, volume+"-x", "xfs")
+	must(t, one.unmount(volume+"-x", "a"))
+
 	testbed.Passphrase(t, "both", "open barley")
 	if _, err := one.mount(volume, "c"); err == nil || !strings.Contains(err.Error(), "the passphrase does not open the encrypted image") {
 		t.Errorf("with another passphrase: %v", err)

@@ -57,7 +57,7 @@ func (d *Driver) mount(ctx context.Context, name, id string) (path string, err e
 		}
 	}
 	if path, err = d.inside(ctx, name); err != nil {
-		return "", err
+		return "", also(err, "undo", d.withdraw(ctx, name))
 	}
 	d.refs.add(name, id)
 	d.record.note(name)
@@ -72,6 +72,20 @@ func (d *Driver) inside(ctx context.Context, name string) (string, error) {
 		return d.path(name), nil
 	}
 	return d.fs.Inside(ctx, d.path(name), directory.(string))
+}
+
+// withdraw lets go of a volume that was mounted and is of no use to who asked for it.
+func (d *Driver) withdraw(ctx context.Context, name string) error {
+	if d.refs.count(name) > 0 {
+		return nil
+	}
+	ctx, cancel := aftermath(ctx)
+	defer cancel()
+	err := d.letGo(ctx, name)
+	if errors.Is(err, ErrBusy) { // a container of before a restart has it
+		return nil
+	}
+	return err
 }
 
 // useDirectory notes which directory of a volume is meant; "" = all of it.

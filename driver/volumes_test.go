@@ -156,6 +156,48 @@ func TestImagesOfOthersAreMountedAsTheyAreAndNeverFormatted(t *testing.T) {
 	}
 }
 
+func TestAVolumeWithoutTheDirectoryThatIsWantedIsLetGo(t *testing.T) {
+	for _, readOnly := range []string{"false", "true"} {
+		c, one, two := twoNodes(t)
+		foreign(t, c, "theirs", "ext4")
+		note := func(directory string) {
+			h, err := c.Connect("10.0.0.8").Open(within(t, ever), "theirs", driver.ReadWrite)
+			if err == nil {
+				err = h.SetMeta(within(t, ever), map[string]string{"subdirectory": directory, "readonly": readOnly})
+			}
+			if err == nil {
+				err = h.Close(within(t, ever))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		note("missing")
+		for range 2 {
+			_, err := one.Driver.Mount(within(t, ever), "theirs", "1")
+			check(t, err, driver.ErrContent, "mount volume theirs: ", "no directory missing")
+			if _, mounted := one.mountOf("theirs"); mounted || one.device("theirs") != "" {
+				t.Fatalf("readonly=%s: it stays mounted", readOnly)
+			}
+		}
+		note("data")
+		path, err := two.Driver.Mount(within(t, soon), "theirs", "1") // nobody has it
+		if err != nil || path != two.path("theirs")+"/data" {
+			t.Fatalf("readonly=%s: %q, %v", readOnly, path, err)
+		}
+		// Beside a container that has it, a mistake is one of the next container's.
+		note("missing")
+		if _, err := two.Get(within(t, ever), "theirs"); err != nil {
+			t.Fatal(err)
+		}
+		_, err = two.Driver.Mount(within(t, ever), "theirs", "2")
+		check(t, err, driver.ErrContent, "no directory missing")
+		if _, mounted := two.mountOf("theirs"); !mounted {
+			t.Fatalf("readonly=%s: taken from the container that has it", readOnly)
+		}
+	}
+}
+
 func TestABlankVolumeThatHoldsDataIsNotFormatted(t *testing.T) {
 	c, one, _ := twoNodes(t)
 	one.create("v", nil)

@@ -235,11 +235,15 @@ func (f FS) Inside(ctx context.Context, path, directory string) (string, error) 
 	inside := filepath.Join(path, directory)
 	return inside, driver.Within(ctx, "look at "+inside, func() error {
 		info, err := os.Lstat(inside)
-		if err == nil && !info.IsDir() {
-			err = fs.ErrInvalid
-		}
-		if err != nil {
-			return fmt.Errorf("%w: the volume has no directory %s (%w)", driver.ErrContent, directory, err)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%w: the volume has no directory %s", driver.ErrContent, directory)
+		case err != nil:
+			return err
+		case info.Mode()&fs.ModeSymlink != 0:
+			return fmt.Errorf("%w: the volume has no directory %s: it is a symbolic link, which is not followed", driver.ErrContent, directory)
+		case !info.IsDir():
+			return fmt.Errorf("%w: the volume has no directory %s: it is a file", driver.ErrContent, directory)
 		}
 		return nil
 	})

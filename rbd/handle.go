@@ -196,8 +196,7 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 // Unlock breaks the lock itself: librbd's own way would fence the owner.
 func (h *handle) Unlock(ctx context.Context) error {
 	return h.call(ctx, "unlock image", changes, func() error {
-		header := "rbd_header." + h.image.ID
-		owners, err := h.ioctx.ListLockers(header, "rbd_lock")
+		owners, err := h.ioctx.ListLockers(h.header(), lockName)
 		if err != nil || owners == nil || len(owners.Addrs) == 0 {
 			return err
 		}
@@ -208,9 +207,12 @@ func (h *handle) Unlock(ctx context.Context) error {
 		for i, addr := range owners.Addrs {
 			addr := strings.TrimPrefix(addr, "v1:") // lockers bear it, watchers and the blocklist do not
 			if !slices.ContainsFunc(list, func(e entry) bool { return e.bars(addr) }) {
+				if err := h.lockedByHand(owners, i); err != nil {
+					return err
+				}
 				continue
 			}
-			if _, err := h.ioctx.BreakLock(header, "rbd_lock", owners.Clients[i], owners.Cookies[i]); err != nil && errno(err) != syscall.ENOENT {
+			if _, err := h.ioctx.BreakLock(h.header(), lockName, owners.Clients[i], owners.Cookies[i]); err != nil && errno(err) != syscall.ENOENT {
 				return err
 			}
 		}
@@ -223,12 +225,39 @@ func (h *handle) EnableLock(ctx context.Context) error {
 		return nil
 	}
 	err := h.call(ctx, "enable exclusive-lock", changes, func() error {
+		owners, err := h.ioctx.ListLockers(h.header(), lockName)
+		if err != nil {
+			return err
+		}
+		for i := range owners.Addrs {
+			if err := h.lockedByHand(owners, i); err != nil {
+				return err
+			}
+		}
 		return h.img.UpdateFeatures(rbd.FeatureExclusiveLock, true)
 	})
 	if err == nil {
 		h.image.Features = append(h.image.Features, driver.FeatureLock)
 	}
 	return err
+}
+
+// lockName is the lock on an image's header: the one of the feature exclusive-lock
+// and that of rbd lock add, so that who writes waits for ever for one of the latter.
+const lockName = "rbd_lock"
+
+func (h *handle) header() string { return "rbd_header." + h.image.ID }
+
+// lockedByHand is an error if a lock is not one that a client of Ceph takes, and
+// breaks, by itself: their cookies are "auto" and a number. It may be all that keeps
+// somebody from writing, and outlives its maker, who needs not watch the image.
+func (h *handle) lockedByHand(owners *rados.LockInfo, i int) error {
+	client, cookie := owners.Clients[i], owners.Cookies[i]
+	if strings.HasPrefix(cookie, "auto ") {
+		return nil
+	}
+	return fmt.Errorf("%w: the image was locked with rbd lock add, by %s as %q, as yp-engineering's plugin does; "+
+		"if what did it does not run any more: rbd lock rm %s '%s' %s", driver.ErrInUse, owners.Addrs[i], cookie, h.spec(), cookie, client)
 }
 
 // Close waits for librbd to unregister the watcher, no longer than the context.

@@ -7,6 +7,7 @@
 // make for themselves, and take away at the end. Needs root.
 //
 //   - volumes_test.go: what docker volume says, options, filesystems, bad input
+//   - adopt_test.go: volumes that other plugins have made
 //   - containers_test.go: what containers see
 //   - faults_test.go, restart_test.go: engine and plugin end and crash
 //   - outage_test.go: Ceph is away, in every way

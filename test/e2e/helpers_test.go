@@ -73,6 +73,12 @@ func story(t *testing.T) {
 func volumeName(t *testing.T) string {
 	t.Helper()
 	name := unique(t)
+	leaveNothing(t, name)
+	return name
+}
+
+func leaveNothing(t *testing.T, name string) {
+	t.Helper()
 	t.Cleanup(func() {
 		id := ""
 		if slices.Contains(images(t), name) {
@@ -81,7 +87,6 @@ func volumeName(t *testing.T) string {
 		}
 		wait(t, 10*time.Second, func() error { return gone(t, name, id) })
 	})
-	return name
 }
 
 // newVolume makes a volume with docker volume create.

@@ -154,13 +154,6 @@ func parseOptions(place Place, defaults, given map[string]string) (o options, er
 	if o.from.volume != "" && strings.TrimSpace(given[OptSize]) == "" {
 		o.size = 0 // as large as what it is a copy of
 	}
-	least := minSize[o.fstype]
-	if o.encryption != "" {
-		least += headerSize
-	}
-	if o.size < least && o.from.volume == "" {
-		return o, invalidf("option %s=%q: %s needs at least %s", OptSize, get(OptSize), o.fstype, formatSize(least))
-	}
 	o.mkfsOptions = given[OptMkfsOptions]
 	if o.from.volume != "" {
 		if strings.TrimSpace(given[OptFSType]) == "" {
@@ -202,8 +195,23 @@ func parseOptions(place Place, defaults, given map[string]string) (o options, er
 	if err = o.parseStripes(get(OptStripeUnit), get(OptStripeCount)); err != nil {
 		return o, err
 	}
+	if err = o.checkSize(get(OptSize)); err != nil {
+		return o, err
+	}
 	o.features, err = parseFeatures(get(OptFeatures))
 	return o, err
+}
+
+// checkSize: the header of an encrypted image is not the filesystem's.
+func (o *options) checkSize(said string) error {
+	least := minSize[o.fstype]
+	if o.encryption != "" {
+		least += o.header()
+	}
+	if o.size < least && o.from.volume == "" {
+		return invalidf("option %s=%q: %s needs at least %s", OptSize, said, o.fstype, formatSize(least))
+	}
+	return nil
 }
 
 // CheckDefaults checks the settings that are defaults of options, as they will

@@ -86,9 +86,12 @@ func checkSnapName(name string) error {
 // EncryptionFormats are the values of the option encryption.
 var EncryptionFormats = []string{"luks2", "luks1", "none"}
 
-// headerSize is what a LUKS header takes of an image, at most (16.2, and cryptsetup
-// 2.6: 16 MiB for luks2, 2 to 4 for luks1).
-const headerSize = 16 * mib
+// header is what a LUKS header takes of an image, in bytes: see package rbd.
+func (o *options) header() uint64 {
+	const size = 16 * mib
+	round := cmp.Or(o.objectSize, mib4) * cmp.Or(o.stripeCount, 1)
+	return (size + round - 1) / round * round
+}
 
 // parseEncryption reads how a new volume is encrypted. A copy is as its original.
 func (o *options) parseEncryption(defaults map[string]string) error {

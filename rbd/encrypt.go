@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"github.com/ceph/go-ceph/rbd"
@@ -14,7 +15,7 @@ import (
 )
 
 // headerSize is what cryptsetup 2.6 and librbd give to the header of luks2; that of
-// luks1 is smaller.
+// luks1 takes 2 MiB of it.
 const headerSize = 16 << 20
 
 // Encrypt writes the header; see driver.Handle.
@@ -22,7 +23,11 @@ func (h *handle) Encrypt(ctx context.Context, e driver.Encryption) error {
 	if _, err := EncryptionOptions(&e); err != nil {
 		return err
 	}
-	header, err := newHeader(ctx, e)
+	layout, err := h.Layout(ctx)
+	if err != nil {
+		return err
+	}
+	header, err := newHeader(ctx, e, dataOffset(layout))
 	if err != nil {
 		return err
 	}
@@ -45,12 +50,19 @@ func (h *handle) Encrypt(ctx context.Context, e driver.Encryption) error {
 	})
 }
 
+// dataOffset is where the data begins, in bytes: after whole rounds of stripes, or
+// librbd from 17 on takes the header for none.
+func dataOffset(l driver.Layout) uint64 {
+	round := l.ObjectSize * l.StripeCount
+	return (headerSize + round - 1) / round * round
+}
+
 // newHeader has cryptsetup make it, on a file. librbd makes one as well, but has
 // libcryptsetup find out what this machine can bear: 160 to 600 MiB of memory (seen
 // with 16.2) that everybody who opens it needs again, and a Raspberry Pi has not. So
 // it is what RFC 9106 recommends where memory is short, 64 MiB, and for luks1, which
 // knows PBKDF2 only, 600,000 rounds.
-func newHeader(ctx context.Context, e driver.Encryption) ([]byte, error) {
+func newHeader(ctx context.Context, e driver.Encryption, offset uint64) ([]byte, error) {
 	file, err := os.CreateTemp("", "luks")
 	if err != nil {
 		return nil, err
@@ -59,12 +71,12 @@ func newHeader(ctx context.Context, e driver.Encryption) ([]byte, error) {
 		_ = file.Close()
 		_ = os.Remove(file.Name())
 	}()
-	if err := file.Truncate(2 * headerSize); err != nil {
+	if err := file.Truncate(int64(offset) + headerSize); err != nil {
 		return nil, err
 	}
 	args := []string{
 		"luksFormat", "--batch-mode", "--disable-locks", "--type", e.Format, "--cipher", "aes-xts-plain64", "--key-size", "512",
-		"--key-file", "-", file.Name(),
+		"--offset", strconv.FormatUint(offset/512, 10), "--key-file", "-", file.Name(),
 	}
 	if e.Format == "luks2" {
 		// Of larger sectors dm-crypt makes a device that refuses filesystems which were

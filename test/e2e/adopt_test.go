@@ -47,6 +47,7 @@ func TestAdoptedVolumesWorkAsTheyAre(t *testing.T) {
 		},
 	} {
 		t.Run(maker, func(t *testing.T) {
+			t.Parallel()
 			story(t)
 			name := theirs.make(t)
 			adopted(t, theirs, name)
@@ -167,6 +168,7 @@ func TestAdoptedVolumeWithALockThatWasLeftNamesTheCure(t *testing.T) {
 		"default features": {size: 64, mkfs: []string{"mkfs.ext4", "-q"}},
 	} {
 		t.Run(maker, func(t *testing.T) {
+			t.Parallel()
 			story(t)
 			name := theirs.make(t)
 			ceph(t, "rbd", "lock", "add", name, "node1")

@@ -34,6 +34,14 @@ func reinstalled(t *testing.T, settings ...string) {
 	})
 }
 
+// admin runs Ceph's ceph.
+func admin(t *testing.T, args ...string) {
+	t.Helper()
+	if _, err := command(limit, "ceph", append([]string{"-c", filepath.Join(cluster, "ceph.conf")}, args...)...); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // snapshot asks the plugin's socket, as the README shows.
 func snapshot(t *testing.T, op, volume, name string) map[string]any {
 	t.Helper()
@@ -164,17 +172,17 @@ func TestEncryption(t *testing.T) {
 func TestPoolsTrashAndANewNode(t *testing.T) {
 	story(t)
 	pool, space := strings.ToLower(prefix)+"-ssd", "home"
-	ceph(t, "ceph", "osd", "pool", "create", pool, "4")
-	ceph(t, "ceph", "osd", "pool", "application", "enable", pool, "rbd")
+	admin(t, "osd", "pool", "create", pool, "4")
+	admin(t, "osd", "pool", "application", "enable", pool, "rbd")
 	ceph(t, "rbd", "namespace", "create", "rbd/"+space)
 	caps := func(pools string) {
-		ceph(t, "ceph", "auth", "caps", "client.docker", "mon", `profile rbd, allow command "mgr dump"`, "osd", pools, "mgr", pools)
+		admin(t, "auth", "caps", "client.docker", "mon", `profile rbd, allow command "mgr dump"`, "osd", pools, "mgr", pools)
 	}
 	caps("profile rbd pool=rbd, profile rbd pool=" + pool)
 	t.Cleanup(func() {
 		caps("profile rbd pool=rbd")
 		ceph(t, "rbd", "namespace", "rm", "rbd/"+space)
-		ceph(t, "ceph", "osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it")
+		admin(t, "osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it")
 	})
 	reinstalled(t, "RBD_POOLS="+pool+" rbd/"+space, "VOLUME_TRASH=1h")
 

@@ -242,30 +242,6 @@ func (p Places) at(ctx context.Context, op, name string) (*Driver, error) {
 	return d, wrap(op, name, err)
 }
 
-// Holdings tells which node has which volume; see Driver.Holdings.
-func (p Places) Holdings(ctx context.Context) ([]Holding, error) {
-	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
-	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.Holdings(ctx) })
-	all := slices.Concat(lists...)
-	slices.SortStableFunc(all, func(a, b Holding) int { return strings.Compare(a.Volume, b.Volume) })
-	return all, together(errs)
-}
-
-// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
-// it has none is no error, as long as there is one where it has.
-func (p Places) FenceNode(ctx context.Context, node string) ([]Holding, error) {
-	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
-	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node) })
-	taken := slices.Concat(lists...)
-	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) })
-	for i, err := range errs {
-		if errors.Is(err, ErrNotFound) && (!nowhere || i > 0) {
-			errs[i] = nil
-		}
-	}
-	return taken, together(errs)
-}
-
 // together makes one line of what places say, each thing once.
 func together(errs []error) (all error) {
 	var said []string

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 )
@@ -16,121 +15,6 @@ type Volume struct {
 	Mountpoint string // "" while it is not mounted on this node
 	Created    time.Time
 	Status     map[string]any // shown by docker volume inspect
-}
-
-// Create makes the image of a new volume; the filesystem waits for the first
-// Mount. A volume that exists and agrees with the options is a success: Docker
-// repeats itself, and the other nodes of a swarm create at the same time.
-func (d *Driver) Create(ctx context.Context, name string, opts map[string]string) error {
-	return d.CreateFrom(ctx, name, opts, d)
-}
-
-// CreateFrom is Create with the driver of the place where the volume is that the
-// new one is to be a copy of.
-func (d *Driver) CreateFrom(ctx context.Context, name string, opts map[string]string, origin *Driver) error {
-	ctx, cancel := d.inTrouble(ctx)
-	defer cancel()
-	return wrap("create", name, d.create(ctx, name, opts, origin))
-}
-
-func (d *Driver) create(ctx context.Context, name string, given map[string]string, origin *Driver) error {
-	if err := checkName(name); err != nil {
-		return err
-	}
-	o, err := parseOptions(d.place, d.defaults, given)
-	if err != nil {
-		return err
-	}
-	unlock, err := d.locks.lock(ctx, name, "create")
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	exists, err := d.images.Exists(ctx, name)
-	switch {
-	case err != nil:
-		return err
-	case exists:
-		err = d.agree(ctx, name, o)
-	default:
-		err = d.make(ctx, name, o, origin)
-	}
-	if err == nil {
-		d.record.put(name, d.now())
-	}
-	return err
-}
-
-// make writes the blank and makes the image.
-func (d *Driver) make(ctx context.Context, name string, o options, origin *Driver) error {
-	b := blank{Image: ImageSpec{
-		Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
-		StripeUnit: o.stripeUnit, StripeCount: o.stripeCount,
-	}, Meta: o.meta()}
-	if err := d.mapper.Maps(needed(b.Image, o)); err != nil {
-		return err
-	}
-	if o.encryption != "" { // a wrong name is to be told now, not when a task starts
-		if _, err := d.secrets.Secret(ctx, o.passphrase); err != nil {
-			return err
-		}
-	}
-	if o.from.volume != "" {
-		done, err := d.copyOf(ctx, &b, o, origin)
-		if err != nil {
-			return err
-		}
-		defer done()
-	}
-	promised, err := d.promise(ctx, name, b)
-	if err != nil {
-		return err
-	}
-	switch err = d.images.Create(ctx, b.Image); {
-	case errors.Is(err, ErrExists):
-		return d.agree(ctx, name, o)
-	case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
-		return also(err, "clean up", d.forgetBlank(ctx, name, promised))
-	}
-	return err
-}
-
-// needed are the features that an image will have, those of its layout included.
-func needed(spec ImageSpec, o options) []string {
-	features := slices.Clone(spec.Features)
-	if spec.DataPool != "" {
-		features = append(features, "data-pool")
-	}
-	if spec.StripeCount > 1 {
-		features = append(features, "striping")
-	}
-	if o.from.volume != "" {
-		features = append(features, "operations")
-	}
-	return features
-}
-
-// agree compares an existing volume with what is asked for; ErrNotFound if
-// there is none.
-func (d *Driver) agree(ctx context.Context, name string, o options) error {
-	h, err := d.images.Open(ctx, name, ReadOnly)
-	if err != nil {
-		return err
-	}
-	defer d.closeHandle(ctx, h)
-	meta, promised, err := d.metaOf(ctx, h)
-	if err != nil {
-		return err
-	}
-	return o.agree(sizeOf(h.Image(), promised), meta)
-}
-
-// sizeOf is the size of a volume's image, in bytes, or what it is to become.
-func sizeOf(image Image, promised *blank) uint64 {
-	if promised != nil {
-		return max(image.Size, promised.Image.Size)
-	}
-	return image.Size
 }
 
 // Get describes a volume. ErrNotFound means that Ceph said so; while Ceph

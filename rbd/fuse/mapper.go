@@ -75,73 +75,6 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 	return found, nil
 }
 
-// attach puts a loop device on the image's file.
-func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.OpenMode) (string, error) {
-	type result struct {
-		dev *os.File
-		err error
-	}
-	done := make(chan result, 1)
-	go func() { // opening a file of a FUSE filesystem takes as long as its server
-		dev, err := attachLoop(filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)), mode)
-		done <- result{dev, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err != nil {
-			return "", r.err
-		}
-		m.keep(found.Key(), r.dev)
-		return r.dev.Name(), nil
-	case <-ctx.Done():
-		go func() {
-			if r := <-done; r.err == nil {
-				_ = r.dev.Close() // autoclear
-			}
-		}()
-		return "", fmt.Errorf("attach a loop device: %w", ctx.Err())
-	}
-}
-
-// hold opens the loop device of a mapping that an earlier process made.
-func (m *Mapper) hold(key, device string) error {
-	m.mu.Lock()
-	_, ok := m.held[key]
-	m.mu.Unlock()
-	if ok {
-		return nil
-	}
-	dev, err := os.OpenFile(device, os.O_RDWR|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
-		dev, err = os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC, 0)
-	}
-	if err == nil {
-		m.keep(key, dev)
-	}
-	return err
-}
-
-func (m *Mapper) keep(key string, dev *os.File) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.held == nil {
-		m.held = map[string]*os.File{}
-	}
-	if old := m.held[key]; old != nil {
-		_ = old.Close()
-	}
-	m.held[key] = dev
-}
-
-func (m *Mapper) letGo(key string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if dev := m.held[key]; dev != nil {
-		_ = dev.Close()
-		delete(m.held, key)
-	}
-}
-
 // Unmap flushes, detaches the loop device, unmounts and waits for the child to
 // end, which is when the image is closed; see driver.Mapper.
 func (m *Mapper) Unmap(ctx context.Context, key string) error {
@@ -281,36 +214,6 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		all = append(all, found)
 	}
 	return all, nil
-}
-
-// Size looks at the file, which is as large as the image; see driver.Mapper. A
-// server that has stopped is asked no second time.
-func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, err error) {
-	m.mu.Lock()
-	asked := m.asked[found.Device]
-	if m.asked == nil {
-		m.asked = map[string]bool{}
-	}
-	m.asked[found.Device] = true
-	m.mu.Unlock()
-	if asked {
-		return 0, fmt.Errorf("size of %s: %w: its image server does not answer", found.Device, driver.ErrUnavailable)
-	}
-	answer := make(chan uint64, 1)
-	err = driver.Within(ctx, "size of "+found.Device, func() error {
-		defer func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			delete(m.asked, found.Device)
-		}()
-		size, err := growLoop(found.Device, filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)))
-		answer <- size
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	return <-answer, nil
 }
 
 // Maps allows everything: librbd knows all its features; see driver.Mapper.

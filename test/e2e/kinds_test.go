@@ -34,14 +34,6 @@ func reinstalled(t *testing.T, settings ...string) {
 	})
 }
 
-// admin runs Ceph's ceph.
-func admin(t *testing.T, args ...string) {
-	t.Helper()
-	if _, err := command(limit, "ceph", append([]string{"-c", filepath.Join(cluster, "ceph.conf")}, args...)...); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // snapshot asks the plugin's socket, as the README shows.
 func snapshot(t *testing.T, op, volume, name string) map[string]any {
 	t.Helper()

@@ -1,0 +1,98 @@
+package driver
+
+import (
+	"time"
+)
+
+// Image is an image of the pool, as Ceph describes it.
+type Image struct {
+	Name     string
+	ID       string    // Ceph's own id; it never comes again, unlike the name
+	Size     uint64    // bytes
+	Created  time.Time // by the cluster's clock
+	Features []string  // librbd's names, for example "exclusive-lock"
+	Parent   *Origin   // of a clone; nil = it is none, or is one no longer
+	Snap     string    // a snapshot of the image; "" = the image itself
+
+	// Encryption opens the image for Map. Ceph does not know of it; nil = it is
+	// mapped as it is.
+	Encryption *Encryption
+}
+
+// Place is where images lie: a pool, and in it a namespace, "" = none.
+type Place struct {
+	Pool      string `json:"pool"`
+	Namespace string `json:"namespace,omitempty"`
+}
+
+// String is as Ceph's tools write it: "pool" or "pool/namespace".
+func (p Place) String() string {
+	if p.Namespace == "" {
+		return p.Pool
+	}
+	return p.Pool + "/" + p.Namespace
+}
+
+// Origin is a snapshot of which clones are made.
+type Origin struct {
+	Place
+	Image  string `json:"image"`
+	ID     string `json:"id"` // of the image
+	Snap   string `json:"snap"`
+	SnapID uint64 `json:"snapID"` // unlike the name it never comes again in this image
+}
+
+// same tells whether two are one snapshot, however it is called by now: that of
+// a clone is renamed when it is removed.
+func (o *Origin) same(other *Origin) bool {
+	return o != nil && other != nil && o.Place == other.Place && o.ID == other.ID && o.SnapID == other.SnapID
+}
+
+// Encryption opens an encrypted image: LUKS, as both librbd and dm-crypt have it.
+type Encryption struct {
+	Format     string // "luks1" or "luks2"
+	Passphrase []byte
+}
+
+// Snapshot is one that somebody made of an image and has not removed.
+type Snapshot struct {
+	Name string
+	ID   uint64
+	Size uint64 // bytes, of the image at that time
+}
+
+// Key tells the image, or its snapshot, from every other one: "id" or "id@snapshot".
+func (i Image) Key() string { return key(i.ID, i.Snap) }
+
+func key(id, snap string) string {
+	if snap == "" {
+		return id
+	}
+	return id + "@" + snap
+}
+
+// ImageSpec says how an image is to be made.
+type ImageSpec struct {
+	Name       string   `json:"name"`
+	Size       uint64   `json:"size"`                 // bytes
+	ObjectSize uint64   `json:"objectSize,omitempty"` // bytes, a power of two; 0 = Ceph's default
+	DataPool   string   `json:"dataPool,omitempty"`   // pool for the data objects; "" = the image's own
+	Features   []string `json:"features"`             // librbd's names
+
+	// StripeUnit, in bytes, and StripeCount, of objects, spread what is written
+	// one after the other; 0 = no more than object by object.
+	StripeUnit  uint64 `json:"stripeUnit,omitempty"`
+	StripeCount uint64 `json:"stripeCount,omitempty"`
+
+	// From makes it a clone of that snapshot, and as large, at once and without
+	// a copy; Size then is what it is to become. nil = an empty image.
+	From *Origin `json:"from,omitempty"`
+}
+
+// Layout is how an image lies on the cluster.
+type Layout struct {
+	ObjectSize  uint64 // bytes
+	StripeUnit  uint64 // bytes
+	StripeCount uint64
+	DataPool    string // "" = the image's own
+}

@@ -24,7 +24,7 @@ build: deps ## the program for this machine: build/docker-volume-rbd
 
 lint: deps $(LINTER) ## golangci-lint with the rule of layers, shellcheck
 	$(LINTER) run --build-tags "$(TAGS)"
-	shellcheck cmd/*.sh test/*.sh test/guest/*.sh .ci/run
+	shellcheck cmd/*.sh test/*.sh test/guest/*.sh examples/*.sh .ci/run
 
 $(LINTER):
 	@echo "==> building golangci-lint (about a minute, once)"

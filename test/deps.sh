@@ -11,6 +11,7 @@ packages=(
 	ceph-mon ceph-mgr ceph-osd ceph-common # test/cluster.sh
 	rbd-fuse                               # what make bench is held against
 	docker.io busybox-static               # test/engine.sh
+	jq                                     # examples/snapshot.sh
 	debootstrap                            # cmd/base.sh
 	spin                                   # driver/guard.pml
 	qemu-system-x86 kmod docker-registry   # test/krbd.sh

@@ -9,6 +9,7 @@
 //   - volumes_test.go: what docker volume says, options, filesystems, bad input
 //   - adopt_test.go: volumes that other plugins have made
 //   - containers_test.go: what containers see
+//   - examples_test.go: the files of examples/, in a swarm of this one node
 //   - faults_test.go, restart_test.go: engine and plugin end and crash
 //   - outage_test.go: Ceph is away, in every way
 //   - figures_test.go: sizes and times, measured and not judged

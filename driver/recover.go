@@ -14,11 +14,11 @@ import (
 // learns which volumes there are, for the time when Ceph cannot be asked, and so
 // whether it can, before Docker asks.
 //
-// Once a day, ten minutes after the start for the first time, it sweeps, and each
-// hour it empties the trash of what has been there for long enough.
+// Once a day, ten minutes after the start for the first time, it sweeps, and at least
+// each hour it empties the trash of what has been there for long enough.
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	sweep := time.Now().Add(10 * time.Minute)
-	purge := sweep
+	purge := time.Now().Add(d.purgeInterval())
 	d.thaw(ctx)
 	known := d.outage.start(d.patience / 10)
 	_ = d.learn(ctx)
@@ -31,7 +31,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 		}
 		if time.Now().After(purge) {
 			go d.Purge(ctx)
-			purge = time.Now().Add(time.Hour)
+			purge = time.Now().Add(d.purgeInterval())
 		}
 		if !sleep(ctx, interval) {
 			return
@@ -152,6 +152,10 @@ func (d *Driver) Sweep(ctx context.Context) {
 		d.log.Warn(wrap("sweep", "", err))
 	}
 }
+
+// purgeInterval is an hour, or less where nobody wants to keep anything for so long:
+// what copies still needed is to go soon after them.
+func (d *Driver) purgeInterval() time.Duration { return max(15*time.Second, min(time.Hour, d.trash/4)) }
 
 // Purge empties the trash of removed volumes whose time there is up.
 func (d *Driver) Purge(ctx context.Context) {

@@ -159,6 +159,20 @@ func TestEncryption(t *testing.T) {
 	}
 }
 
+// bare runs Ceph's rbd without a pool of its own choice.
+func bare(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := tryBare(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func tryBare(args ...string) (string, error) {
+	return command(limit, "rbd", append([]string{"-c", filepath.Join(cluster, "ceph.conf")}, args...)...)
+}
+
 // A second pool and a namespace, a trash, and a node that was made anew: it has
 // every volume back, with its options, from the plugin and Ceph alone.
 func TestPoolsTrashAndANewNode(t *testing.T) {
@@ -166,14 +180,14 @@ func TestPoolsTrashAndANewNode(t *testing.T) {
 	pool, space := strings.ToLower(prefix)+"-ssd", "home"
 	admin(t, "osd", "pool", "create", pool, "4")
 	admin(t, "osd", "pool", "application", "enable", pool, "rbd")
-	ceph(t, "rbd", "namespace", "create", "rbd/"+space)
+	bare(t, "namespace", "create", "rbd/"+space)
 	caps := func(pools string) {
 		admin(t, "auth", "caps", "client.docker", "mon", `profile rbd, allow command "mgr dump"`, "osd", pools, "mgr", pools)
 	}
 	caps("profile rbd pool=rbd, profile rbd pool=" + pool)
 	t.Cleanup(func() {
 		caps("profile rbd pool=rbd")
-		ceph(t, "rbd", "namespace", "rm", "rbd/"+space)
+		bare(t, "namespace", "rm", "rbd/"+space)
 		admin(t, "osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it")
 	})
 	reinstalled(t, "RBD_POOLS="+pool+" rbd/"+space, "VOLUME_TRASH=1h")
@@ -198,10 +212,10 @@ func TestPoolsTrashAndANewNode(t *testing.T) {
 	equal(t, "a copy in another pool", once(t, copied, "cat /data/file"), here)
 
 	// A name that is there twice.
-	ceph(t, "rbd", "create", "--size=8M", pool+"/"+here)
+	bare(t, "create", "--size=8M", pool+"/"+here)
 	said := dockerFails(t, "run", "--rm", "--network=none", on(here), image, "true")
 	contains(t, "docker run", said, "there are two volumes of this name", "rbd/"+here, pool+"/"+here)
-	ceph(t, "rbd", "rm", "--no-progress", pool+"/"+here)
+	bare(t, "rm", "--no-progress", pool+"/"+here)
 
 	// Out of the trash.
 	docker(t, "volume", "rm", fast)
@@ -209,12 +223,12 @@ func TestPoolsTrashAndANewNode(t *testing.T) {
 		t.Error("docker volume ls lists what was removed")
 	}
 	id := ""
-	for line := range strings.Lines(ceph(t, "rbd", "trash", "ls", pool)) {
+	for line := range strings.Lines(bare(t, "trash", "ls", pool)) {
 		if f := strings.Fields(line); len(f) == 2 && f[1] == fast {
 			id = f[0]
 		}
 	}
-	ceph(t, "rbd", "trash", "restore", pool+"/"+id)
+	bare(t, "trash", "restore", pool+"/"+id)
 
 	// All nodes are wiped: of this one only Ceph is left.
 	settings := strings.Fields(docker(t, "plugin", "inspect", "-f", `{{range .Settings.Env}}{{println .}}{{end}}`, pluginName))
@@ -246,13 +260,19 @@ func TestPoolsTrashAndANewNode(t *testing.T) {
 	equal(t, "description", v.Status["description"], any("on the fast disks"))
 	contains(t, "mount options", once(t, fast, "grep ' /data ' /proc/mounts"), "commit=9")
 	contains(t, "docker volume rm", dockerFails(t, "volume", "rm", here), "the volume is protected")
-	ceph(t, "rbd", "image-meta", "set", "rbd/"+here, "docker_volume.protected", "false")
+	bare(t, "image-meta", "set", "rbd/"+here, "docker_volume.protected", "false")
 	for _, name := range []string{copied, here, fast, home} {
 		docker(t, "volume", "rm", name)
 	}
-	for _, place := range []string{"rbd", pool, "rbd/" + space} {
-		for line := range strings.Lines(ceph(t, "rbd", "trash", "ls", place)) {
-			ceph(t, "rbd", "trash", "rm", "--force", "--no-progress", place+"/"+strings.Fields(line)[0])
+	empty := func() error {
+		for _, place := range []string{pool, "rbd/" + space, "rbd"} { // the copy before its original
+			for line := range strings.Lines(bare(t, "trash", "ls", place)) {
+				if _, err := tryBare("trash", "rm", "--force", "--no-progress", place+"/"+strings.Fields(line)[0]); err != nil {
+					return err
+				}
+			}
 		}
+		return nil
 	}
+	wait(t, time.Minute, empty)
 }

@@ -34,8 +34,8 @@ func reinstalled(t *testing.T, settings ...string) {
 	})
 }
 
-// snapshot asks the plugin's socket, as the README shows.
-func snapshot(t *testing.T, op, volume, name string) map[string]any {
+// askSnapshot asks the plugin's socket, as the README shows.
+func askSnapshot(t *testing.T, op, volume, name string) map[string]any {
 	t.Helper()
 	out, err := ask(30*time.Second, "Snapshot."+op, strings.NewReader(fmt.Sprintf(`{"volume":%q,"snapshot":%q}`, volume, name)))
 	if err != nil {
@@ -55,7 +55,7 @@ func TestCopies(t *testing.T) {
 	name := newVolume(t, "size=64M", "labels=team=blue,tier=db", "description=the first one")
 	c := container(t, on(name))
 	write(t, c, "monday")
-	equal(t, "frozen", snapshot(t, "Create", name, "monday")["frozen"], any(true))
+	equal(t, "frozen", askSnapshot(t, "Create", name, "monday")["frozen"], any(true))
 	write(t, c, "tuesday")
 	v := inspect(t, name)
 	equal(t, "snapshots", fmt.Sprint(v.Status["snapshots"]), "[monday]")
@@ -81,13 +81,13 @@ func TestCopies(t *testing.T) {
 	equal(t, "labels", fmt.Sprint(v.Status["labels"]), "map[team:red]")
 	equal(t, "description", v.Status["description"], nil)
 
-	said := fmt.Sprint(snapshot(t, "Rollback", name, "monday")["Err"])
+	said := fmt.Sprint(askSnapshot(t, "Rollback", name, "monday")["Err"])
 	contains(t, "roll-back while it is mounted", said, "roll back volume "+name+": ", "containers use it on this node")
 	docker(t, "rm", "-f", c)
-	equal(t, "roll-back", fmt.Sprint(snapshot(t, "Rollback", name, "monday")), "map[]")
+	equal(t, "roll-back", fmt.Sprint(askSnapshot(t, "Rollback", name, "monday")), "map[]")
 	equal(t, "after the roll-back", once(t, name, "cat /data/file"), "monday")
 	contains(t, "docker volume rm", dockerFails(t, "volume", "rm", name), "the image has 1 snapshots")
-	equal(t, "remove the snapshot", fmt.Sprint(snapshot(t, "Remove", name, "monday")), "map[]")
+	equal(t, "remove the snapshot", fmt.Sprint(askSnapshot(t, "Remove", name, "monday")), "map[]")
 	equal(t, "the look at what was removed", once(t, look, "cat /data/file"), "monday")
 	for _, bad := range []struct{ option, says string }{
 		{"from=nowhere", "option from: there is no volume nowhere"},

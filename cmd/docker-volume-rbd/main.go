@@ -142,9 +142,10 @@ func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (plac
 		pool, root, run := first, root, run
 		if i > 0 {
 			own := strings.ReplaceAll(place.String(), "/", ",") // no name of a pool has a comma
-			pool, root, run = first.Beside(place), filepath.Join(root, "pools", own), filepath.Join(run, "pools", own)
+			pool, root, run = first.Beside(place), filepath.Join(root, "pools", own), filepath.Join(run+"-pools", own)
 		}
-		if root, err = makeDir(filepath.Join(root, "volumes")); err != nil {
+		mounts, err := makeDir(filepath.Join(root, "volumes"))
+		if err != nil {
 			return nil, err
 		}
 		if err := alone(node.Name, pool.Config()); err != nil {
@@ -163,7 +164,7 @@ func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (plac
 			Filesystem: fsys.FS{HostMounts: hostMounts(log)},
 			Why:        why,
 			Node:       node, Place: place, Trash: trash,
-			Defaults: defaults(values), Root: filepath.Dir(root), Log: log, Unlock: !kernel,
+			Defaults: defaults(values), Root: filepath.Dir(mounts), Log: log, Unlock: !kernel,
 			Restart: func() {
 				if !places.InUse(context.Background()) { // in another place
 					restart()

@@ -5,7 +5,7 @@
 #
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
-# FAULTS, SEED   how many random faults the swarm has (6), and which (0 = other ones each time)
+# FAULTS, SEED   how many random faults the swarm has (4), and which (0 = other ones each time)
 # MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
 #                wait for the kernel's own time limits, and the plugin starts in every kind of outage
 set -euo pipefail
@@ -78,7 +78,7 @@ export TEST_GUESTS=$work/guests
 nice test/krbd.sh build "$TEST_GUESTS" >"$work/guests.log" 2>&1 &
 guests=$!
 echo "==> a swarm of three nodes, and what can happen to them"
-TMPDIR=$work go test -timeout $((20 + ${FAULTS:-6} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-6}" -v |
+TMPDIR=$work go test -timeout $((20 + ${FAULTS:-4} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-4}" -v |
 	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
 wait "$guests" || { cat "$work/guests.log" >&2; exit 1; }
 guests=

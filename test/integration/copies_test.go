@@ -84,8 +84,10 @@ func has(t *testing.T, file string, least int64) {
 // that, and on another one, where the copy is as after a power cut. Both are
 // mounted beside the original, and all that was synced is in them.
 func TestCopiesOfAVolumeThatIsWrittenTo(t *testing.T) {
+	t.Parallel()
 	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(fstype, func(t *testing.T) {
+			t.Parallel()
 			cfg := testbed.Namespace(t)
 			one, two := newNode(t, cfg, "one"), newNode(t, cfg, "two")
 			one.create("db", map[string]string{"fstype": fstype, "size": "400M", "labels": "team=blue", "protected": "true"})
@@ -136,6 +138,7 @@ func TestCopiesOfAVolumeThatIsWrittenTo(t *testing.T) {
 // A snapshot that rbd made, under load, is a volume on two nodes at once; nobody can
 // write it, nor remove it from under them.
 func TestASnapshotIsMountedOnTwoNodes(t *testing.T) {
+	t.Parallel()
 	cfg := testbed.Namespace(t)
 	one, two := newNode(t, cfg, "one"), newNode(t, cfg, "two")
 	spec := cfg.Pool + "/" + cfg.Namespace + "/db"
@@ -186,6 +189,7 @@ func TestASnapshotIsMountedOnTwoNodes(t *testing.T) {
 }
 
 func TestRollBack(t *testing.T) {
+	t.Parallel()
 	cfg := testbed.Namespace(t)
 	one, two := newNode(t, cfg, "one"), newNode(t, cfg, "two")
 	one.create("v", nil)
@@ -231,6 +235,7 @@ func keepsTrash(t *testing.T, cfg rbd.Config, name string, keep time.Duration) *
 // A removed volume comes back from the trash with all that it was, and what its time
 // is up for goes, once its copies need it no more.
 func TestTheTrash(t *testing.T) {
+	t.Parallel()
 	cfg := testbed.Namespace(t)
 	place := cfg.Pool + "/" + cfg.Namespace
 	one := keepsTrash(t, cfg, "one", time.Hour)

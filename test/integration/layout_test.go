@@ -17,6 +17,7 @@ import (
 // Data in an erasure-coded pool, which wants BlueStore and three OSDs: a cluster of
 // its own. A key without a cap on that pool is told so at once.
 func TestAnErasureCodedDataPool(t *testing.T) {
+	t.Parallel()
 	base, err := os.MkdirTemp("", "ec")
 	if err != nil {
 		t.Fatal(err)
@@ -63,6 +64,7 @@ func TestAnErasureCodedDataPool(t *testing.T) {
 // A key that reaches no further than its namespace is enough for all that a volume
 // can be there, and for nothing beside it.
 func TestAKeyOfOneNamespace(t *testing.T) {
+	t.Parallel()
 	cfg, other := testbed.Namespace(t), testbed.Namespace(t)
 	cap := "profile rbd pool=rbd namespace=" + cfg.Namespace
 	cfg.User = "client." + cfg.Namespace

@@ -77,6 +77,7 @@ func TestGrowth(t *testing.T) {
 // An encrypted volume is opened by whoever has the passphrase, and by nobody else;
 // nothing is formatted for want of it.
 func TestEncryptedVolumes(t *testing.T) {
+	t.Parallel()
 	cfg := testbed.Namespace(t)
 	one, two := newNode(t, cfg, "one"), newNode(t, cfg, "two")
 	for _, row := range []struct{ name, secret, says string }{
@@ -118,6 +119,7 @@ func TestEncryptedVolumes(t *testing.T) {
 
 // A node with three places: the namespace, another one, and another pool.
 func TestPlaces(t *testing.T) {
+	t.Parallel()
 	first, second := testbed.Namespace(t), testbed.Namespace(t)
 	third := first
 	third.Pool, third.Namespace = testbed.Pool(t), ""

@@ -74,7 +74,7 @@ func TestAFaultAtAnyStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	steps := strings.Split(strings.TrimSpace(string(data)), "\n")
-	every, first := 24, rand.IntN(24)
+	every, first := 36, rand.IntN(36)
 	if os.Getenv("MODEL") == "long" {
 		every, first = 1, 0
 	}

@@ -1,6 +1,7 @@
 package drivertest
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -236,7 +237,9 @@ func Encrypted(t *testing.T, ceph Ceph, one, two Node, formats ...string) {
 	const hello = "ext4 hello"
 	for _, format := range formats {
 		t.Run(format, func(t *testing.T) {
-			ctx, m := testContext(t), one.Mapper()
+			ctx, cancel := context.WithTimeout(context.Background(), 5*timeout) // to open one is slow on purpose
+			defer cancel()
+			m := one.Mapper()
 			image := Create(t, ceph, format, 64*mib)
 			key := driver.Encryption{Format: format, Passphrase: []byte("open sesame")}
 			h := opened(t, ceph, format, driver.ReadWrite)

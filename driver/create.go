@@ -113,9 +113,10 @@ func (d *Driver) agree(ctx context.Context, name string, o options) error {
 	return o.agree(sizeOf(h.Image(), promised), meta)
 }
 
-// sizeOf is the size of a volume's image, in bytes, or what it is to become.
+// sizeOf is the size of a volume's image, in bytes, or what a copy is to become. Of a
+// new volume the blank may be the promise of another node, which was too late.
 func sizeOf(image Image, promised *blank) uint64 {
-	if promised != nil {
+	if promised != nil && promised.Image.From != nil {
 		return max(image.Size, promised.Image.Size)
 	}
 	return image.Size

@@ -39,6 +39,9 @@ func newTree(t *testing.T, files ...string) tree {
 
 func (tr tree) file(name, text string) {
 	tr.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(tr.dir, name)), 0o755); err != nil {
+		tr.t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(tr.dir, name), []byte(text), 0o600); err != nil {
 		tr.t.Fatal(err)
 	}
@@ -113,6 +116,15 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 	tr.device("18", map[string]string{ // of ours, before the user was set anew
 		"name": "db3", "image_id": "18", "config_info": "192.168.1.1:6789 name=old,key=client.old,noshare,queue_depth=128,ms_mode=crc rbd db3 -",
 	})
+	tr.device("19", map[string]string{ // a shared volume
+		"name": "look", "image_id": "19", "config_info": "192.168.1.1:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ro rbd look -",
+	})
+	tr.device("20", map[string]string{"name": "secret", "image_id": "20"}) // encrypted: its plain text is another device
+	tr.file("block/rbd20/holders/dm-3", "")
+	tr.file("block/rbd20/size", "1000\n")
+	tr.file("block/dm-3/dm/name", "docker-volume-rbd20\n")
+	tr.file("block/rbd18/holders/dm-4", "")
+	tr.file("block/dm-4/dm/name", "an-admins\n")
 	for id, options := range map[string]string{ // what an admin maps is not ours
 		"15": "name=admin,key=client.admin", "16": "name=docker,key=client.docker,noshare", "17": "name=docker,key=client.docker,ro",
 	} {
@@ -126,22 +138,24 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 		want                  []driver.Mapping
 	}{
 		{"no namespace", "rbd", "", []driver.Mapping{
-			{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd0", Addr: "192.168.1.5:0/1913726304", Alive: true},
-			{Name: "db2", ID: "10", Device: "/dev/rbd10", Addr: "[fd00::5]:0/7", Alive: true},
-			{Name: "old", ID: "11", Device: "/dev/rbd11", Addr: "192.168.1.5:0/1913726304", Alive: true},
-			{Name: "db3", ID: "18", Device: "/dev/rbd18", Addr: "192.168.1.5:0/1913726304", Alive: true},
-			{Name: "db1", ID: "3", Snap: "monday", Device: "/dev/rbd3", Addr: "192.168.1.5:0/1913726304", Alive: true},
+			{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd0", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
+			{Name: "db2", ID: "10", Device: "/dev/rbd10", Addr: "[fd00::5]:0/7", Alive: true, Mode: driver.ReadWrite},
+			{Name: "old", ID: "11", Device: "/dev/rbd11", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
+			{Name: "db3", ID: "18", Device: "/dev/rbd18", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
+			{Name: "look", ID: "19", Device: "/dev/rbd19", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadOnly},
+			{Name: "secret", ID: "20", Device: "/dev/dm-3", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
+			{Name: "db1", ID: "3", Snap: "monday", Device: "/dev/rbd3", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadOnly},
 		}},
 		{"namespace", "rbd", "team", []driver.Mapping{
-			{Name: "db1", ID: "2", Device: "/dev/rbd2", Addr: "192.168.1.5:0/1913726304", Alive: true},
+			{Name: "db1", ID: "2", Device: "/dev/rbd2", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
 		}},
 		{"another pool", "ssd", "", []driver.Mapping{
-			{Name: "db1", ID: "1", Device: "/dev/rbd1", Addr: "192.168.1.5:0/1913726304", Alive: true},
+			{Name: "db1", ID: "1", Device: "/dev/rbd1", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
 		}},
 		{"a pool with nothing mapped", "none", "", nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			m := &Mapper{Ceph: noCluster{t}, Pool: row.pool, Namespace: row.namespace, Sys: tr.dir}
+			m := &Mapper{Ceph: noCluster{t}, Pool: row.pool, Namespace: row.namespace, Sys: tr.dir, Block: filepath.Join(tr.dir, "block")}
 			got, err := m.Mappings(t.Context())
 			if err != nil || !slices.Equal(got, row.want) {
 				t.Errorf("\n got %+v (%v)\nwant %+v", got, err, row.want)
@@ -495,7 +509,7 @@ func TestMapOfAMappedImageIsTheMappingThatIsThere(t *testing.T) {
 	tr := newTree(t, "add", "add_single_major")
 	tr.device("7", nil)
 	got, err := tr.mapper().Map(t.Context(), driver.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"journaling"}}, driver.ReadWrite)
-	want := driver.Mapping{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd7", Addr: "192.168.1.5:0/1913726304", Alive: true}
+	want := driver.Mapping{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd7", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}

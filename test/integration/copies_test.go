@@ -253,8 +253,14 @@ func TestTheTrash(t *testing.T) {
 	if err := one.Remove(one.context(time.Minute), "v"); err != nil {
 		t.Fatal(err)
 	}
-	if list := testbed.RBD(t, "trash", "ls", place); strings.Count(list, "\n") != 1 { // the second was never mounted
-		t.Errorf("in the trash: %s", list)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		list := testbed.RBD(t, "trash", "ls", place)
+		if strings.Count(list, "\n") == 1 && strings.Contains(list, id) { // the second was never mounted
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("in the trash: %s", list)
+		}
 	}
 	one.Driver.Purge(t.Context())
 	testbed.RBD(t, "trash", "restore", place+"/"+id)

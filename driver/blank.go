@@ -43,6 +43,8 @@ func (d *Driver) promised(ctx context.Context, image Image, meta map[string]stri
 		return nil, 0, err
 	case from == nil && meta[metaFSType] != "", from != nil && !from.same(image.Parent):
 		return nil, 0, nil
+	case from == nil:
+		maps.Copy(b.Meta, meta) // what an operator has said since
 	}
 	return &b, version, nil
 }

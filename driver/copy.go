@@ -89,6 +89,11 @@ func (d *Driver) original(ctx context.Context, o options) (Image, map[string]str
 	if promised != nil {
 		return Image{}, nil, invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", OptFrom, o.from.volume)
 	}
+	if o.from.snapshot == "" {
+		if err := halfRolledBack(meta); err != nil {
+			return Image{}, nil, fmt.Errorf("option %s: volume %s: %w", OptFrom, o.from.volume, err)
+		}
+	}
 	if is := meta[metaFSType]; o.fstype != "" && is != "" && o.fstype != is {
 		return Image{}, nil, invalidf("option %s=%q: volume %s is %s", OptFSType, o.fstype, o.from.volume, is)
 	}

@@ -76,9 +76,37 @@ func (d *Driver) make(ctx context.Context, name string, o options, origin *Drive
 	}
 	switch err = d.images.Create(ctx, b.Image); {
 	case errors.Is(err, ErrExists):
-		return d.agree(ctx, name, o)
+		return also(d.agree(ctx, name, o), "note of which snapshot it is", d.another(ctx, b))
 	case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
 		return also(err, "clean up", d.forgetBlank(ctx, name, promised))
+	}
+	return err
+}
+
+// another corrects the promise of a copy that two nodes made at the same time, each of
+// a snapshot of its own: that of the one whose image it became.
+func (d *Driver) another(ctx context.Context, b blank) error {
+	from := b.Image.From
+	if from == nil {
+		return nil
+	}
+	h, err := d.images.Open(ctx, b.Image.Name, ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, h)
+	parent := h.Image().Parent
+	there, version, err := d.loadBlank(ctx, b.Image.Name)
+	if errors.Is(err, ErrNotFound) || err == nil && (parent == nil || parent.same(there.Image.From) || parent.Place != from.Place || parent.ID != from.ID) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	there.Image.From = parent
+	_, err = d.records.Swap(ctx, blankKey(b.Image.Name), version, there)
+	if errors.Is(err, ErrLost) {
+		return nil
 	}
 	return err
 }

@@ -62,6 +62,7 @@ type Driver struct {
 	outage  outage
 	sizes   sizes
 	watches watches
+	purging sync.Mutex
 	within  sync.Map // by volume: the directory of it that containers get, if not all
 }
 

@@ -44,6 +44,7 @@ func (s *sizes) retain(all []Mapping) {
 // mountFull mounts a filesystem, and makes it as large as its device if that has
 // been made larger since. That it cannot is no reason to keep the data from anybody.
 func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
+	size, sizeErr := d.mapper.Size(ctx, m) // a device that was adopted may have to grow first
 	fills, err := d.fs.Fills(ctx, mount.Device, mount.FSType)
 	if err != nil {
 		return err
@@ -51,8 +52,7 @@ func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
 	if err := d.fs.Mount(ctx, mount); err != nil {
 		return err
 	}
-	size, err := d.mapper.Size(ctx, m)
-	if err == nil && !fills {
+	if err = sizeErr; err == nil && !fills {
 		err = d.fs.Grow(ctx, mount)
 		d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, formatSize(size))
 	}
@@ -114,9 +114,10 @@ func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := d.fs.Grow(ctx, mount); err != nil {
-		log.Warnf("grow %s on %s to %s: %v", mount.FSType, m.Device, formatSize(size), err)
+		log.Warnf("grow %s on %s to %s, to be tried again in a minute: %v", mount.FSType, m.Device, formatSize(size), err)
+		time.AfterFunc(time.Minute, func() { d.sizes.set(m, 1) })
 	} else if known {
 		log.Infof("grew %s on %s to %s while it is mounted", mount.FSType, m.Device, formatSize(size))
 	}
-	d.sizes.set(m, size) // after an error too: the log would fill
+	d.sizes.set(m, size)
 }

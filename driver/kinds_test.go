@@ -186,6 +186,26 @@ func TestWhatCannotBeCopied(t *testing.T) {
 	}
 }
 
+// Two nodes make a copy at the same moment, each of a snapshot of its own: it is as it
+// was asked for, whosever it became.
+func TestTwoNodesMakeACopy(t *testing.T) {
+	_, one, two := origin(t)
+	copied := map[string]string{"from": "v", "size": "1G", "labels": "team=red"}
+	met := false
+	one.tap.before = func(call string) error {
+		if call == "create" && !met {
+			met = true
+			two.create("w", copied)
+		}
+		return nil
+	}
+	one.create("w", copied)
+	one.mount("w", "1")
+	if status := one.status("w"); !met || status["size"] != "1GiB" || fmt.Sprint(status["labels"]) != "map[team:red]" {
+		t.Errorf("status: %v", status)
+	}
+}
+
 // order notes the calls of a node that matter here.
 func order(n *node, calls ...string) *[]string {
 	var seen []string
@@ -266,9 +286,34 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	if status := two.status("v"); !strings.Contains(fmt.Sprint(status["error"]), "cut short") {
 		t.Errorf("status: %v", status)
 	}
+	check(t, two.Unsnap(within(t, ever), "v", "s"), driver.ErrBusy, "cut short")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), driver.ErrContent, "volume v: ", "cut short")
+	_, err := two.Snap(within(t, ever), "v", "half")
+	check(t, err, driver.ErrContent, "cut short")
+	two.create("w", map[string]string{"from": "v@s"}) // is whole
+	two.mount("w", "1")
+	two.holds("w", "ext4 data")
 	if err := two.Rollback(within(t, ever), "v", "s"); err != nil {
 		t.Fatal(err)
 	}
+	two.mount("v", "1")
+	two.holds("v", "ext4 data")
+	two.unmount("v", "1")
+	// Who asks hangs up: it goes on, and nobody has the volume meanwhile.
+	ctx, hangUp := context.WithCancel(context.Background())
+	going := make(chan struct{})
+	two.tap.before = func(call string) error {
+		if call == "rollback" {
+			hangUp()
+			<-going
+		}
+		return nil
+	}
+	check(t, two.Rollback(ctx, "v", "s"), driver.ErrBusy, "it goes on")
+	two.tap.before = nil
+	_, err = two.Driver.Mount(within(t, soon), "v", "1")
+	check(t, err, driver.ErrBusy, "another roll-back of the same volume is still under way")
+	close(going)
 	two.mount("v", "1")
 	two.holds("v", "ext4 data")
 }

@@ -174,6 +174,11 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	} else if err := halfRolledBack(meta); err != nil {
 		return err
 	}
+	if meta[metaSealed] != "" && !flag(meta, metaReadOnly) && !l.adopted { // it is about to be written to again
+		if err := l.SetMeta(ctx, map[string]string{metaSealed: ""}); err != nil {
+			return err
+		}
+	}
 	if err := d.useDirectory(name, meta); err != nil {
 		return err
 	}
@@ -236,7 +241,10 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[
 		return err
 	}
 	mount := Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
-	return d.mountFull(ctx, mount, m)
+	if err := d.mountFull(ctx, mount, m); err != nil || !l.adopted {
+		return err
+	}
+	return d.fs.Thaw(ctx, mount.Path) // a plugin that was ended meanwhile may have frozen it, and Docker have taken its mount away
 }
 
 // encryption is how to open an image with this metadata; nil if it is not encrypted.

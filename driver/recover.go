@@ -30,7 +30,12 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 			sweep = time.Now().Add(24 * time.Hour)
 		}
 		if time.Now().After(purge) {
-			go d.Purge(ctx)
+			if d.purging.TryLock() {
+				go func() {
+					defer d.purging.Unlock()
+					d.Purge(ctx)
+				}()
+			}
 			purge = time.Now().Add(d.purgeInterval())
 		}
 		if !sleep(ctx, interval) {
@@ -108,6 +113,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 // LetGo gives up, at the end of the plugin, all that no container holds. What
 // one holds stays mounted and guarded; the next start finds it.
 func (d *Driver) LetGo(ctx context.Context) {
+	d.thaw(ctx) // a snapshot may be under way
 	mappings, err := d.mappings(ctx)
 	if err != nil {
 		d.log.Warnf("stop: mappings of this node: %v", err)

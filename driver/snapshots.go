@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 )
+
+// rollbackTime bounds a roll-back, of a large volume on slow disks.
+const rollbackTime = 24 * time.Hour
 
 // freezeTime bounds for how long the writers of a volume are held up.
 const freezeTime = 10 * time.Second
@@ -76,6 +80,13 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 		return false, err
 	}
 	defer d.closeHandle(ctx, h)
+	meta, err := h.Meta(ctx)
+	if err == nil {
+		err = halfRolledBack(meta)
+	}
+	if err != nil {
+		return false, err
+	}
 	path, err := d.written(ctx, h.Image())
 	if err != nil {
 		return false, err
@@ -108,13 +119,21 @@ func (d *Driver) written(ctx context.Context, image Image) (path string, err err
 
 // thaw ends what a plugin that was killed has frozen.
 func (d *Driver) thaw(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	mounts, err := d.fs.Mounted(ctx, d.mounts)
-	for path := range mounts {
-		err = errors.Join(err, d.fs.Thaw(ctx, path))
-	}
 	if err != nil {
 		d.log.Warnf("thaw: %v", err)
 	}
+	var wg sync.WaitGroup
+	for path := range mounts {
+		wg.Go(func() {
+			if err := d.fs.Thaw(ctx, path); err != nil {
+				d.log.Warnf("thaw %s: %v", path, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // Unsnap removes a snapshot. Clones that were made of it stay.
@@ -133,6 +152,13 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
+	meta, err := h.Meta(ctx)
+	if err != nil {
+		return err
+	}
+	if meta[metaRollback] == snap {
+		return fmt.Errorf("%w: %w", ErrBusy, halfRolledBack(meta))
+	}
 	err = h.Unsnap(ctx, snap)
 	if errors.Is(err, ErrBusy) {
 		err = fmt.Errorf("%w; it is protected: rbd snap unprotect %s/%s@%s", err, d.place, name, snap)
@@ -143,6 +169,8 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 // Rollback gives a volume that nobody uses the content of a snapshot. What was
 // written since is lost. Cut short it has to be done again before the volume can
 // be mounted.
+//
+// It goes on when whoever asked for it has gone: a volume may be large.
 func (d *Driver) Rollback(ctx context.Context, name, snap string) error {
 	return wrap("roll back", name, d.rollback(ctx, name, snap))
 }
@@ -152,15 +180,48 @@ func (d *Driver) rollback(ctx context.Context, name, snap string) error {
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if _, err := d.snapshot(ctx, name, snap); err != nil {
+	l, err := d.mayGoBack(ctx, name, snap)
+	if err != nil {
+		unlock()
 		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer unlock()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
+		defer cancel()
+		defer d.closeHandle(ctx, l)
+		err := d.goBack(ctx, l, snap)
+		if !errors.Is(err, ErrUnavailable) { // else it may go on: the guard stays, and its next taker fences us first
+			err = d.unguard(ctx, l, err)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: it goes on; who wants the volume, or asks for this again, waits for its end", ErrBusy)
+	}
+}
+
+// unguard gives the guard of a lease back, after what may have been an error.
+func (d *Driver) unguard(ctx context.Context, l *lease, err error) error {
+	ctx, cancel := aftermath(ctx)
+	defer cancel()
+	return also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
+}
+
+// mayGoBack gets the guard of a volume that can be rolled back, in a state in which
+// the control client writes.
+func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*lease, error) {
+	if _, err := d.snapshot(ctx, name, snap); err != nil {
+		return nil, err
 	}
 	l, err := d.idle(ctx, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer d.closeHandle(ctx, l)
 	meta, promised, err := d.metaOf(ctx, l)
 	switch {
 	case err != nil:
@@ -171,21 +232,25 @@ func (d *Driver) rollback(ctx context.Context, name, snap string) error {
 	default:
 		err = d.swap(ctx, l, guardMapped, l.Client())
 	}
-	if err == nil {
-		err = d.goBack(ctx, l, snap)
+	if err != nil {
+		defer d.closeHandle(ctx, l)
+		return nil, d.unguard(ctx, l, err)
 	}
-	if errors.Is(err, ErrUnavailable) {
-		return err // it may go on: the guard stays, and its next taker fences us first
-	}
-	return also(err, "give the guard back", d.giveBack(context.WithoutCancel(ctx), l.Image().ID, l.version))
+	return l, nil
 }
 
 // goBack leaves a note for as long as the image has content of two times.
 func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
-	if err := l.SetMeta(ctx, map[string]string{metaRollback: snap}); err != nil {
+	before, err := l.Meta(ctx)
+	if err != nil {
 		return err
 	}
-	if err := l.Rollback(ctx, snap); err != nil {
+	if err := l.SetMeta(ctx, map[string]string{metaRollback: snap, metaSealed: ""}); err != nil {
+		return err
+	}
+	if err := l.Rollback(ctx, snap); errors.Is(err, ErrNotFound) { // removed meanwhile, and nothing was done
+		return also(err, "take the note back", l.SetMeta(ctx, map[string]string{metaRollback: before[metaRollback]}))
+	} else if err != nil {
 		return err
 	}
 	return l.SetMeta(ctx, map[string]string{metaRollback: ""})

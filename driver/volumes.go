@@ -167,10 +167,17 @@ func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, e
 	case flag(meta, metaProtected):
 		return 0, fmt.Errorf("%w: the volume is protected; to take that back: rbd image-meta set %s/%s docker_volume.protected false",
 			ErrBusy, d.place, l.Image().Name)
-	case promised != nil:
+	case promised == nil:
+		return d.trash, nil
+	case promised.Image.From != nil || promised.Begun == l.Image().ID:
 		return 0, nil
 	}
-	return d.trash, nil
+	// Of a blank that was left for the name of an image with something on it.
+	used, err := l.Used(ctx)
+	if err != nil || used > 0 {
+		return d.trash, err
+	}
+	return 0, nil
 }
 
 // dropOwn removes the snapshots that a plugin made for a clone, and was killed
@@ -179,7 +186,9 @@ func (d *Driver) dropOwn(ctx context.Context, l *lease) error {
 	snaps, err := l.Snapshots(ctx)
 	for _, s := range snaps {
 		if err == nil && strings.HasPrefix(s.Name, ours) {
-			err = l.Unsnap(ctx, s.Name)
+			if err = l.Unsnap(ctx, s.Name); errors.Is(err, ErrNotFound) { // by the one who made it
+				err = nil
+			}
 		}
 	}
 	return err
@@ -189,6 +198,9 @@ func (d *Driver) dropOwn(ctx context.Context, l *lease) error {
 func also(err error, what string, second error) error {
 	if second == nil {
 		return err
+	}
+	if err == nil {
+		return fmt.Errorf("%s: %w", what, second)
 	}
 	return fmt.Errorf("%w; and then %s: %w", err, what, second)
 }

@@ -74,7 +74,7 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 		h.img, err = rbd.OpenImageReadOnly(h.ioctx, name, rbd.NoSnapshot)
 	}
 	if errno(err) == syscall.ENOENT {
-		err = cmp.Or(h.pool.remains(h.client, h.ioctx), err)
+		err = cmp.Or(h.pool.remains(h.client, h.ioctx), orphan(h.ioctx, name), err)
 	}
 	if err != nil {
 		return err

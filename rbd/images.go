@@ -140,7 +140,29 @@ func halfMade(ioctx *rados.IOContext, name string) bool {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	return true
+	return orphan(ioctx, name) == nil
+}
+
+// orphan is an error for an image that is there though librbd does not find it: of a
+// clone whose parent is gone, with its pool, it says the same as of no image at all
+// (librbd, RefreshParentRequest). What it holds is nobody's to delete.
+func orphan(ioctx *rados.IOContext, name string) error {
+	// The object under the name holds the id behind its length (librbd, cls_rbd: set_id).
+	id := make([]byte, 64)
+	n, err := ioctx.Read("rbd_id."+name, id, 0)
+	if errno(err) == syscall.ENOENT || err == nil && n < 5 {
+		return nil
+	}
+	if err == nil {
+		_, err = ioctx.Stat("rbd_header." + string(id[4:n]))
+	}
+	if errno(err) == syscall.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: image %s is there, but cannot be opened; is it a clone whose parent, or the parent's pool, is gone?", driver.ErrUnavailable, name)
 }
 
 // Exists looks for the object that librbd keeps under an image's name, and only
@@ -152,6 +174,9 @@ func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error)
 			return err
 		}
 		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
+		if errno(err) == syscall.ENOENT {
+			return cmp.Or(orphan(ioctx, name), err)
+		}
 		if err != nil {
 			return err
 		}

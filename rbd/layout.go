@@ -3,6 +3,7 @@ package rbd
 import (
 	"context"
 	"fmt"
+	"syscall"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -44,7 +45,9 @@ func (h *handle) Layout(ctx context.Context) (driver.Layout, error) {
 		if err != nil || pool == h.ioctx.GetPoolID() {
 			return err
 		}
-		l.DataPool, err = h.client.conn.GetPoolByID(pool)
+		if l.DataPool, err = h.client.conn.GetPoolByID(pool); errno(err) == syscall.ENOENT {
+			return fmt.Errorf("%w: the pool of its data, number %d, is gone", driver.ErrUnavailable, pool) // the image is not
+		}
 		return err
 	})
 	if err != nil {

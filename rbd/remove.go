@@ -37,6 +37,11 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 		if err := h.inPlace(); err != nil {
 			return err
 		}
+		if keep > 0 {
+			if err := setMeta(h.img, map[string]string{removed: time.Now().UTC().Format(time.RFC3339)}); err != nil {
+				return err
+			}
+		}
 		err = rbd.GetImage(h.ioctx, h.image.Name).Trash(keep)
 		// The first removal of a pool makes its trash. Without space for that librbd
 		// says ENOENT (seen with 16.2), and the image is where it was.
@@ -62,6 +67,10 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	return nil
 }
 
+// removed marks an image that the plugin put into the trash: what others put there,
+// with a time before which it must not go, is for them to delete.
+const removed = "removed"
+
 // Purge empties the trash of what its time is up for; see driver.Images. Whether
 // it is, the clocks of who put it there and of the manager say: an entry is some
 // hours older or younger where they differ by hours.
@@ -82,7 +91,10 @@ func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 		if !entry.DefermentEndTime.After(entry.DeletionTime) || time.Now().Before(entry.DefermentEndTime) {
 			continue
 		}
-		waits, err := p.freeClones(ctx, entry.Id)
+		ours, waits, err := p.freeClones(ctx, entry.Id)
+		if err == nil && !ours {
+			continue
+		}
 		if err == nil && !waits {
 			err = p.emptyTrash(ctx, entry.Id)
 		}
@@ -97,9 +109,10 @@ func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 	return names, errors.Join(errs...)
 }
 
-// freeClones has the manager make clones independent of an image in the trash.
-// It tells whether there are any.
-func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) {
+// freeClones has the manager make clones independent of an image in the trash, if
+// that is ours. It tells whether there are any. A copy that was never mounted is left:
+// it has yet to be made complete, as a copy.
+func (p *Pool) freeClones(ctx context.Context, id string) (ours, any bool, err error) {
 	var clones []rbd.ImageSpec
 	err = p.do(ctx, "list clones", reads, func(_ *client, ioctx *rados.IOContext) error {
 		img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
@@ -107,21 +120,35 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 			return err
 		}
 		defer func() { _ = img.Close() }()
+		if _, err := img.GetMetadata(prefix + removed); errno(err) == syscall.ENOENT {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		ours = true
 		clones, err = img.ListChildrenAttributes()
 		return err
 	})
-	if err != nil {
-		return false, err
+	if err != nil || !ours {
+		return false, false, err
 	}
 	for _, c := range clones {
 		if c.Trash { // it is flattened by nobody, but its own time will come
 			continue
 		}
-		if err := p.Beside(driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}).flatten(ctx, c.ImageName); err != nil {
-			return true, err
+		at := p.Beside(driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
+		err := at.do(ctx, "look for a promise", reads, func(_ *client, ioctx *rados.IOContext) error {
+			_, err := ioctx.Stat(prefix + "blank." + c.ImageName)
+			return err
+		})
+		if errors.Is(err, driver.ErrNotFound) {
+			err = at.flatten(ctx, c.ImageName)
+		}
+		if err != nil {
+			return true, true, err
 		}
 	}
-	return len(clones) > 0, nil
+	return true, len(clones) > 0, nil
 }
 
 // inPlace makes sure that the name is still that of this image.

@@ -2,6 +2,7 @@ package rbd
 
 import (
 	"context"
+	"syscall"
 
 	"github.com/ceph/go-ceph/rbd"
 
@@ -33,6 +34,9 @@ func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
 	}
 	for _, s := range all {
 		kind, err := h.img.GetSnapNamespaceType(s.Id)
+		if errno(err) == syscall.ENOENT { // removed meanwhile
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

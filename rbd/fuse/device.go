@@ -79,18 +79,16 @@ func (m *Mapper) letGo(key string) {
 	}
 }
 
-// Size looks at the file, which is as large as the image; see driver.Mapper. A
-// server that has stopped is asked no second time.
+// Size looks at the file, which is as large as the image; see driver.Mapper. One at a
+// time does: a server may have stopped.
 func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, err error) {
-	m.mu.Lock()
-	asked := m.asked[found.Device]
-	if m.asked == nil {
-		m.asked = map[string]bool{}
-	}
-	m.asked[found.Device] = true
-	m.mu.Unlock()
-	if asked {
-		return 0, fmt.Errorf("size of %s: %w: its image server does not answer", found.Device, driver.ErrUnavailable)
+	done := make(chan struct{})
+	for before := m.ask(found.Device, done); before != nil; before = m.ask(found.Device, done) {
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return 0, fmt.Errorf("size of %s: %w: its image server does not answer", found.Device, driver.ErrUnavailable)
+		}
 	}
 	answer := make(chan uint64, 1)
 	err = driver.Within(ctx, "size of "+found.Device, func() error {
@@ -98,6 +96,7 @@ func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, e
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			delete(m.asked, found.Device)
+			close(done)
 		}()
 		size, err := growLoop(found.Device, filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)))
 		answer <- size
@@ -107,4 +106,18 @@ func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, e
 		return 0, err
 	}
 	return <-answer, nil
+}
+
+// ask takes the turn to ask for the size of a device, or returns who has it.
+func (m *Mapper) ask(device string, done chan struct{}) (before chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if before = m.asked[device]; before != nil {
+		return before
+	}
+	if m.asked == nil {
+		m.asked = map[string]chan struct{}{}
+	}
+	m.asked[device] = done
+	return nil
 }

@@ -31,8 +31,8 @@ type Mapper struct {
 	Log     logrus.FieldLogger
 
 	mu    sync.Mutex
-	held  map[string]*os.File // loop devices kept open, by key
-	asked map[string]bool     // loop devices whose servers have not told their size yet
+	held  map[string]*os.File      // loop devices kept open, by key
+	asked map[string]chan struct{} // loop devices whose servers have not told their size yet
 }
 
 var _ driver.Mapper = (*Mapper)(nil)

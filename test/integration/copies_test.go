@@ -269,6 +269,9 @@ func TestTheTrash(t *testing.T) {
 		t.Errorf("restored: %v, %v", v.Status, err)
 	}
 
+	// What others have put there is theirs, whatever its time.
+	testbed.RBD(t, "create", "--size", "8M", place+"/theirs")
+	testbed.RBD(t, "trash", "mv", "--expires-at", "1 second", place+"/theirs")
 	two := keepsTrash(t, cfg, "two", time.Second)
 	two.create("copy", map[string]string{"from": "v"})
 	put(t, two.mount("copy"), "the copy's")
@@ -290,6 +293,9 @@ func TestTheTrash(t *testing.T) {
 			t.Fatalf("the original of a copy is still in the trash; tasks: %s", testbed.Ceph(t, "rbd", "task", "list"))
 		}
 	}
+	if list := testbed.RBD(t, "trash", "ls", place); !strings.Contains(list, "theirs") {
+		t.Errorf("what others put into the trash has gone: %s", list)
+	}
 	file := filepath.Join(two.Path(t.Context(), "copy"), "file")
 	expect(t, file, "the copy's")
 	put(t, file, "and again")
@@ -299,4 +305,34 @@ func TestTheTrash(t *testing.T) {
 	two.unmount("copy")
 	expect(t, one.mount("copy"), "and again")
 	one.unmount("copy")
+}
+
+// The pool of a copy's original is deleted, which Ceph lets an admin do: the copy cannot
+// be opened any more, but it is not "not found", and nobody deletes it.
+func TestACopyWhosePoolOfOriginIsGone(t *testing.T) {
+	t.Parallel()
+	cfg := testbed.Namespace(t)
+	elsewhere := cfg
+	elsewhere.Pool, elsewhere.Namespace = testbed.Pool(t), ""
+	from, one := newNode(t, elsewhere, "one"), newNode(t, cfg, "one")
+	from.create("v", nil)
+	put(t, from.mount("v"), "of the original")
+	from.unmount("v")
+	if err := one.CreateFrom(one.context(time.Minute), "w", map[string]string{"from": "v"}, from.Driver); err != nil {
+		t.Fatal(err)
+	}
+	put(t, one.mount("w"), "of the copy")
+	one.unmount("w")
+	testbed.Ceph(t, "osd", "pool", "rm", elsewhere.Pool, elsewhere.Pool, "--yes-i-really-really-mean-it")
+	_, err := newNode(t, cfg, "new").Get(t.Context(), "w")
+	for op, err := range map[string]error{
+		"get": err, "create": one.Create(one.context(time.Minute), "w", nil), "remove": one.Remove(one.context(time.Minute), "w"),
+	} {
+		if !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	if list := testbed.RBD(t, "ls", cfg.Pool+"/"+cfg.Namespace); list != "w\n" {
+		t.Errorf("images: %q", list)
+	}
 }

@@ -66,6 +66,13 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 		}
 		v.Status["snapshots"] = names
 	}
+	copies, err := h.Clones(ctx)
+	if err != nil {
+		return v, err
+	}
+	if len(copies) > 0 {
+		v.Status["copies"] = copies
+	}
 	layout, err := h.Layout(ctx)
 	if err != nil {
 		return v, err

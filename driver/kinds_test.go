@@ -206,6 +206,28 @@ func TestTwoNodesMakeACopy(t *testing.T) {
 	}
 }
 
+// What this node's kernel could not map is refused when it is made, not by a task that
+// starts.
+func TestFeaturesThatTheKernelCannotMap(t *testing.T) {
+	_, one, two := origin(t)
+	for feature, options := range map[string]map[string]string{
+		"data-pool": {"data-pool": "ec"}, "striping": {"stripe-unit": "64K", "stripe-count": "4"},
+		"operations": {"from": "v"}, "object-map": nil,
+	} {
+		one.Lacks(feature)
+		check(t, one.Create(within(t, ever), "w", options), driver.ErrInvalid, "create volume w: ", "cannot map images with "+feature)
+		if _, err := two.Driver.Get(within(t, ever), "w"); !errors.Is(err, driver.ErrNotFound) {
+			t.Errorf("something was made: %v", err)
+		}
+	}
+	one.Lacks("")
+	one.create("w", map[string]string{"from": "v"})
+	one.mount("w", "1")
+	if copies := fmt.Sprint(one.status("v")["copies"]); copies != "[rbd/w]" {
+		t.Errorf("copies: %s", copies)
+	}
+}
+
 // order notes the calls of a node that matter here.
 func order(n *node, calls ...string) *[]string {
 	var seen []string

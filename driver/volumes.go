@@ -138,6 +138,10 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	if err == nil {
 		err = d.dropOwn(ctx, l)
 	}
+	if clones, _ := l.Clones(ctx); len(clones) > 0 {
+		d.log.WithField("volume", name).Infof("it has copies, %s, which lose nothing: it stays in the trash until the manager has made them independent",
+			strings.Join(clones, ", "))
+	}
 	if err == nil {
 		err = l.Remove(ctx, keep)
 	}

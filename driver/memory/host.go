@@ -26,6 +26,7 @@ type Host struct {
 	spoilt map[string]bool // by device
 	frozen map[string]bool // by path
 	next   int
+	lacks  string // a feature
 }
 
 type device struct {
@@ -231,12 +232,21 @@ func (h *Host) Size(_ context.Context, m driver.Mapping) (uint64, error) {
 	return d.size, nil
 }
 
-// Maps knows all features but this one; see driver.Mapper.
-func (*Host) Maps(features []string) error {
-	if slices.Contains(features, "journaling") {
-		return fmt.Errorf("%w: this kernel cannot map images with journaling", driver.ErrInvalid)
+// Maps knows all features but one; see driver.Mapper.
+func (h *Host) Maps(features []string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if slices.Contains(features, h.lacks) {
+		return fmt.Errorf("%w: this kernel cannot map images with %s", driver.ErrInvalid, h.lacks)
 	}
 	return nil
+}
+
+// Lacks makes the kernel one that does not know a feature.
+func (h *Host) Lacks(feature string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lacks = feature
 }
 
 func (h *Host) mountOf(device string) string {

@@ -28,6 +28,9 @@ func reinstalled(t *testing.T, settings ...string) {
 		var back []string
 		for _, s := range settings {
 			name, _, _ := strings.Cut(s, "=")
+			if name == "ceph.source" {
+				before[name] = filepath.Join(cluster, "etc-ceph")
+			}
 			back = append(back, name+"="+before[name])
 		}
 		set(back...)
@@ -274,4 +277,101 @@ func TestPoolsTrashAndANewNode(t *testing.T) {
 		return nil
 	}
 	wait(t, time.Minute, empty)
+}
+
+// A container sees the space two seconds after rbd resize, and the next one as well.
+func TestGrowth(t *testing.T) {
+	story(t)
+	name := newVolume(t, "size=400M", "fstype=xfs")
+	c := container(t, on(name))
+	space := func() int {
+		kib := 0
+		if _, err := fmt.Sscan(in(t, c, "df -k /data | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2"), &kib); err != nil {
+			t.Fatal(err)
+		}
+		return kib >> 10
+	}
+	before := space()
+	ceph(t, "rbd", "resize", "--no-progress", "--size=800M", name)
+	bounded(t, 3*time.Second, "growth", func() { // docker exec takes its part
+		wait(t, 10*time.Second, func() error {
+			if now := space(); now < before+350 {
+				return fmt.Errorf("the container sees %d MiB, %d before", now, before)
+			}
+			return nil
+		})
+	})
+	docker(t, "rm", "-f", c)
+	equal(t, "size", inspect(t, name).Status["size"], any("800MiB"))
+	ceph(t, "rbd", "resize", "--no-progress", "--size=1200M", name)
+	c = container(t, on(name))
+	if now := space(); now < before+750 {
+		t.Errorf("after a new mount it has %d MiB, %d before", now, before)
+	}
+}
+
+// Data in an erasure-coded pool, for a user whose key reaches no further than a
+// namespace: a cluster of its own, with three OSDs on disks.
+func TestAnErasureCodedPoolAndAKeyOfOneNamespace(t *testing.T) {
+	story(t)
+	base, err := os.MkdirTemp("", "ec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(base, "c")
+	conf := filepath.Join(dir, "ceph.conf")
+	run := func(name string, args ...string) string {
+		t.Helper()
+		out, err := command(2*limit, name, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	t.Cleanup(func() {
+		run("../cluster.sh", "stop", dir)
+		_ = os.RemoveAll(base)
+	})
+	run("env", "CLUSTER_OSDS=3", "../cluster.sh", "start", dir, "--bluestore")
+	for _, args := range []string{
+		"osd erasure-code-profile set ec21 k=2 m=1 crush-failure-domain=osd", "osd pool create ec 8 8 erasure ec21",
+		"osd pool set ec allow_ec_overwrites true", "osd pool application enable ec rbd",
+	} {
+		run("ceph", append([]string{"-c", conf}, strings.Fields(args)...)...)
+	}
+	run("rbd", "-c", conf, "namespace", "create", "rbd/home")
+	reach := func(pools string) {
+		run("ceph", "-c", conf, "auth", "caps", "client.docker", "mon", "profile rbd", "osd", pools, "mgr", "profile rbd pool=rbd namespace=home")
+	}
+	reach("profile rbd pool=rbd namespace=home")
+	reinstalled(t, "RBD_CONF_NAMESPACE=home", "ceph.source="+filepath.Join(dir, "etc-ceph"))
+
+	out, err := try("volume", "create", "-d", "rbd", "-o", "data-pool=ec", unique(t))
+	if err == nil {
+		t.Fatalf("a data pool that the key does not reach: %s", out)
+	}
+	contains(t, "a data pool that the key does not reach", err.Error(), "may not use that pool")
+	reach("profile rbd pool=rbd namespace=home, profile rbd pool=ec namespace=home")
+	docker(t, "plugin", "disable", "-f", pluginName)
+	docker(t, "plugin", "enable", "--timeout", "0", pluginName)
+	name, twin := unique(t), unique(t)
+	create(t, name, "size=64M", "data-pool=ec", "object-size=2M", "stripe-unit=1M", "stripe-count=2")
+	equal(t, "written", once(t, name, "dd if=/dev/urandom of=/data/file bs=1M count=20 2>/dev/null; md5sum /data/file >/data/sum; echo done"), "done")
+	create(t, twin, "from="+name, "data-pool=ec")
+	for _, v := range []string{name, twin} {
+		contains(t, "read from "+v, once(t, v, "md5sum -c /data/sum"), "/data/file: OK")
+	}
+	status := inspect(t, name).Status
+	for key, want := range map[string]string{"namespace": "home", "data pool": "ec", "object size": "2MiB", "stripe unit": "1MiB", "stripe count": "2"} {
+		equal(t, "status "+key, fmt.Sprint(status[key]), want)
+	}
+	if objects := run("rados", "-c", conf, "-p", "ec", "-N", "home", "ls"); !strings.Contains(objects, "rbd_data") {
+		t.Errorf("objects in the erasure-coded pool: %q", objects)
+	}
+	if objects := run("rados", "-c", conf, "-p", "rbd", "--all", "ls"); strings.Contains(objects, "rbd_data") {
+		t.Errorf("there is data in the other pool: %s", objects)
+	}
+	for _, v := range []string{twin, name} {
+		docker(t, "volume", "rm", v)
+	}
 }

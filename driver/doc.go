@@ -20,8 +20,9 @@
 // who wants the image does when its holder is no longer seen to be alive:
 //
 //	(none)     nobody has it                    swap in "mapping"
-//	mapping    nothing but an old image's       swap; its holder's next swap fails
-//	           feature was written under it
+//	mapping    nothing was written under it     swap; its holder's next swap fails
+//	           but an old image's feature, or
+//	           that it is sealed no longer
 //	mapped     its clients may write            fence them, then swap
 //	removing   its client may delete the image  fence it, then swap
 //
@@ -49,9 +50,27 @@
 // that the next Mount begins again; and data that came from elsewhere is never
 // overwritten.
 //
+// A copy has a blank, too: it is a clone, with its original's content and metadata,
+// and what was asked for of it the first mount does: its size, an id of its own for
+// its filesystem, metadata of its own. It is meant for the clone of one snapshot, by
+// that one's id, and for no other image of the name.
+//
 // design.md had the blank mark in the image's metadata. Three things speak for
 // a record: it can be there before the image, so that no crash separates them;
 // setting metadata cannot be made conditional, and a write that comes late, of a
 // node that was paused, must not turn a formatted volume into a blank one; and
 // opening a new image to write its metadata took twice as long as making it.
+//
+// # Read-only volumes
+//
+// They have no guard. Their first mount is one like others and writes what there is to
+// be written, a journal's replay say; then it notes in the image's metadata that the
+// image of this id is sealed, and from then on it is mapped and mounted read-only,
+// anywhere. The control client watches it for as long, so that whoever wants to
+// remove it, or to write to it, sees that it is in use. See shared.go.
+//
+// # Places
+//
+// A [Driver] has one pool and namespace. [Places] is all of them, and what the plugin
+// asks: it finds where a volume is, and knows nothing else.
 package driver

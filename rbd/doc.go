@@ -1,7 +1,7 @@
 // Package rbd is the Ceph side of the plugin, through go-ceph: images and
 // their metadata, the guard objects, and fencing. It knows what Ceph can do
 // and promises; what is to be done is decided in package driver, whose
-// interfaces Images, Records and Fences the one type here, [Pool], implements.
+// interfaces Images, Records, Fences and Secrets the one type here, [Pool], implements.
 //
 // Where to start: [Pool.do] in calls.go is the way every call takes. librados
 // and librbd know no contexts: a call that hangs keeps its thread. So each

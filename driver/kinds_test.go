@@ -324,15 +324,14 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	// Who asks hangs up: it goes on, and nobody has the volume meanwhile.
 	ctx, hangUp := context.WithCancel(context.Background())
 	going := make(chan struct{})
-	two.tap.before = func(call string) error {
+	two.tap.on(func(call string) error {
 		if call == "rollback" {
 			hangUp()
 			<-going
 		}
 		return nil
-	}
+	})
 	check(t, two.Rollback(ctx, "v", "s"), driver.ErrBusy, "it goes on")
-	two.tap.before = nil
 	_, err = two.Driver.Mount(within(t, soon), "v", "1")
 	check(t, err, driver.ErrBusy, "another roll-back of the same volume is still under way")
 	close(going)

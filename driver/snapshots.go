@@ -187,14 +187,14 @@ func (d *Driver) rollback(ctx context.Context, name, snap string) error {
 	}
 	done := make(chan error, 1)
 	go func() {
-		defer unlock()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
 		defer cancel()
-		defer d.closeHandle(ctx, l)
 		err := d.goBack(ctx, l, snap)
 		if !errors.Is(err, ErrUnavailable) { // else it may go on: the guard stays, and its next taker fences us first
 			err = d.unguard(ctx, l, err)
 		}
+		d.closeHandle(ctx, l)
+		unlock()
 		done <- err
 	}()
 	select {

@@ -70,7 +70,7 @@ func (p *plugin) start() {
 	defer func() { _ = log.Close() }()
 	p.cmd = exec.Command(path, "-socket", p.socket, "-root", p.root, "-run", p.run, "-conf", p.cfg.ConfFile)
 	p.cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "NODE_NAME=" + p.name, "RBD_MAPPER=fuse", "LOG_LEVEL=debug",
+		"PATH=" + os.Getenv("PATH"), "NODE_NAME=" + p.name, "RBD_MAPPER=fuse", "VOLUME_TRASH=0", "LOG_LEVEL=debug",
 		"RBD_CONF_NAMESPACE=" + p.cfg.Namespace, "RBD_CONF_KEYRING_USER=" + p.cfg.User,
 	}
 	p.cmd.Env = append(p.cmd.Env, p.env...)

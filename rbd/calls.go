@@ -135,6 +135,6 @@ func (p *Pool) remains(c *client, ioctx *rados.IOContext) error {
 }
 
 func (p *Pool) noPool() error {
-	return fmt.Errorf("pool %q: %w: the cluster has no pool of this name; see ceph osd pool ls, and the settings RBD_CONF_POOL and RBD_POOLS",
+	return fmt.Errorf("pool %q: %w: the cluster has no pool of this name; see ceph osd pool ls, and the setting RBD_CONF_POOL or RBD_POOLS",
 		p.cfg.Pool, driver.ErrUnavailable)
 }

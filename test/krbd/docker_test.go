@@ -99,7 +99,11 @@ func (n *node) run(t *testing.T, volume string) *container {
 func (c *container) writes(t *testing.T) {
 	t.Helper()
 	size := func() (out string, err error) { return c.Sh(quick, "stat -c %s /proc/"+c.pid+"/root/data/log") }
-	before, err := size()
+	var before string
+	err := tool.Within(20*time.Second, func() (err error) { // it may have just been started
+		before, err = size()
+		return err
+	})
 	if err == nil {
 		err = tool.Within(20*time.Second, func() error {
 			now, err := size()
@@ -177,7 +181,7 @@ func (n *node) crashEngine(t *testing.T) {
 func (n *node) upgrade(t *testing.T) {
 	t.Helper()
 	const remote, registry = "127.0.0.1:5000/rbd:next", engineDir + "/registry"
-	_, err := n.Sh(2*time.Minute, fmt.Sprintf(`set -e; mkdir %[1]s; cp -a %[2]s %[1]s/plugin; touch %[1]s/plugin/rootfs/etc/next
+	_, err := n.Sh(4*time.Minute, fmt.Sprintf(`set -e; mkdir %[1]s; cp -a %[2]s %[1]s/plugin; touch %[1]s/plugin/rootfs/etc/next
 		sed -i 's/"description": "Ceph RBD volumes/"description": "The next release: Ceph RBD volumes/' %[1]s/plugin/config.json
 		printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %[1]s/data}}\nhttp: {addr: 127.0.0.1:5000}\n' >%[1]s/config.yml
 		setsid docker-registry serve %[1]s/config.yml >%[1]s/log 2>&1 </dev/null & echo $! >%[1]s/pid

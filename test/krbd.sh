@@ -77,4 +77,4 @@ CLUSTER_ADDR=10.11.14.1 "${in_netns[@]}" test/cluster.sh start "$work/c"
 export TEST_CLUSTER=$work/c TEST_KRBD=$work
 TEST_PLUGIN=$(realpath "$TEST_PLUGIN")
 export TEST_PLUGIN
-(cd test/krbd && "${in_netns[@]}" "$work/krbd.test" -test.v -test.timeout 25m "$@")
+(cd test/krbd && "${in_netns[@]}" "$work/krbd.test" -test.v -test.timeout 35m "$@")

@@ -9,8 +9,8 @@ import (
 )
 
 // waitForWatchers waits until nobody but the control client, and a manager that
-// makes a clone independent, has the image open. gone are clients of the holder before us: fenced, or bound to lose
-// their next swap.
+// makes a clone independent, has the image open. gone are clients of the holder
+// before us: fenced, or bound to lose their next swap.
 func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) error {
 	var inUse error
 	for {

@@ -146,9 +146,13 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m Mapping, b *blank, 
 	if err := d.keep(ctx, l, m, version, meta, fstype); err != nil {
 		return err
 	}
-	if depth, err := l.Depth(ctx); err == nil && depth >= deepEnough {
+	depth, err := l.Depth(ctx)
+	if err == nil && depth >= deepEnough {
+		d.log.WithField("volume", name).Infof("%d clones deep: the manager is to make it independent (ceph rbd task list)", depth)
 		err = l.Flatten(ctx)
-		d.log.WithField("volume", name).Infof("%d clones deep: the manager is to make it independent (ceph rbd task list); %v", depth, err)
+	}
+	if err != nil { // the copy is whole without
+		d.log.WithField("volume", name).Warnf("have the copy made independent: %v", err)
 	}
 	return nil
 }

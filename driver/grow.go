@@ -53,8 +53,9 @@ func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
 		return err
 	}
 	if err = sizeErr; err == nil && !fills {
-		err = d.fs.Grow(ctx, mount)
-		d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, formatSize(size))
+		if err = d.fs.Grow(ctx, mount); err == nil {
+			d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, formatSize(size))
+		}
 	}
 	if err != nil {
 		d.log.WithField("volume", m.Name).Warnf("grow the filesystem: %v", err)

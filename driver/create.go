@@ -76,7 +76,10 @@ func (d *Driver) make(ctx context.Context, name string, o options, origin *Drive
 	}
 	switch err = d.images.Create(ctx, b.Image); {
 	case errors.Is(err, ErrExists):
-		return also(d.agree(ctx, name, o), "note of which snapshot it is", d.another(ctx, b))
+		if err := d.another(ctx, b); err != nil {
+			return err
+		}
+		return d.agree(ctx, name, o)
 	case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
 		return also(err, "clean up", d.forgetBlank(ctx, name, promised))
 	}

@@ -186,23 +186,66 @@ func TestWhatCannotBeCopied(t *testing.T) {
 	}
 }
 
-// Two nodes make a copy at the same moment, each of a snapshot of its own: it is as it
-// was asked for, whosever it became.
+// Two nodes make a copy at the same moment, each of a snapshot of its own, and the
+// promise that stays is not that of the image that stays: it is as it was asked for.
 func TestTwoNodesMakeACopy(t *testing.T) {
 	_, one, two := origin(t)
 	copied := map[string]string{"from": "v", "size": "1G", "labels": "team=red"}
-	met := false
-	one.tap.before = func(call string) error {
-		if call == "create" && !met {
-			met = true
-			two.create("w", copied)
+	promised, made, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	two.tap.on(func(call string) error {
+		if call == "create" {
+			two.tap.on(nil)
+			one.tap.on(func(call string) error {
+				if call == "create" {
+					close(promised)
+					<-made
+				}
+				return nil
+			})
+			go func() { ended <- one.Create(within(t, ever), "w", copied) }()
+			<-promised
 		}
 		return nil
+	})
+	two.create("w", copied)
+	close(made)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
 	}
-	one.create("w", copied)
-	one.mount("w", "1")
-	if status := one.status("w"); !met || status["size"] != "1GiB" || fmt.Sprint(status["labels"]) != "map[team:red]" {
+	two.mount("w", "1")
+	if status := two.status("w"); status["size"] != "1GiB" || fmt.Sprint(status["labels"]) != "map[team:red]" {
 		t.Errorf("status: %v", status)
+	}
+}
+
+// What is left of a create that died is not meant for another clone of the name.
+func TestAPromiseOfACopyIsForNoOtherImage(t *testing.T) {
+	c, one, two := origin(t)
+	one.tap.on(func(call string) error {
+		if call == "create" {
+			return errors.New("it died here")
+		}
+		return nil
+	})
+	if err := one.Create(within(t, ever), "w", map[string]string{"from": "v@s", "labels": "team=red"}); err == nil {
+		t.Fatal("no error")
+	}
+	c.Snapshot("v", "other")
+	h, err := two.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snaps, err := h.Snapshots(within(t, ever))
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := driver.Origin{Place: driver.Place{Pool: "rbd"}, Image: "v", ID: h.Image().ID, Snap: "other", SnapID: snaps[1].ID}
+	if err := two.client.Create(within(t, ever), driver.ImageSpec{Name: "w", Size: 512 << 20, Features: h.Image().Features, From: &from}); err != nil {
+		t.Fatal(err)
+	}
+	two.mount("w", "1")
+	if labels := fmt.Sprint(two.status("w")["labels"]); labels != "map[team:blue]" { // as rbd clone has made it
+		t.Errorf("labels: %s", labels)
 	}
 }
 

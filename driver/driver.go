@@ -25,7 +25,7 @@ type Config struct {
 	Place      Place
 	Trash      time.Duration     // for how long a removed volume can be restored; 0 = its data is deleted at once
 	Defaults   map[string]string // by option name, see BuiltinDefaults
-	Root       string            // directory that propagates to the host: mounts and the record
+	Root       string            // directory that propagates to the host: mounts, the record, marks
 	Log        logrus.FieldLogger
 	Unlock     bool   // see Handle.Unlock; not with the kernel's client, which waits for the newest OSD map only while it does that itself
 	Restart    func() // ends the plugin, so that Docker starts it afresh; nil = cannot
@@ -49,6 +49,7 @@ type Driver struct {
 	trash    time.Duration
 	defaults map[string]string
 	mounts   string
+	frozen   string // directory of marks
 	record   *record
 	log      logrus.FieldLogger
 	unlock   bool
@@ -75,6 +76,7 @@ func New(c Config) (*Driver, error) {
 		images: c.Images, records: c.Records, fences: c.Fences, secrets: c.Secrets, mapper: c.Mapper, why: c.Why, fs: c.Filesystem,
 		node: c.Node, place: c.Place, trash: c.Trash, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
+		frozen: filepath.Join(c.Root, "frozen"),
 		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
 		log:    c.Log, unlock: c.Unlock, restart: c.Restart, poll: c.Poll, patience: c.Patience,
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },

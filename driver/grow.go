@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 )
@@ -13,10 +14,12 @@ type sizes struct {
 	m  map[string]uint64 // bytes, by device and address of the mapping
 }
 
+func sizeKey(m Mapping) string { return m.Device + " " + m.Addr }
+
 func (s *sizes) get(m Mapping) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.m[m.Device+" "+m.Addr]
+	return s.m[sizeKey(m)]
 }
 
 func (s *sizes) set(m Mapping, size uint64) {
@@ -25,20 +28,26 @@ func (s *sizes) set(m Mapping, size uint64) {
 	if s.m == nil {
 		s.m = map[string]uint64{}
 	}
-	s.m[m.Device+" "+m.Addr] = size
+	s.m[sizeKey(m)] = size
 }
 
-// retain forgets all but these.
-func (s *sizes) retain(all []Mapping) {
+// all is a copy.
+func (s *sizes) all() map[string]uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kept := map[string]uint64{}
-	for _, m := range all {
-		if size, ok := s.m[m.Device+" "+m.Addr]; ok {
-			kept[m.Device+" "+m.Addr] = size
-		}
+	return maps.Clone(s.m)
+}
+
+// forget drops, of those, the ones that are not mapped any more.
+func (s *sizes) forget(those map[string]uint64, mapped []Mapping) {
+	for _, m := range mapped {
+		delete(those, sizeKey(m))
 	}
-	s.m = kept
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range those {
+		delete(s.m, key)
+	}
 }
 
 // mountFull mounts a filesystem, and makes it as large as its device if that has
@@ -75,11 +84,12 @@ func (d *Driver) Follow(ctx context.Context, interval time.Duration) {
 }
 
 func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
+	before := d.sizes.all() // what is mapped while the list is made is not to be forgotten
 	mappings, err := d.mappings(ctx)
-	if err != nil || len(mappings) == 0 {
+	if err != nil {
 		return // others say so
 	}
-	d.sizes.retain(mappings)
+	d.sizes.forget(before, mappings)
 	look, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -112,6 +122,9 @@ func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
 		return
 	}
 	known := d.sizes.get(m) != 0 // else it is the first look since the start
+	if !known && d.outage.doubtful() {
+		return // resize2fs reads what the kernel may not have at hand, and would hang
+	}
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := d.fs.Grow(ctx, mount); err != nil {

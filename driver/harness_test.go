@@ -216,6 +216,7 @@ type tap struct {
 	after  bool // when it has had its effect
 	dead   bool
 	before func(call string) error
+	then   func(call string) // when it has had its effect
 }
 
 func (p *tap) die() {
@@ -238,7 +239,7 @@ func (p *tap) call(name string, effect func() error) error {
 	if now && !p.after {
 		p.dead = true
 	}
-	dead, before := p.dead, p.before
+	dead, before, then := p.dead, p.before, p.then
 	p.mu.Unlock()
 	if dead {
 		return errCrashed
@@ -249,6 +250,9 @@ func (p *tap) call(name string, effect func() error) error {
 		}
 	}
 	err := effect()
+	if then != nil {
+		then(name)
+	}
 	if now {
 		p.die()
 		return errCrashed

@@ -327,6 +327,34 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 	}
 }
 
+// To thaw what is not frozen waits in the kernel for Ceph, beyond any signal.
+func TestNothingIsThawedThatWasNotFrozen(t *testing.T) {
+	_, one, _ := origin(t)
+	one.mount("v", "1")
+	if frozen, err := one.Snap(within(t, ever), "v", "a"); err != nil || !frozen {
+		t.Fatal(frozen, err)
+	}
+	for range 2 {
+		seen := order(one, "fenced", "thaw")
+		ctx, cancel := context.WithCancel(context.Background())
+		one.tap.then = func(call string) {
+			if call == "fenced" { // by the first Reconcile, which comes after
+				cancel()
+			}
+		}
+		one.Watch(ctx, time.Hour)
+		if len(*seen) == 0 || slices.Contains(*seen, "thaw") {
+			t.Errorf("at the start: %v", *seen)
+		}
+		one.LetGo(within(t, ever))
+		if slices.Contains(*seen, "thaw") {
+			t.Errorf("at the end: %v", *seen)
+		}
+		one.restart()
+		one.mount("v", "1")
+	}
+}
+
 func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	_, one, two := origin(t)
 	one.mount("v", "1")
@@ -410,6 +438,62 @@ func TestGrowth(t *testing.T) {
 	}
 	if one.status("v")["size"] != "2049MiB" {
 		t.Errorf("status: %v", one.status("v"))
+	}
+}
+
+// resize2fs reads what the kernel may not have at hand: it would hang until Ceph is back.
+func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
+	_, one, _ := origin(t)
+	one.mount("v", "1")
+	one.restart()
+	for _, away := range []bool{true, false} {
+		ctx, cancel := context.WithTimeout(context.Background(), ever)
+		defer cancel()
+		looks, grown := 0, false
+		one.tap.before = func(call string) error {
+			switch call {
+			case "names":
+				if away {
+					return driver.ErrUnavailable
+				}
+			case "mappings":
+				looks++
+			case "grow":
+				grown = true
+			}
+			if away && looks == 9 || grown {
+				cancel()
+			}
+			return nil
+		}
+		_, _ = one.List(ctx)
+		one.Follow(ctx, time.Millisecond)
+		if grown == away {
+			t.Errorf("Ceph away: %v, grown: %v", away, grown)
+		}
+	}
+}
+
+// A filesystem that was just mounted fills its device, whatever the list of
+// mappings said that was asked for a moment before.
+func TestWhatIsMountedDuringALookIsNotGrown(t *testing.T) {
+	_, one, _ := origin(t)
+	var seen *[]string
+	ctx, cancel := context.WithTimeout(context.Background(), ever)
+	defer cancel()
+	one.tap.then = func(string) {
+		one.tap.then = nil
+		one.mount("v", "1") // the list has been made without it
+		seen = order(one, "mappings", "grow")
+		one.tap.then = func(string) {
+			if len(*seen) == 3 {
+				cancel()
+			}
+		}
+	}
+	one.Follow(ctx, time.Millisecond)
+	if !slices.Equal(*seen, []string{"mappings", "mappings", "mappings"}) {
+		t.Errorf("after the mount: %v", *seen)
 	}
 }
 

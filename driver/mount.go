@@ -241,10 +241,10 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[
 		return err
 	}
 	mount := Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
-	if err := d.mountFull(ctx, mount, m); err != nil || !l.adopted {
+	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
-	return d.fs.Thaw(ctx, mount.Path) // a plugin that was ended meanwhile may have frozen it, and Docker have taken its mount away
+	return d.thaw(ctx, m.Name)
 }
 
 // encryption is how to open an image with this metadata; nil if it is not encrypted.

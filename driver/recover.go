@@ -19,7 +19,7 @@ import (
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	sweep := time.Now().Add(10 * time.Minute)
 	purge := time.Now().Add(d.purgeInterval())
-	d.thaw(ctx)
+	d.thawAll(ctx)
 	known := d.outage.start(d.patience / 10)
 	_ = d.learn(ctx)
 	known()
@@ -113,7 +113,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 // LetGo gives up, at the end of the plugin, all that no container holds. What
 // one holds stays mounted and guarded; the next start finds it.
 func (d *Driver) LetGo(ctx context.Context) {
-	d.thaw(ctx) // a snapshot may be under way
+	d.thawAll(ctx) // a snapshot may be under way
 	mappings, err := d.mappings(ctx)
 	if err != nil {
 		d.log.Warnf("stop: mappings of this node: %v", err)

@@ -5,15 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 )
 
 // rollbackTime bounds a roll-back, of a large volume on slow disks.
 const rollbackTime = 24 * time.Hour
-
-// freezeTime bounds for how long the writers of a volume are held up.
-const freezeTime = 10 * time.Second
 
 // Snapshots lists the snapshots of a volume, the oldest first.
 func (d *Driver) Snapshots(ctx context.Context, name string) ([]Snapshot, error) {
@@ -87,53 +83,31 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 	if err != nil {
 		return false, err
 	}
-	path, err := d.written(ctx, h.Image())
+	mount, found, err := d.written(ctx, h.Image())
 	if err != nil {
 		return false, err
 	}
-	if path == "" {
+	if !found {
 		return false, h.Snap(ctx, snap)
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTime)
 	defer cancel()
-	if err = d.fs.Freeze(ctx, path); err == nil {
+	if err = d.freeze(ctx, mount); err == nil {
 		err = h.Snap(ctx, snap)
 	}
 	end, cancel := aftermath(ctx) // whatever became of it: nobody can write until then
 	defer cancel()
-	return true, also(err, "thaw", d.fs.Thaw(end, path))
+	return true, also(err, "thaw", d.thaw(end, name))
 }
 
-// written is where an image is mounted here to be written to, "" if it is not.
-func (d *Driver) written(ctx context.Context, image Image) (path string, err error) {
+// written finds the mount through which an image is written to on this node.
+func (d *Driver) written(ctx context.Context, image Image) (mount Mount, found bool, err error) {
 	m, found, err := d.mapping(ctx, image.Name)
 	if err != nil || !found || !m.Alive || m.Mode == ReadOnly || m.ID != image.ID {
-		return "", err
+		return Mount{}, false, err
 	}
-	mount, found, err := d.mounted(ctx, image.Name)
-	if err != nil || !found || mount.Device != m.Device {
-		return "", err
-	}
-	return mount.Path, nil
-}
-
-// thaw ends what a plugin that was killed has frozen.
-func (d *Driver) thaw(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	mounts, err := d.fs.Mounted(ctx, d.mounts)
-	if err != nil {
-		d.log.Warnf("thaw: %v", err)
-	}
-	var wg sync.WaitGroup
-	for path := range mounts {
-		wg.Go(func() {
-			if err := d.fs.Thaw(ctx, path); err != nil {
-				d.log.Warnf("thaw %s: %v", path, err)
-			}
-		})
-	}
-	wg.Wait()
+	mount, found, err = d.mounted(ctx, image.Name)
+	return mount, found && mount.Device == m.Device, err
 }
 
 // Unsnap removes a snapshot. Clones that were made of it stay.

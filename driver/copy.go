@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 )
 
 // The depth of clones of clones: from where on the manager is asked to make a new
@@ -17,8 +18,12 @@ const (
 	tooDeep    = 16
 )
 
-// ours begins the names of snapshots that live for as long as a clone is made.
-const ours = "docker_volume."
+// ours begins the names of snapshots that live for as long as a clone is made: far
+// shorter than copyTime.
+const (
+	ours     = "docker_volume."
+	copyTime = 24 * time.Hour
+)
 
 // inherited is what a copy has from its original, unless its options say otherwise.
 var inherited = []string{metaFSType, metaMountOptions, metaEncryption, metaPassphrase, metaSubdirectory}

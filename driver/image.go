@@ -59,6 +59,8 @@ type Snapshot struct {
 	Name string
 	ID   uint64
 	Size uint64 // bytes, of the image at that time
+
+	Created time.Time // by the cluster's clock
 }
 
 // Key tells the image, or its snapshot, from every other one: "id" or "id@snapshot".

@@ -1,9 +1,11 @@
 package driver_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -129,6 +131,26 @@ func TestAnOperatorsFenceMeetsANodeThatIsMounting(t *testing.T) {
 		t.Errorf("still mapped as %s", d)
 	}
 	two.mount("v", "2")
+}
+
+func TestSweepTakesWhatACopyThatWasCutShortLeft(t *testing.T) {
+	c, one, two := origin(t)
+	c.Snapshot("v", "docker_volume.w.abcdefgh")
+	two.Sweep(within(t, ever)) // a copy may be under way
+	c.Age(25 * time.Hour)
+	c.Snapshot("v", "docker_volume.w.zyxwvuts")
+	one.mount("v", "1")
+	want := "[s docker_volume.w.abcdefgh docker_volume.w.zyxwvuts]"
+	for range 2 {
+		if got := fmt.Sprint(one.status("v")["snapshots"]); got != want {
+			t.Errorf("snapshots: %s, want %s\n%s", got, want, two.log)
+		}
+		two.Sweep(within(t, ever))
+		want = "[s docker_volume.w.zyxwvuts]"
+	}
+	if !strings.Contains(two.log.String(), "removed snapshot docker_volume.w.abcdefgh") {
+		t.Errorf("the log:\n%s", two.log)
+	}
 }
 
 func TestSweepTakesTheGuardsOfImagesThatAreGone(t *testing.T) {

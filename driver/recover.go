@@ -128,8 +128,10 @@ func (d *Driver) LetGo(ctx context.Context) {
 	wg.Wait()
 }
 
-// Sweep takes away the guards of images that are gone: a removal died at its
-// very end, or an image was deleted by hand. An id never comes again.
+// Sweep takes away what nobody else would:
+//   - the guards of images that are gone: a removal died at its very end, or an
+//     image was deleted by hand. An id never comes again.
+//   - the snapshots that were made for a copy, by a plugin that was killed then.
 func (d *Driver) Sweep(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Hour) // it goes through the whole pool
 	defer cancel()
@@ -154,7 +156,7 @@ func (d *Driver) Sweep(ctx context.Context) {
 		}
 		err = errors.Join(err, loadErr)
 	}
-	if err != nil {
+	if err = errors.Join(err, d.sweepSnapshots(ctx)); err != nil {
 		d.log.Warn(wrap("sweep", "", err))
 	}
 }

@@ -140,6 +140,27 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 	return err
 }
 
+// sweepSnapshots removes what copies should have taken away themselves.
+func (d *Driver) sweepSnapshots(ctx context.Context) error {
+	names, err := d.images.Names(ctx)
+	for _, name := range names {
+		snaps, listErr := d.snapshots(ctx, name)
+		for _, s := range snaps {
+			if !strings.HasPrefix(s.Name, ours) || d.now().Sub(s.Created) < copyTime {
+				continue
+			}
+			if listErr = d.unsnap(ctx, name, s.Name); listErr != nil {
+				break
+			}
+			d.log.WithField("volume", name).Infof("sweep: removed snapshot %s, left by a copy that was cut short", s.Name)
+		}
+		if !errors.Is(listErr, ErrNotFound) { // else it was removed meanwhile
+			err = errors.Join(err, listErr)
+		}
+	}
+	return err
+}
+
 // Rollback gives a volume that nobody uses the content of a snapshot. What was
 // written since is lost. Cut short it has to be done again before the volume can
 // be mounted.

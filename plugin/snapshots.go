@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -15,7 +16,8 @@ type SnapshotRequest struct {
 // SnapshotInfo is one of the answer to Snapshot.List.
 type SnapshotInfo struct {
 	Snapshot string `json:"snapshot"`
-	Size     uint64 `json:"size"` // bytes, of the image at that time
+	Size     uint64 `json:"size"`    // bytes, of the image at that time
+	Created  string `json:"created"` // RFC 3339, UTC
 }
 
 // SnapshotList answers Snapshot.List, the oldest first.
@@ -34,7 +36,7 @@ func (s *Server) snapshots(ctx context.Context, r SnapshotRequest) (SnapshotList
 	all, err := s.Driver.Snapshots(ctx, r.Name)
 	list := SnapshotList{Snapshots: []SnapshotInfo{}}
 	for _, snap := range all {
-		list.Snapshots = append(list.Snapshots, SnapshotInfo{Snapshot: snap.Name, Size: snap.Size})
+		list.Snapshots = append(list.Snapshots, SnapshotInfo{Snapshot: snap.Name, Size: snap.Size, Created: snap.Created.UTC().Format(time.RFC3339)})
 	}
 	return list, err
 }

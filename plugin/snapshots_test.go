@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -36,8 +37,8 @@ func TestSnapshots(t *testing.T) {
 			t.Errorf("%s: asked to %q, want %q", row.path, asked, row.asked)
 		}
 	}
-	all = []driver.Snapshot{{Name: "monday", ID: 4, Size: 1 << 20}}
-	c.want("Snapshot.List", `{"volume":"db"}`, 200, `{"snapshots":[{"snapshot":"monday","size":1048576}]}`)
+	all = []driver.Snapshot{{Name: "monday", ID: 4, Size: 1 << 20, Created: time.Unix(1e9, 0)}}
+	c.want("Snapshot.List", `{"volume":"db"}`, 200, `{"snapshots":[{"snapshot":"monday","size":1048576,"created":"2001-09-09T01:46:40Z"}]}`)
 	trouble = errors.New("no luck")
 	c.want("Snapshot.Create", `{"volume":"db","snapshot":"monday"}`, 500, `{"Err":"no luck"}`)
 	c.want("Snapshot.Rollback", `db`, 500, `{"Err":"invalid request: not the JSON of docker's volume plugin protocol: invalid character 'd' looking for beginning of value"}`)

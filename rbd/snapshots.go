@@ -3,6 +3,7 @@ package rbd
 import (
 	"context"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/rbd"
 
@@ -40,9 +41,17 @@ func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if kind == rbd.SnapNamespaceTypeUser {
-			snaps = append(snaps, driver.Snapshot{Name: s.Name, ID: s.Id, Size: s.Size})
+		if kind != rbd.SnapNamespaceTypeUser {
+			continue
 		}
+		created, err := h.img.GetSnapTimestamp(s.Id)
+		if errno(err) == syscall.ENOENT {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		snaps = append(snaps, driver.Snapshot{Name: s.Name, ID: s.Id, Size: s.Size, Created: time.Unix(created.Sec, created.Nsec)})
 	}
 	return snaps, nil
 }

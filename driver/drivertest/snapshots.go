@@ -39,7 +39,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		must(t, h.Snap(ctx, snap))
 		all, err := h.Snapshots(ctx)
 		must(t, err)
-		if len(all) != 1 || all[0].Name != snap || all[0].Size != 8*mib {
+		if len(all) != 1 || all[0].Name != snap || all[0].Size != 8*mib || time.Since(all[0].Created).Abs() > time.Minute {
 			t.Fatalf("snapshots: %+v", all)
 		}
 		must(t, h.Close(ctx))

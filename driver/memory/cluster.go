@@ -164,7 +164,7 @@ func (c *Cluster) Snapshot(image, name string) {
 }
 
 func (i *image) snap(name string, id uint64) {
-	i.snaps = append(i.snaps, snapshot{driver.Snapshot{Name: name, ID: id, Size: i.Size}, i.disk})
+	i.snaps = append(i.snaps, snapshot{driver.Snapshot{Name: name, ID: id, Size: i.Size, Created: time.Now()}, i.disk})
 }
 
 // Watch has a stranger watch an image, until stop is called.
@@ -200,13 +200,18 @@ func (c *Cluster) Restore(name string) bool {
 	return false
 }
 
-// Age makes all that is in the trash older.
+// Age makes all snapshots, and all that is in the trash, older.
 func (c *Cluster) Age(by time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, t := range c.trash {
 		if !t.until.IsZero() {
 			c.trash[i].until = t.until.Add(-by)
+		}
+	}
+	for _, image := range c.images {
+		for i, s := range image.snaps {
+			image.snaps[i].Created = s.Created.Add(-by)
 		}
 	}
 }

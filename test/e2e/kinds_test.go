@@ -59,6 +59,10 @@ func TestCopies(t *testing.T) {
 	c := container(t, on(name))
 	write(t, c, "monday")
 	equal(t, "frozen", askSnapshot(t, "Create", name, "monday")["frozen"], any(true))
+	list, _ := askSnapshot(t, "List", name, "")["snapshots"].([]any)
+	if made, err := time.Parse(time.RFC3339, fmt.Sprint(list[0].(map[string]any)["created"])); err != nil || time.Since(made).Abs() > time.Minute {
+		t.Errorf("list of snapshots: %v, %v", list, err)
+	}
 	write(t, c, "tuesday")
 	v := inspect(t, name)
 	equal(t, "snapshots", fmt.Sprint(v.Status["snapshots"]), "[monday]")

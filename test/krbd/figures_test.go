@@ -85,14 +85,19 @@ func TestFigures(t *testing.T) {
 	_, err = one.Sh(quick, "umount "+root+"/volumes/"+all[1]) // its device is the raw one
 	must(t, err)
 	rawDevice := one.device(t)
-	_, err = one.mount(volume, "stream")
-	must(t, err)
-	f = bench(t, one, "Stream", 5, append(env, "RAW_DEVICE="+rawDevice, "VOLUME_MOUNTED="+root+"/volumes/"+volume)...)
-	for _, what := range []string{"write-MB/s", "read-MB/s"} {
-		v, r := f["volume-"+what], f["raw-"+what]
-		t.Logf("figure: stream %s: volume %.1f, raw device %.1f (%+.1f%%)", what, v, r, (v/r-1)*100)
+	testbed.Passphrase(t, "figures", "open sesame")
+	encrypted := volume + "-luks"
+	made(t, encrypted, map[string]string{"size": "256M", "encryption": "luks2", "passphrase": "ceph:figures"})
+	for _, name := range []string{volume, encrypted} {
+		_, err = one.mount(name, "stream")
+		must(t, err)
 	}
-	must(t, one.unmount(volume, "stream"), one.unmount(all[1], "raw"))
+	f = bench(t, one, "Stream", 5, append(env, "RAW_DEVICE="+rawDevice, "VOLUME_MOUNTED="+root+"/volumes/"+volume, "LUKS_MOUNTED="+root+"/volumes/"+encrypted)...)
+	for _, what := range []string{"write-MB/s", "read-MB/s"} {
+		v, l, r := f["volume-"+what], f["luks-"+what], f["raw-"+what]
+		t.Logf("figure: stream %s: volume %.1f, encrypted %.1f, raw device %.1f (%+.1f%%)", what, v, l, r, (v/r-1)*100)
+	}
+	must(t, one.unmount(volume, "stream"), one.unmount(encrypted, "stream"), one.unmount(all[1], "raw"))
 	for _, name := range all {
 		_, err := one.volume(time.Minute, "Remove", name, "", nil)
 		must(t, err)

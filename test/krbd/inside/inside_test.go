@@ -33,6 +33,7 @@ var (
 	line   = os.Getenv("ADD_LINE")       // what the kernel is to be told to map VOLUME
 	raw    = os.Getenv("RAW_DEVICE")     // a device of the same size, with nothing on it
 	volDir = os.Getenv("VOLUME_MOUNTED") // where a volume is mounted by the plugin
+	encDir = os.Getenv("LUKS_MOUNTED")   // and an encrypted one
 )
 
 var client = http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -199,7 +200,8 @@ func BenchmarkMany(b *testing.B) {
 }
 
 // BenchmarkStream writes and reads in blocks of 4 MiB past the page cache, in
-// turn to a file of a volume that the plugin has mounted, and to a raw device.
+// turn to a file of a volume that the plugin has mounted, of an encrypted one, and to
+// a raw device.
 func BenchmarkStream(b *testing.B) {
 	const block, blocks = 4 << 20, 16
 	buf, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -230,7 +232,7 @@ func BenchmarkStream(b *testing.B) {
 	}
 	w := func(f *os.File, off int64) error { _, err := f.WriteAt(buf, off); return err }
 	r := func(f *os.File, off int64) error { _, err := f.ReadAt(buf, off); return err }
-	paths := map[string]string{"volume": filepath.Join(volDir, "stream"), "raw": raw}
+	paths := map[string]string{"volume": filepath.Join(volDir, "stream"), "luks": filepath.Join(encDir, "stream"), "raw": raw}
 	speeds := map[string][]float64{}
 	for b.Loop() {
 		for name, path := range paths {

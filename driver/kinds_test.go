@@ -555,6 +555,68 @@ func TestSharedVolumes(t *testing.T) {
 	if _, _, held := one.guard("x"); held || len(c.Flattened()) != 0 {
 		t.Error("there is a guard of a read-only volume")
 	}
+	// Larger or not, nobody may write to it.
+	c.Resize("x", 2<<30)
+	seen := order(one, "mappings", "grow")
+	ctx, cancel := context.WithTimeout(context.Background(), ever)
+	defer cancel()
+	one.tap.then = func(string) {
+		if len(*seen) == 3 {
+			cancel()
+		}
+	}
+	one.Follow(ctx, time.Millisecond)
+	if slices.Contains(*seen, "grow") {
+		t.Error("a read-only filesystem was to be grown")
+	}
+	one.tap.then = nil
+}
+
+func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
+	c, one, two := origin(t)
+	one.create("x", map[string]string{"from": "v", "readonly": "true"})
+	one.mount("x", "1")
+	if m, _ := one.mountOf("x"); !strings.HasSuffix(m.Options, "noatime,commit=9,ro") {
+		t.Errorf("mounted with %s", m.Options)
+	}
+	one.unmount("x", "1")
+	readonly := func(value string) {
+		t.Helper()
+		h, err := two.client.Open(within(t, ever), "x", driver.ReadOnly)
+		if err == nil {
+			err = h.SetMeta(within(t, ever), map[string]string{"readonly": value})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What comes back by a roll-back may have a journal to replay.
+	c.Snapshot("x", "s")
+	check(t, one.Rollback(within(t, ever), "x", "s"), driver.ErrInvalid, "read-only")
+	readonly("false")
+	if err := one.Rollback(within(t, ever), "x", "s"); err != nil {
+		t.Fatal(err)
+	}
+	readonly("true")
+	seen := order(one, "check")
+	one.mount("x", "1")
+	if len(*seen) != 1 {
+		t.Error("it was shared as it came back")
+	}
+	one.unmount("x", "1")
+	// It becomes writable just when it was found to be read-only.
+	one.tap.before = func(call string) error {
+		if call == "open" {
+			readonly("false")
+		}
+		return nil
+	}
+	one.refused("x", "1", driver.ErrInUse, "made writable again meanwhile")
+	one.tap.before = nil
+	one.mount("x", "1")
+	if err := one.write("x", "ext4 own"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestTheTrash(t *testing.T) {

@@ -188,6 +188,22 @@ func TestWhatCannotBeCopied(t *testing.T) {
 
 // Two nodes make a copy at the same moment, each of a snapshot of its own, and the
 // promise that stays is not that of the image that stays: it is as it was asked for.
+func TestEncryptionIsAgreedUpon(t *testing.T) {
+	_, one, two := origin(t)
+	luks := func(format, key string) map[string]string {
+		return map[string]string{"encryption": format, "passphrase": key}
+	}
+	check(t, one.Create(within(t, ever), "w", luks("luks2", "ceph:other")), driver.ErrInvalid, "other")
+	if _, err := one.Driver.Get(within(t, ever), "w"); !errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("something was made: %v", err)
+	}
+	one.create("w", luks("luks2", "ceph:key"))
+	two.create("w", luks("luks2", "ceph:key"))
+	check(t, two.Create(within(t, ever), "w", luks("luks1", "ceph:key")), driver.ErrExists, "encryption luks2, but luks1")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"encryption": "none"}), driver.ErrExists, "encryption luks2, but none")
+	check(t, two.Create(within(t, ever), "v", luks("luks2", "ceph:key")), driver.ErrExists, "encryption none, but luks2")
+}
+
 func TestTwoNodesMakeACopy(t *testing.T) {
 	_, one, two := origin(t)
 	copied := map[string]string{"from": "v", "size": "1G", "labels": "team=red"}

@@ -13,14 +13,15 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
 )
 
-// twoPlaces is a plugin with the pools rbd and ssd, and the client of the second.
-func twoPlaces(t *testing.T) (driver.Places, *memory.Client) {
+// twoPlaces is a plugin with the pools rbd and ssd, the tap on the first and the client
+// of the second.
+func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
 	var places driver.Places
-	var client *memory.Client
+	var taps []*tap
 	c := memory.NewCluster()
 	for _, pool := range []*memory.Cluster{c, c.Beside(driver.Place{Pool: "ssd"})} {
-		client = pool.Connect("10.0.0.1")
-		host := memory.NewHost(pool, "10.0.0.1")
+		p := &tap{client: pool.Connect("10.0.0.1"), host: memory.NewHost(pool, "10.0.0.1")}
+		taps = append(taps, p)
 		log := logrus.New()
 		log.SetOutput(&safeBuffer{})
 		place := driver.Place{Pool: "rbd"}
@@ -28,7 +29,7 @@ func twoPlaces(t *testing.T) (driver.Places, *memory.Client) {
 			place.Pool = "ssd"
 		}
 		d, err := driver.New(driver.Config{
-			Images: client, Records: client, Fences: client, Secrets: client, Mapper: host, Filesystem: host,
+			Images: p, Records: p, Fences: p, Secrets: p, Mapper: p, Filesystem: p,
 			Node: driver.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
 				return []netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil
 			}},
@@ -39,13 +40,13 @@ func twoPlaces(t *testing.T) (driver.Places, *memory.Client) {
 		}
 		places = append(places, d)
 	}
-	return places, client
+	return places, taps[0], taps[1].client
 }
 
 // One pool is away: the volumes of the other are as ever, what is known of its own is
 // told from the record, and nothing is called missing that may be there.
 func TestOnePlaceIsAway(t *testing.T) {
-	places, ssd := twoPlaces(t)
+	places, _, ssd := twoPlaces(t)
 	ctx := within(t, ever)
 	for name, pool := range map[string]string{"a": "", "b": "ssd"} {
 		if err := places.Create(ctx, name, map[string]string{"pool": pool}); err != nil {
@@ -86,10 +87,26 @@ func TestOnePlaceIsAway(t *testing.T) {
 }
 
 func TestFencingANodeInTwoPlaces(t *testing.T) {
-	places, _ := twoPlaces(t)
+	places, _, _ := twoPlaces(t)
 	ctx := within(t, ever)
 	_, err := places.FenceNode(ctx, "dead")
 	check(t, err, driver.ErrNotFound, "fence node dead")
 	_, err = places.FenceNode(ctx, "one")
 	check(t, err, driver.ErrInvalid, "one is this very node")
+}
+
+// Two nodes make a volume at the same time, each in another place.
+func TestANameThatIsTakenElsewhereMeanwhile(t *testing.T) {
+	places, rbd, ssd := twoPlaces(t)
+	ctx := within(t, ever)
+	rbd.before = func(call string) error {
+		if call == "create" {
+			return ssd.Create(ctx, driver.ImageSpec{Name: "v", Size: 1 << 30})
+		}
+		return nil
+	}
+	check(t, places.Create(ctx, "v", nil), driver.ErrTwice, "create volume v: ", "rbd/v and ssd/v", "rbd rename")
+	_, err := places.Mount(ctx, "v", "1")
+	check(t, err, driver.ErrTwice, "mount volume v: ")
+	check(t, places.Create(ctx, "w", map[string]string{"from": "v"}), driver.ErrTwice)
 }

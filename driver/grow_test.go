@@ -1,0 +1,97 @@
+package driver_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+func TestGrowth(t *testing.T) {
+	c, one, _ := origin(t)
+	full := func() bool {
+		fills, err := one.Host.Fills(context.Background(), one.device("v"), "ext4")
+		return err == nil && fills
+	}
+	c.Resize("v", 1<<30)
+	one.mount("v", "1")
+	if !full() {
+		t.Error("not grown by the mount")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go one.Follow(ctx, time.Millisecond)
+	for _, again := range []bool{false, true} {
+		if again { // a plugin that was restarted knows nothing of before
+			one.restart()
+			go one.Follow(ctx, time.Millisecond)
+		}
+		c.Resize("v", 2<<30+map[bool]uint64{true: 1 << 20}[again])
+		for end := time.Now().Add(ever); !full(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not grown while mounted; after a restart: %v\n%s", again, one.log)
+			}
+		}
+	}
+	if one.status("v")["size"] != "2049MiB" {
+		t.Errorf("status: %v", one.status("v"))
+	}
+}
+
+// resize2fs reads what the kernel may not have at hand: it would hang until Ceph is back.
+func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
+	_, one, _ := origin(t)
+	one.mount("v", "1")
+	one.restart()
+	for _, away := range []bool{true, false} {
+		ctx, cancel := context.WithTimeout(context.Background(), ever)
+		defer cancel()
+		looks, grown := 0, false
+		one.tap.before = func(call string) error {
+			switch call {
+			case "names":
+				if away {
+					return driver.ErrUnavailable
+				}
+			case "mappings":
+				looks++
+			case "grow":
+				grown = true
+			}
+			if away && looks == 9 || grown {
+				cancel()
+			}
+			return nil
+		}
+		_, _ = one.List(ctx)
+		one.Follow(ctx, time.Millisecond)
+		if grown == away {
+			t.Errorf("Ceph away: %v, grown: %v", away, grown)
+		}
+	}
+}
+
+// A filesystem that was just mounted fills its device, whatever the list of
+// mappings said that was asked for a moment before.
+func TestWhatIsMountedDuringALookIsNotGrown(t *testing.T) {
+	_, one, _ := origin(t)
+	var seen *[]string
+	ctx, cancel := context.WithTimeout(context.Background(), ever)
+	defer cancel()
+	one.tap.then = func(string) {
+		one.tap.then = nil
+		one.mount("v", "1") // the list has been made without it
+		seen = order(one, "mappings", "grow")
+		one.tap.then = func(string) {
+			if len(*seen) == 3 {
+				cancel()
+			}
+		}
+	}
+	one.Follow(ctx, time.Millisecond)
+	if !slices.Equal(*seen, []string{"mappings", "mappings", "mappings"}) {
+		t.Errorf("after the mount: %v", *seen)
+	}
+}

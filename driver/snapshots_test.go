@@ -1,0 +1,152 @@
+package driver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// order notes the calls of a node that matter here.
+func order(n *node, calls ...string) *[]string {
+	var seen []string
+	n.tap.before = func(call string) error {
+		if slices.Contains(calls, call) {
+			seen = append(seen, call)
+		}
+		return nil
+	}
+	return &seen
+}
+
+func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
+	_, one, two := origin(t)
+	one.mount("v", "1")
+	seen := order(one, "freeze", "snap", "thaw")
+	for name, wants := range map[string]bool{"a": true, "b": true} {
+		*seen = nil
+		if frozen, err := one.Snap(within(t, ever), "v", name); err != nil || frozen != wants || !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) {
+			t.Errorf("frozen %v, %v; calls %v", frozen, err, *seen)
+		}
+	}
+	if frozen, err := two.Snap(within(t, ever), "v", "c"); err != nil || frozen {
+		t.Errorf("elsewhere: frozen %v, %v", frozen, err)
+	}
+	*seen = nil
+	_, err := one.Snap(within(t, ever), "v", "a")
+	check(t, err, driver.ErrExists, "make a snapshot of volume v")
+	if !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) || one.Frozen(one.path("v")) {
+		t.Errorf("a snapshot that fails: calls %v", *seen)
+	}
+	for _, bad := range []string{"", "a/b", "a@b", "a b", "docker_volume.x", strings.Repeat("x", 97)} {
+		_, err := one.Snap(within(t, ever), "v", bad)
+		check(t, err, driver.ErrInvalid)
+	}
+	// The plugin dies while the filesystem is frozen; the next one thaws it.
+	one.tap.before = nil
+	one.tap.calls, one.tap.after = 0, false
+	for stopAt := 1; !one.Frozen(one.path("v")); stopAt++ {
+		one.tap.calls, one.tap.stopAt, one.tap.dead = 0, stopAt, false
+		_, _ = one.Snap(within(t, ever), "v", fmt.Sprint("d", stopAt))
+		if stopAt > 30 {
+			t.Fatal("it was never frozen")
+		}
+	}
+	one.restart()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go one.Watch(ctx, time.Hour)
+	for end := time.Now().Add(ever); one.Frozen(one.path("v")); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it is frozen still")
+		}
+	}
+}
+
+// To thaw what is not frozen waits in the kernel for Ceph, beyond any signal.
+func TestNothingIsThawedThatWasNotFrozen(t *testing.T) {
+	_, one, _ := origin(t)
+	one.mount("v", "1")
+	if frozen, err := one.Snap(within(t, ever), "v", "a"); err != nil || !frozen {
+		t.Fatal(frozen, err)
+	}
+	for range 2 {
+		seen := order(one, "fenced", "thaw")
+		ctx, cancel := context.WithCancel(context.Background())
+		one.tap.then = func(call string) {
+			if call == "fenced" { // by the first Reconcile, which comes after
+				cancel()
+			}
+		}
+		one.Watch(ctx, time.Hour)
+		if len(*seen) == 0 || slices.Contains(*seen, "thaw") {
+			t.Errorf("at the start: %v", *seen)
+		}
+		one.LetGo(within(t, ever))
+		if slices.Contains(*seen, "thaw") {
+			t.Errorf("at the end: %v", *seen)
+		}
+		one.restart()
+		one.mount("v", "1")
+	}
+}
+
+func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
+	_, one, two := origin(t)
+	one.mount("v", "1")
+	if err := one.write("v", "ext4 later"); err != nil {
+		t.Fatal(err)
+	}
+	check(t, one.Rollback(within(t, ever), "v", "s"), driver.ErrBusy, "1 containers use it on this node (one)")
+	check(t, two.Rollback(within(t, soon), "v", "s"), driver.ErrInUse, "node one")
+	one.unmount("v", "1")
+	check(t, one.Rollback(within(t, ever), "v", "x"), driver.ErrNotFound, "there are: s")
+	one.tap.before = func(call string) error {
+		if call == "rollback" {
+			return errors.New("half of it")
+		}
+		return nil
+	}
+	if err := one.Rollback(within(t, ever), "v", "s"); err == nil {
+		t.Fatal("no error")
+	}
+	one.tap.before = nil
+	two.refused("v", "1", driver.ErrContent, "a roll-back to snapshot s was cut short; do it again")
+	if status := two.status("v"); !strings.Contains(fmt.Sprint(status["error"]), "cut short") {
+		t.Errorf("status: %v", status)
+	}
+	check(t, two.Unsnap(within(t, ever), "v", "s"), driver.ErrBusy, "cut short")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), driver.ErrContent, "volume v: ", "cut short")
+	_, err := two.Snap(within(t, ever), "v", "half")
+	check(t, err, driver.ErrContent, "cut short")
+	two.create("w", map[string]string{"from": "v@s"}) // is whole
+	two.mount("w", "1")
+	two.holds("w", "ext4 data")
+	if err := two.Rollback(within(t, ever), "v", "s"); err != nil {
+		t.Fatal(err)
+	}
+	two.mount("v", "1")
+	two.holds("v", "ext4 data")
+	two.unmount("v", "1")
+	// Who asks hangs up: it goes on, and nobody has the volume meanwhile.
+	ctx, hangUp := context.WithCancel(context.Background())
+	going := make(chan struct{})
+	two.tap.on(func(call string) error {
+		if call == "rollback" {
+			hangUp()
+			<-going
+		}
+		return nil
+	})
+	check(t, two.Rollback(ctx, "v", "s"), driver.ErrBusy, "it goes on")
+	_, err = two.Driver.Mount(within(t, soon), "v", "1")
+	check(t, err, driver.ErrBusy, "another roll-back of the same volume is still under way")
+	close(going)
+	two.mount("v", "1")
+	two.holds("v", "ext4 data")
+}

@@ -121,16 +121,19 @@ func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
 	if err != nil || !found || mount.Device != m.Device {
 		return
 	}
-	known := d.sizes.get(m) != 0 // else it is the first look since the start
-	if !known && d.outage.doubtful() {
-		return // resize2fs reads what the kernel may not have at hand, and would hang
+	before := d.sizes.get(m) // 0 = it is the first look since the start
+	switch {
+	case size <= before: // a mount, under way during the look, has seen to it
+		return
+	case before == 0 && d.outage.doubtful(): // resize2fs reads what the kernel may not have at hand, and would hang
+		return
 	}
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := d.fs.Grow(ctx, mount); err != nil {
 		log.Warnf("grow %s on %s to %s, to be tried again in a minute: %v", mount.FSType, m.Device, formatSize(size), err)
 		time.AfterFunc(time.Minute, func() { d.sizes.set(m, 1) })
-	} else if known {
+	} else if before != 0 {
 		log.Infof("grew %s on %s to %s while it is mounted", mount.FSType, m.Device, formatSize(size))
 	}
 	d.sizes.set(m, size)

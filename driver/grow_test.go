@@ -3,6 +3,7 @@ package driver_test
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,6 +72,36 @@ func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
 			t.Errorf("Ceph away: %v, grown: %v", away, grown)
 		}
 	}
+}
+
+// The look finds the mapping, and the mount that made it is through before it is the
+// look's turn, for which that waits 10 ms.
+func TestWhatAMountHasGrownIsNotGrownAgain(t *testing.T) {
+	_, one, _ := origin(t)
+	ctx, cancel := context.WithTimeout(context.Background(), ever)
+	defer cancel()
+	var looks atomic.Int32
+	mounting, look := make(chan struct{}), make(chan struct{})
+	one.tap.on(func(call string) error {
+		switch call {
+		case "mount":
+			close(mounting)
+			<-look
+		case "size":
+			if looks.Add(1) == 2 { // the first one is the mount's
+				time.AfterFunc(2*time.Millisecond, func() { close(look) })
+			}
+		case "grow":
+			t.Error("it was grown")
+		}
+		if looks.Load() > 9 {
+			cancel()
+		}
+		return nil
+	})
+	go one.mount("v", "1")
+	<-mounting
+	one.Follow(ctx, time.Millisecond)
 }
 
 // A filesystem that was just mounted fills its device, whatever the list of

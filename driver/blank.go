@@ -142,7 +142,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b *bla
 		return fmt.Errorf("%w; to choose other mkfsOptions remove the volume and create it again", err)
 	}
 	mount := Mount{Device: m.Device, Path: path, FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
-	if err := d.fs.Mount(ctx, mount); err != nil {
+	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
 	if err := d.fs.Prepare(ctx, path, owner); err != nil {

@@ -104,6 +104,24 @@ func TestWhatAMountHasGrownIsNotGrownAgain(t *testing.T) {
 	one.Follow(ctx, time.Millisecond)
 }
 
+func TestANewFilesystemIsNotGrown(t *testing.T) {
+	_, one, _ := origin(t)
+	one.create("new", nil)
+	one.mount("new", "1")
+	looks := order(one, "mappings", "grow")
+	ctx, cancel := context.WithTimeout(context.Background(), ever)
+	defer cancel()
+	one.tap.then = func(string) {
+		if len(*looks) == 3 {
+			cancel()
+		}
+	}
+	one.Follow(ctx, time.Millisecond)
+	if slices.Contains(*looks, "grow") {
+		t.Errorf("after the mount: %v", *looks)
+	}
+}
+
 // A filesystem that was just mounted fills its device, whatever the list of
 // mappings said that was asked for a moment before.
 func TestWhatIsMountedDuringALookIsNotGrown(t *testing.T) {

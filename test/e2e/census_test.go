@@ -45,8 +45,8 @@ func census() (map[string]int, error) {
 	}
 	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, loop := range loops {
-		// Only ours have such a file; one that has just gone cannot be read.
-		if file, _ := os.ReadFile(loop); strings.Contains(filepath.Base(string(file)), "image-") {
+		// As the plugin sees the path, so that it is no other's; one that has just gone cannot be read.
+		if file, _ := os.ReadFile(loop); strings.HasPrefix(string(file), "/run/docker-volume-rbd/") {
 			count["loop devices"]++
 		}
 	}

@@ -249,18 +249,20 @@ func TestTheManagedPlugin(t *testing.T) {
 		})
 	}
 	w.stopped(t, two, w.write(t, two))
-	one.restartEngine(t, "--live-restore=false") // from now on an engine that starts ends the containers that it finds
-	for name, end := range map[string]func(t *testing.T){
-		"the engine is restarted, without live-restore": func(t *testing.T) { one.restartEngine(t, "--live-restore=false") },
-		"the engine crashes, without live-restore":      one.crashEngine,
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := one.run(t, w.volume)
-			end(t)
-			c.ended(t, w, 30*time.Second) // an engine that crashed unmounts nothing; the plugin sees after 15 s that nobody has it
-		})
-	}
-	w.stopped(t, two, w.write(t, two))
+	t.Run("without live-restore", func(t *testing.T) {
+		one.restartEngine(t, "--live-restore=false") // from now on an engine that starts ends the containers that it finds
+		for name, end := range map[string]func(t *testing.T){
+			"the engine is restarted": func(t *testing.T) { one.restartEngine(t, "--live-restore=false") },
+			"the engine crashes":      one.crashEngine,
+		} {
+			t.Run(name, func(t *testing.T) {
+				c := one.run(t, w.volume)
+				end(t)
+				c.ended(t, w, 30*time.Second) // an engine that crashed unmounts nothing; the plugin sees after 15 s that nobody has it
+			})
+		}
+		w.stopped(t, two, w.write(t, two))
+	})
 	one.docker(t, "volume", "rm", w.volume)
 	if left := testbed.RBD(t, "ls", "rbd"); strings.Contains(left, w.volume) {
 		t.Errorf("volume rm has left %s", left)

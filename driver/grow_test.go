@@ -99,9 +99,16 @@ func TestWhatAMountHasGrownIsNotGrownAgain(t *testing.T) {
 		}
 		return nil
 	})
-	go one.mount("v", "1")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := one.Driver.Mount(ctx, "v", "1")
+		ended <- err
+	}()
 	<-mounting
 	one.Follow(ctx, time.Millisecond)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestANewFilesystemIsNotGrown(t *testing.T) {

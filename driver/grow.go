@@ -97,6 +97,10 @@ func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
 		if !m.Alive || m.Mode == ReadOnly {
 			continue
 		}
+		// Then tools are started that touch the device, and would hang.
+		if d.sizes.get(m) == 0 && d.outage.doubtful() {
+			continue
+		}
 		wg.Go(func() {
 			if size, err := d.mapper.Size(look, m); err == nil && size > d.sizes.get(m) {
 				d.grow(ctx, m, size)
@@ -122,10 +126,7 @@ func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
 		return
 	}
 	before := d.sizes.get(m) // 0 = it is the first look since the start
-	switch {
-	case size <= before: // a mount, under way during the look, has seen to it
-		return
-	case before == 0 && d.outage.doubtful(): // resize2fs reads what the kernel may not have at hand, and would hang
+	if size <= before { // a mount, under way during the look, has seen to it
 		return
 	}
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)

@@ -32,6 +32,12 @@ func (m *Mapper) plain(number string) string {
 	return ""
 }
 
+// below is the number of the /dev/rbdN of which dm-M is the plain text.
+func (m *Mapper) below(plain string) (number string, err error) {
+	name, err := os.ReadFile(filepath.Join(m.block(), plain, "dm", "name"))
+	return strings.TrimPrefix(strings.TrimSpace(string(name)), cryptName("")), err
+}
+
 // unlock opens an encrypted image that is mapped, or leaves it as it is.
 func (m *Mapper) unlock(ctx context.Context, found *device, e *driver.Encryption) error {
 	if e == nil || found.plain {

@@ -2,9 +2,7 @@ package krbd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,7 +41,8 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
 			return strings.TrimSuffix(string(text), "\n")
 		}
-		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(attr("config_info")) {
+		line := attr("config_info")
+		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(line) {
 			continue
 		}
 		fsid, err := m.Ceph.FSID(ctx)
@@ -63,7 +62,7 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 		if snap := attr("current_snap"); snap != "-" {
 			found.Snap = snap
 		}
-		if found.Snap != "" || readOnly.MatchString(attr("config_info")) {
+		if found.Snap != "" || readOnly.MatchString(line) {
 			found.Mode = driver.ReadOnly
 		}
 		all = append(all, found)
@@ -85,19 +84,24 @@ var ourOptions = regexp.MustCompile(`^name=([^,]+),key=client\.([^,]+),noshare,q
 var readOnly = regexp.MustCompile(`^\S+ \S+,ro(,| )`)
 
 // Size is what the kernel says: it hears of a resize by itself; see driver.Mapper.
+// It is asked for each second and each device, so it reads no more than it must.
 func (m *Mapper) Size(ctx context.Context, mapping driver.Mapping) (uint64, error) {
-	found, ok, err := m.find(ctx, mapping.Key())
-	if err != nil || !ok {
-		return 0, errors.Join(err, fs.ErrNotExist)
+	name := filepath.Base(mapping.Device)
+	if !strings.HasPrefix(name, "dm-") {
+		return sizeOf(m.block(), name)
 	}
-	size, err := sizeOf(m.block(), "rbd"+found.number)
-	if err != nil || !found.plain {
-		return size, err
-	}
-	if err := m.growPlain(ctx, found.number, size); err != nil {
+	number, err := m.below(name)
+	if err != nil {
 		return 0, err
 	}
-	return sizeOf(m.block(), filepath.Base(found.Device))
+	size, err := sizeOf(m.block(), "rbd"+number)
+	if err != nil {
+		return 0, err
+	}
+	if err := m.growPlain(ctx, number, size); err != nil {
+		return 0, err
+	}
+	return sizeOf(m.block(), name)
 }
 
 // sizeOf is the size of a block device in bytes.

@@ -126,7 +126,7 @@ func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
 		return
 	}
 	before := d.sizes.get(m) // 0 = it is the first look since the start
-	if size <= before { // a mount, under way during the look, has seen to it
+	if size <= before {      // a mount, under way during the look, has seen to it
 		return
 	}
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)

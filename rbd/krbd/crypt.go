@@ -15,27 +15,35 @@ import (
 
 // The kernel's client knows no encryption (Ceph, doc/rbd/rbd-encryption.rst), but
 // dm-crypt opens what librbd opens: a second device, on top of the first. It is
-// found again in sysfs, as the holder of that.
+// found again in sysfs, by its name.
 
 // cryptName is the device mapper's name for the plain text of /dev/rbdN.
 func cryptName(number string) string { return "docker-volume-rbd" + number }
 
-// plain is the device with the plain text of /dev/rbdN, "" if there is none.
-func (m *Mapper) plain(number string) string {
-	holders, _ := filepath.Glob(filepath.Join(m.block(), "rbd"+number, "holders", "dm-*"))
-	for _, holder := range holders {
-		name, _ := os.ReadFile(filepath.Join(m.block(), filepath.Base(holder), "dm", "name")) // gone since: empty
-		if strings.TrimSpace(string(name)) == cryptName(number) {
-			return "/dev/" + filepath.Base(holder)
+// plains are the devices with the plain text of /dev/rbdN, by N. One look at all
+// block devices finds them: Mappings is asked for often, and a node may have many.
+func (m *Mapper) plains() map[string]string {
+	plains := map[string]string{}
+	all, _ := os.ReadDir(m.block())
+	for _, entry := range all {
+		if !strings.HasPrefix(entry.Name(), "dm-") {
+			continue
+		}
+		if number, err := m.below(entry.Name()); err == nil && number != "" { // gone since, or not ours
+			plains[number] = "/dev/" + entry.Name()
 		}
 	}
-	return ""
+	return plains
 }
 
-// below is the number of the /dev/rbdN of which dm-M is the plain text.
+// below is the number of the /dev/rbdN of which dm-M is the plain text, "" if of none.
 func (m *Mapper) below(plain string) (number string, err error) {
 	name, err := os.ReadFile(filepath.Join(m.block(), plain, "dm", "name"))
-	return strings.TrimPrefix(strings.TrimSpace(string(name)), cryptName("")), err
+	number, found := strings.CutPrefix(strings.TrimSpace(string(name)), cryptName(""))
+	if !found {
+		return "", err
+	}
+	return number, nil
 }
 
 // unlock opens an encrypted image that is mapped, or leaves it as it is.
@@ -61,7 +69,7 @@ func (m *Mapper) unlock(ctx context.Context, found *device, e *driver.Encryption
 	if err != nil {
 		return err
 	}
-	if found.Device = m.plain(found.number); found.Device == "" {
+	if found.Device = m.plains()[found.number]; found.Device == "" {
 		return fmt.Errorf("/dev/rbd%s was opened, and yet there is no device with its plain text", found.number)
 	}
 	return nil
@@ -78,7 +86,7 @@ func (m *Mapper) lock(ctx context.Context, found device, force bool) error {
 		args = append(args, "--deferred")
 	}
 	err := cryptsetup(ctx, nil, args...)
-	if m.plain(found.number) != "" && err != nil && !force {
+	if m.plains()[found.number] != "" && err != nil && !force {
 		return fmt.Errorf("%s is %w: a container or another process has it open (%w)", found.Device, driver.ErrBusy, err)
 	}
 	return err

@@ -36,6 +36,7 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 		return nil, err
 	}
 	var all []device
+	plains := m.plains()
 	for _, dir := range dirs {
 		attr := func(name string) string {
 			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
@@ -56,7 +57,7 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 			Name: attr("name"), ID: attr("image_id"), Device: "/dev/rbd" + dir.Name(), Addr: attr("client_addr"), Alive: true,
 			Mode: driver.ReadWrite,
 		}}
-		if plain := m.plain(found.number); plain != "" {
+		if plain := plains[found.number]; plain != "" {
 			found.Device, found.plain = plain, true
 		}
 		if snap := attr("current_snap"); snap != "-" {

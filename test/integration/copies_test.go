@@ -80,6 +80,13 @@ func has(t *testing.T, file string, least int64) {
 	}
 }
 
+// idOf is the id of the filesystem that a file is in.
+func idOf(t *testing.T, file string) string {
+	t.Helper()
+	device := strings.TrimSpace(testbed.Run(t, "findmnt", "-n", "-o", "SOURCE", "--target", file))
+	return testbed.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID", device)
+}
+
 // A volume is copied while it is written to: on its own node, where it is frozen for
 // that, and on another one, where the copy is as after a power cut. Both are
 // mounted beside the original, and all that was synced is in them.
@@ -100,6 +107,9 @@ func TestCopiesOfAVolumeThatIsWrittenTo(t *testing.T) {
 			one.create("here", here) // as Docker repeats itself
 			copied := one.mount("here")
 			has(t, copied, before)
+			if same := idOf(t, copied) == idOf(t, file); same != (fstype == "ext4") { // of which ext4 minds no two
+				t.Errorf("the copy's filesystem has the id of the original's: %v", same)
+			}
 			put(t, copied, "another content")
 			before = l.synced.Load()
 			two.create("elsewhere", elsewhere)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +52,24 @@ func TestFilesystemContract(t *testing.T) {
 			return func() { _ = f.Close() }
 		},
 	})
+}
+
+func TestAFrozenFilesystemHoldsItsWritersUp(t *testing.T) {
+	fs, m := fsys.FS{}, driver.Mount{Device: device(t, 8<<20), Path: filepath.Join(t.TempDir(), "m"), FSType: "ext4"}
+	if err := errors.Join(fs.Format(t.Context(), m.Device, "ext4", nil, true), fs.Mount(t.Context(), m), fs.Freeze(t.Context(), m.Path)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- os.WriteFile(filepath.Join(m.Path, "file"), []byte("x"), 0o600) }()
+	select {
+	case err := <-ended:
+		t.Errorf("it was written to, frozen: %v", err)
+		ended <- err
+	case <-time.After(200 * time.Millisecond):
+	}
+	if err := errors.Join(fs.Thaw(t.Context(), m.Path), <-ended, fs.Unmount(t.Context(), m.Path)); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestARootIsPreparedAsItWasAskedFor(t *testing.T) {

@@ -20,16 +20,18 @@ const freezeTime = 10 * time.Second
 // while Ceph is away, for ever (Linux, fs/super.c: both want s_umount).
 func (d *Driver) mark(volume string) string { return filepath.Join(d.frozen, volume) }
 
-// freeze writes out what is mounted there and holds its writers up until thaw.
-func (d *Driver) freeze(ctx context.Context, mount Mount) error {
+// freeze writes out a mounted volume and holds its writers up until thaw. Only who
+// has the volume's turn may do either: a mark that another took away too early would
+// leave for ever frozen what is just about to be.
+func (d *Driver) freeze(ctx context.Context, volume string) error {
 	err := os.MkdirAll(d.frozen, 0o700)
 	if err == nil {
-		err = os.WriteFile(d.mark(filepath.Base(mount.Path)), nil, 0o600)
+		err = os.WriteFile(d.mark(volume), nil, 0o600)
 	}
 	if err != nil {
 		return err
 	}
-	return d.fs.Freeze(ctx, mount.Path)
+	return d.fs.Freeze(ctx, d.path(volume))
 }
 
 // thaw ends a freeze; nil if there was none.
@@ -44,7 +46,8 @@ func (d *Driver) thaw(ctx context.Context, volume string) error {
 	return os.Remove(mark)
 }
 
-// thawAll ends what a plugin that was killed has frozen. A mark of what is not
+// thawAll ends what a plugin that was killed has frozen, and what a snapshot that is
+// under way has, which takes its mark away itself. A mark of what is not
 // mounted stays: Docker may have taken the mount away from a plugin that is dead,
 // while containers have it still, and the next mount will thaw it.
 func (d *Driver) thawAll(ctx context.Context) {
@@ -65,7 +68,16 @@ func (d *Driver) thawAll(ctx context.Context) {
 			continue
 		}
 		wg.Go(func() {
-			if err := d.thaw(ctx, volume); err != nil {
+			turn, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+			defer cancel()
+			unlock, err := d.locks.lock(turn, volume, "thaw")
+			if err == nil {
+				defer unlock()
+				err = d.thaw(ctx, volume)
+			} else {
+				err = d.fs.Thaw(ctx, d.path(volume))
+			}
+			if err != nil {
 				d.log.WithField("volume", volume).Warnf("thaw: %v", err)
 			}
 		})

@@ -97,7 +97,7 @@ func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
 		if !m.Alive || m.Mode == ReadOnly {
 			continue
 		}
-		// Then tools are started that touch the device, and would hang.
+		// The first look since the start has tools touch the device, which would hang.
 		if d.sizes.get(m) == 0 && d.outage.doubtful() {
 			continue
 		}

@@ -83,16 +83,16 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 	if err != nil {
 		return false, err
 	}
-	mount, found, err := d.written(ctx, h.Image())
+	written, err := d.written(ctx, h.Image())
 	if err != nil {
 		return false, err
 	}
-	if !found {
+	if !written {
 		return false, h.Snap(ctx, snap)
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTime)
 	defer cancel()
-	if err = d.freeze(ctx, mount); err == nil {
+	if err = d.freeze(ctx, name); err == nil {
 		err = h.Snap(ctx, snap)
 	}
 	end, cancel := aftermath(ctx) // whatever became of it: nobody can write until then
@@ -100,14 +100,14 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 	return true, also(err, "thaw", d.thaw(end, name))
 }
 
-// written finds the mount through which an image is written to on this node.
-func (d *Driver) written(ctx context.Context, image Image) (mount Mount, found bool, err error) {
+// written tells whether an image is mounted on this node to be written to.
+func (d *Driver) written(ctx context.Context, image Image) (bool, error) {
 	m, found, err := d.mapping(ctx, image.Name)
 	if err != nil || !found || !m.Alive || m.Mode == ReadOnly || m.ID != image.ID {
-		return Mount{}, false, err
+		return false, err
 	}
-	mount, found, err = d.mounted(ctx, image.Name)
-	return mount, found && mount.Device == m.Device, err
+	mount, found, err := d.mounted(ctx, image.Name)
+	return found && mount.Device == m.Device, err
 }
 
 // Unsnap removes a snapshot. Clones that were made of it stay.

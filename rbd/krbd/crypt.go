@@ -22,9 +22,9 @@ func cryptName(number string) string { return "docker-volume-rbd" + number }
 
 // plains are the devices with the plain text of /dev/rbdN, by N. One look at all
 // block devices finds them: Mappings is asked for often, and a node may have many.
-func (m *Mapper) plains() map[string]string {
+func (m *Mapper) plains() (map[string]string, error) {
 	plains := map[string]string{}
-	all, _ := os.ReadDir(m.block())
+	all, err := os.ReadDir(m.block())
 	for _, entry := range all {
 		if !strings.HasPrefix(entry.Name(), "dm-") {
 			continue
@@ -33,7 +33,7 @@ func (m *Mapper) plains() map[string]string {
 			plains[number] = "/dev/" + entry.Name()
 		}
 	}
-	return plains
+	return plains, err
 }
 
 // below is the number of the /dev/rbdN of which dm-M is the plain text, "" if of none.
@@ -69,7 +69,11 @@ func (m *Mapper) unlock(ctx context.Context, found *device, e *driver.Encryption
 	if err != nil {
 		return err
 	}
-	if found.Device = m.plains()[found.number]; found.Device == "" {
+	plains, err := m.plains()
+	if err != nil {
+		return err
+	}
+	if found.Device = plains[found.number]; found.Device == "" {
 		return fmt.Errorf("/dev/rbd%s was opened, and yet there is no device with its plain text", found.number)
 	}
 	return nil
@@ -86,7 +90,11 @@ func (m *Mapper) lock(ctx context.Context, found device, force bool) error {
 		args = append(args, "--deferred")
 	}
 	err := cryptsetup(ctx, nil, args...)
-	if m.plains()[found.number] != "" && err != nil && !force {
+	plains, lookErr := m.plains()
+	if lookErr != nil {
+		return lookErr
+	}
+	if plains[found.number] != "" && err != nil && !force {
 		return fmt.Errorf("%s is %w: a container or another process has it open (%w)", found.Device, driver.ErrBusy, err)
 	}
 	return err

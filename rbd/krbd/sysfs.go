@@ -36,7 +36,10 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 		return nil, err
 	}
 	var all []device
-	plains := m.plains()
+	plains, err := m.plains() // what is encrypted must not pass for a plain device
+	if err != nil {
+		return nil, err
+	}
 	for _, dir := range dirs {
 		attr := func(name string) string {
 			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty

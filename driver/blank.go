@@ -26,6 +26,9 @@ func blankKey(volume string) string { return "blank." + volume }
 
 func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version Version, err error) {
 	version, err = d.records.Load(ctx, blankKey(volume), &b)
+	if b.Meta == nil { // of a hand that wrote the record
+		b.Meta = map[string]string{}
+	}
 	return b, version, err
 }
 

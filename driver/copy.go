@@ -80,7 +80,7 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 // original looks at a volume of which a copy is wanted, and whether one can be made.
 func (d *Driver) original(ctx context.Context, o options) (Image, map[string]string, error) {
 	h, err := d.images.Open(ctx, o.from.volume, ReadOnly)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNoVolume) {
 		return Image{}, nil, invalidf("option %s: there is no volume %s", OptFrom, o.from.volume)
 	}
 	if err != nil {

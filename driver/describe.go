@@ -8,56 +8,87 @@ import (
 	"time"
 )
 
-// describe asks Ceph.
+// describe asks Ceph. With an error it is what could be learned all the same, or
+// nothing, without a Status, if the image could not be opened.
 func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error) {
-	v = Volume{Name: name, Mountpoint: d.Path(ctx, name)}
 	h, err := d.images.Open(ctx, name, ReadOnly)
 	if err != nil {
-		return v, err
+		return Volume{}, err
 	}
 	defer d.closeHandle(ctx, h)
 	image := h.Image()
-	meta, promised, err := d.metaOf(ctx, h)
-	if err != nil {
-		return v, err
-	}
-	if v.Mountpoint != "" && d.useDirectory(name, meta) == nil {
-		v.Mountpoint = d.Path(ctx, name)
-	}
-	v.Created = image.Created
-	v.Status = map[string]any{
-		"pool": d.place.Pool, "image": image.Name, "id": image.ID, "size": formatSize(sizeOf(image, promised)),
-		"filesystem": filesystemStatus(meta, promised), "created": image.Created.Format(time.RFC3339),
-		"features": strings.Join(image.Features, ","), "trash": d.trashStatus(),
-	}
-	show := func(key, value string) {
-		if value != "" {
-			v.Status[key] = value
+	v = Volume{Name: name, Created: image.Created, Status: map[string]any{
+		"pool": d.place.Pool, "image": image.Name, "id": image.ID, "size": formatSize(image.Size),
+		"created": image.Created.Format(time.RFC3339), "features": strings.Join(image.Features, ","), "trash": d.trashStatus(),
+	}}
+	v.show("namespace", d.place.Namespace)
+	v.show("mapper", d.why)
+	v.show("parent", parentStatus(image.Parent))
+	err = together([]error{ // one that fails says nothing of the others
+		d.describeMeta(ctx, h, v),
+		d.describeGuard(ctx, image.ID, v),
+		d.describeSnapshots(ctx, h, v),
+		d.describeLayout(ctx, h, v),
+	})
+	v.Mountpoint = d.Path(ctx, name)
+	d.describeHere(ctx, v)
+	// Without fast-diff, or with an object map that is not valid, it takes a
+	// question per object: too long for what every start of a container asks.
+	if err == nil && slices.Contains(image.Features, "fast-diff") {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if used, err := h.Used(ctx); err == nil {
+			v.Status["used"] = formatSize(used)
 		}
 	}
-	show("namespace", d.place.Namespace)
-	show("mapper", d.why)
-	show("parent", parentStatus(image.Parent))
+	return v, err
+}
+
+func (v Volume) show(key, value string) {
+	if value != "" {
+		v.Status[key] = value
+	}
+}
+
+func (d *Driver) describeMeta(ctx context.Context, h Handle, v Volume) error {
+	meta, promised, err := d.metaOf(ctx, h)
+	if err != nil {
+		return err
+	}
+	v.Status["size"] = formatSize(sizeOf(h.Image(), promised))
+	v.Status["filesystem"] = filesystemStatus(meta, promised)
 	for _, key := range metaOfVolume {
-		show(key, meta[key])
+		v.show(key, meta[key])
 	}
 	if labels, err := parseLabels(meta[metaLabels]); err == nil && labels != nil {
 		v.Status[metaLabels] = labels
 	}
 	if halfway := halfRolledBack(meta); halfway != nil {
-		show("error", halfway.Error())
+		v.show("error", halfway.Error())
 	}
-	switch guard, _, err := d.loadGuard(ctx, image.ID); {
+	if d.Path(ctx, v.Name) == "" {
+		return nil
+	}
+	return d.useDirectory(v.Name, meta)
+}
+
+func (d *Driver) describeGuard(ctx context.Context, id string, v Volume) error {
+	guard, _, err := d.loadGuard(ctx, id)
+	switch {
 	case err == nil:
 		v.Status["node"] = guard.Node
 		v.Status["since"] = guard.Since.Format(time.RFC3339)
 		v.Status["client"] = strings.Join(guard.Addrs, ", ")
-	case !errors.Is(err, ErrNotFound):
-		return v, err
+	case errors.Is(err, ErrNotFound):
+		return nil
 	}
+	return err
+}
+
+func (d *Driver) describeSnapshots(ctx context.Context, h Handle, v Volume) error {
 	snaps, err := h.Snapshots(ctx)
 	if err != nil {
-		return v, err
+		return err
 	}
 	if len(snaps) > 0 {
 		names := make([]string, len(snaps))
@@ -67,32 +98,27 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 		v.Status["snapshots"] = names
 	}
 	copies, err := h.Clones(ctx)
-	if err != nil {
-		return v, err
-	}
-	if len(copies) > 0 {
+	switch {
+	case errors.Is(err, ErrDenied): // they are in pools of others, and no fault of this volume
+		v.Status["copies"] = "not visible to this user"
+		return nil
+	case err == nil && len(copies) > 0:
 		v.Status["copies"] = copies
 	}
+	return err
+}
+
+func (d *Driver) describeLayout(ctx context.Context, h Handle, v Volume) error {
 	layout, err := h.Layout(ctx)
 	if err != nil {
-		return v, err
+		return err
 	}
 	v.Status["object size"] = formatSize(layout.ObjectSize)
-	show("data pool", layout.DataPool)
+	v.show("data pool", layout.DataPool)
 	if layout.StripeCount > 1 {
 		v.Status["stripe unit"], v.Status["stripe count"] = formatSize(layout.StripeUnit), layout.StripeCount
 	}
-	d.describeHere(ctx, v)
-	// Without fast-diff, or with an object map that is not valid, it takes a
-	// question per object: too long for what every start of a container asks.
-	if slices.Contains(image.Features, "fast-diff") {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		if used, err := h.Used(ctx); err == nil {
-			v.Status["used"] = formatSize(used)
-		}
-	}
-	return v, nil
+	return nil
 }
 
 // describeHere adds what this node knows.

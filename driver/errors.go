@@ -12,8 +12,14 @@ import (
 // wrap what they meet in one of these; the rest of the driver asks with
 // errors.Is and never reads a text.
 var (
-	// ErrNotFound: there is no such volume, image or guard.
+	// ErrNotFound: there is no such image, record, snapshot or guard.
 	ErrNotFound = errors.New("not found")
+	// ErrNoVolume: there is no image of the volume's name. It is an ErrNotFound that
+	// only Images.Open says, as whoever hears it forgets the volume: an ENOENT of any
+	// later call is about something else.
+	ErrNoVolume error = marked{"not found", ErrNotFound}
+	// ErrUnusable: there is an image of the volume's name, and it cannot be opened as it is.
+	ErrUnusable = errors.New("the image cannot be used as it is")
 	// ErrExists: the name is taken.
 	ErrExists = errors.New("already exists")
 	// ErrTwice: two places have a volume of the name, so it cannot be said which is meant.
@@ -29,11 +35,26 @@ var (
 	// ErrUnavailable: Ceph does not answer. Nothing is known about the volume;
 	// in particular it must not be called missing.
 	ErrUnavailable = errors.New("ceph cannot be asked")
+	// ErrDenied: the key may not do this. It is an ErrUnavailable, as a key that may do
+	// nothing at all is a Ceph that is away; Images.Ping tells which.
+	ErrDenied error = marked{"ceph refuses this key", ErrUnavailable}
+	// ErrOverloaded: the request had no turn among those of this node. It is an
+	// ErrUnavailable, but says nothing of Ceph.
+	ErrOverloaded error = marked{"too many requests of this node are under way", ErrUnavailable}
 	// ErrHidden: what this plugin mounts does not reach the host's containers.
 	ErrHidden = errors.New("the mount does not reach the host, so containers would write to the host's own disk")
 	// ErrContent: what the device holds is not what this operation may touch.
 	ErrContent = errors.New("unexpected content")
 )
+
+// marked is a sentinel that is also another one.
+type marked struct {
+	text string
+	is   error
+}
+
+func (m marked) Error() string { return m.text }
+func (m marked) Unwrap() error { return m.is }
 
 // opError is what a caller sees: one line with the operation, the volume and
 // the cause.

@@ -68,19 +68,25 @@ func (d *Driver) thawAll(ctx context.Context) {
 			continue
 		}
 		wg.Go(func() {
-			turn, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
-			defer cancel()
-			unlock, err := d.locks.lock(turn, volume, "thaw")
-			if err == nil {
-				defer unlock()
-				err = d.thaw(ctx, volume)
-			} else {
-				err = d.fs.Thaw(ctx, d.path(volume))
-			}
-			if err != nil {
-				d.log.WithField("volume", volume).Warnf("thaw: %v", err)
-			}
+			d.survive("thaw", volume, func() { d.thawMarked(ctx, volume) })
 		})
 	}
 	wg.Wait()
+}
+
+// thawMarked takes turns with who works on the volume, but does not wait for it: it may
+// be the writer that the freeze holds up.
+func (d *Driver) thawMarked(ctx context.Context, volume string) {
+	turn, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	unlock, err := d.locks.lock(turn, volume, "thaw")
+	if err == nil {
+		defer unlock()
+		err = d.thaw(ctx, volume)
+	} else {
+		err = d.fs.Thaw(ctx, d.path(volume))
+	}
+	if err != nil {
+		d.log.WithField("volume", volume).Warnf("thaw: %v", err)
+	}
 }

@@ -79,7 +79,7 @@ func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
 // nobody but this node, and so does not mind if Ceph is away.
 func (d *Driver) Follow(ctx context.Context, interval time.Duration) {
 	for sleep(ctx, interval) {
-		d.growAll(ctx, interval)
+		d.survive("grow", "", func() { d.growAll(ctx, interval) })
 	}
 }
 
@@ -102,9 +102,11 @@ func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
 			continue
 		}
 		wg.Go(func() {
-			if size, err := d.mapper.Size(look, m); err == nil && size > d.sizes.get(m) {
-				d.grow(ctx, m, size)
-			}
+			d.survive("grow", m.Name, func() {
+				if size, err := d.mapper.Size(look, m); err == nil && size > d.sizes.get(m) {
+					d.grow(ctx, m, size)
+				}
+			})
 		})
 	}
 	wg.Wait()

@@ -52,7 +52,7 @@ func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
 		looks, grown := 0, false
 		one.tap.before = func(call string) error {
 			switch call {
-			case "names":
+			case "names", "ping":
 				if away {
 					return driver.ErrUnavailable
 				}

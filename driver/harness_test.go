@@ -260,6 +260,10 @@ func (p *tap) call(name string, effect func() error) error {
 	return err
 }
 
+func (p *tap) Ping(ctx context.Context) error {
+	return p.call("ping", func() error { return p.client.Ping(ctx) })
+}
+
 func (p *tap) Create(ctx context.Context, s driver.ImageSpec) error {
 	return p.call("create", func() error { return p.client.Create(ctx, s) })
 }
@@ -504,4 +508,14 @@ func (p *tap) Space(ctx context.Context, path string) (size, used uint64, err er
 func (p *tap) Inside(ctx context.Context, path, directory string) (inside string, err error) {
 	err = p.call("inside", func() (err error) { inside, err = p.host.Inside(ctx, path, directory); return err })
 	return inside, err
+}
+
+func (h tappedHandle) Clones(ctx context.Context) (names []string, err error) {
+	err = h.tap.call("clones", func() (err error) { names, err = h.Handle.Clones(ctx); return err })
+	return names, err
+}
+
+func (h tappedHandle) Layout(ctx context.Context) (l driver.Layout, err error) {
+	err = h.tap.call("layout", func() (err error) { l, err = h.Handle.Layout(ctx); return err })
+	return l, err
 }

@@ -46,13 +46,17 @@ func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
 		}
 		wg.Go(func() {
 			defer func() { <-free }()
-			h, err := d.holding(ctx, name)
+			var h Holding
+			err := Survive(func() (err error) {
+				h, err = d.holding(ctx, name)
+				return err
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case err == nil:
 				all = append(all, h)
-			case !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrInvalid): // free or just removed; no volume can be on it
+			case !errors.Is(err, ErrNotFound): // free or just removed
 				errs = append(errs, fmt.Errorf("volume %s: %w", name, err))
 			}
 		})
@@ -97,19 +101,19 @@ func (d *Driver) fenceNode(ctx context.Context, node string) (taken []Holding, e
 	for range 3 {
 		// What hangs, as the dead node had OSDs, must leave time for the rest.
 		look, cancel := context.WithTimeout(ctx, 15*time.Second)
-		all, err := d.holdings(look)
+		all, lookErr := d.holdings(look)
 		cancel()
 		held := slices.DeleteFunc(slices.Clone(all), func(h Holding) bool { return h.Node != node })
 		if len(held) == 0 {
-			if len(taken) == 0 && err == nil {
-				err = fmt.Errorf("volumes of this node: %w; nodes with volumes: %s", ErrNotFound, nodes(all))
+			if len(taken) == 0 && lookErr == nil {
+				lookErr = fmt.Errorf("volumes of this node: %w; nodes with volumes: %s", ErrNotFound, nodes(all))
 			}
-			return taken, err
+			return taken, lookErr // a volume that cannot be looked at may be the node's, too
 		}
 		now, takeErr := d.fenceAll(ctx, held)
 		taken = append(taken, now...)
-		if err = errors.Join(err, takeErr); err != nil {
-			return taken, err
+		if takeErr != nil {
+			return taken, errors.Join(lookErr, takeErr)
 		}
 	}
 	return taken, fmt.Errorf("%w: the node goes on mounting volumes, so it is alive; power it off and ask again", ErrInUse)

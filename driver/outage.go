@@ -10,9 +10,14 @@ import (
 // outage remembers that Ceph did not answer. As long as it lasts, what Docker
 // asks is answered from the record at once: dockerd asks for one volume after
 // the other when it starts, and would wait for each.
+//
+// It is about the connection: Images.Ping, which is about no image, begins and ends
+// it. What cannot be learned of one volume while Ceph answers is that volume's own
+// error, and is nothing to the others.
 type outage struct {
 	mu    sync.Mutex
 	cause error         // nil = Ceph answers, as far as is known
+	ping  *ping         // that is under way; nil = none
 	first chan struct{} // closed when the first question since the start has had its time; nil = it has
 	soon  time.Time     // by when it is answered as a rule
 }
@@ -23,6 +28,17 @@ func (o *outage) why() error {
 	defer o.mu.Unlock()
 	return o.cause
 }
+
+// ping is a question that those who want to know whether Ceph answers wait for together.
+type ping struct {
+	done chan struct{}
+	err  error
+}
+
+// away is the cause of an outage, told instead of an answer.
+type away struct{ error }
+
+func (a away) Unwrap() error { return a.error }
 
 // begin notes a cause; false if an outage is known already.
 func (o *outage) begin(cause error) bool {
@@ -83,33 +99,74 @@ func (o *outage) doubtful() bool {
 	return o.cause != nil || o.first != nil
 }
 
-// ask asks Ceph, for no longer than the patience, and not during an outage. One
-// that begins here ends when the same question is answered.
+// ask asks Ceph about a volume, for no longer than the patience, and not during an
+// outage, when it returns away. If there is no answer Ceph itself is asked: an outage
+// begins only if that has none either.
 func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(context.Context) error) error {
 	if cause := d.outage.why(); cause != nil {
-		return cause
+		return away{cause}
 	}
-	try := func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		return question(ctx)
-	}
-	err := try(ctx)
-	if answered(err) || errors.Is(ctx.Err(), context.Canceled) { // who hangs up says nothing of Ceph
+	try, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	// A question that hangs is to be followed by no second wait of the same length.
+	early := time.AfterFunc(patience/5, func() { d.survive("ask ceph", "", func() { _ = d.ping() }) })
+	defer early.Stop()
+	err := question(try)
+	switch {
+	case answered(err), errors.Is(err, ErrOverloaded):
+		return err
+	case errors.Is(ctx.Err(), context.Canceled): // who hangs up says nothing of Ceph
 		return err
 	}
-	if d.outage.begin(err) {
-		began := time.Now()
-		d.log.Warnf("ceph does not answer: %v; until it does, docker gets its answers from the record", err)
-		go func() {
-			for !answered(try(context.Background())) {
-				time.Sleep(5 * d.poll)
-			}
-			d.outage.end()
-			d.log.Warnf("ceph answers again, after %v", time.Since(began).Round(time.Second))
-		}()
+	if cause := d.ping(); cause != nil {
+		d.beginOutage(cause)
+		return away{cause}
 	}
 	return err
+}
+
+// ping asks Ceph whether it answers, once for all who want to know at the time.
+func (d *Driver) ping() error {
+	d.outage.mu.Lock()
+	now := d.outage.ping
+	if now == nil {
+		now = &ping{done: make(chan struct{}), err: errors.New("the question was cut short")}
+		d.outage.ping = now
+		go func() {
+			defer func() {
+				d.outage.mu.Lock()
+				d.outage.ping = nil
+				d.outage.mu.Unlock()
+				close(now.done)
+			}()
+			ctx, cancel := context.WithTimeout(context.Background(), d.patience*2/5)
+			defer cancel()
+			err := Survive(func() error { return d.images.Ping(ctx) })
+			if errors.Is(err, ErrOverloaded) {
+				err = nil
+			}
+			now.err = err
+		}()
+	}
+	d.outage.mu.Unlock()
+	<-now.done
+	return now.err
+}
+
+// beginOutage remembers that Ceph is away, until it answers.
+func (d *Driver) beginOutage(cause error) {
+	if !d.outage.begin(cause) {
+		return
+	}
+	began := time.Now()
+	d.log.Warnf("ceph does not answer: %v; until it does, docker gets its answers from the record", cause)
+	go func() {
+		for d.ping() != nil {
+			time.Sleep(5 * d.poll)
+		}
+		d.outage.end()
+		d.log.Warnf("ceph answers again, after %v", time.Since(began).Round(time.Second))
+	}()
 }
 
 // inTrouble gives a request that changes something less time while Ceph is known
@@ -136,7 +193,7 @@ func (d *Driver) answers(ctx context.Context, volume string) error {
 	return err
 }
 
-// answered tells whether Ceph has spoken.
+// answered tells whether Ceph has spoken, be it of an error.
 func answered(err error) bool {
-	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid)
+	return !errors.Is(err, ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
 }

@@ -8,6 +8,9 @@ import (
 // Images is one pool (and namespace) of a Ceph cluster. Every method returns
 // ErrUnavailable, and within its context's deadline, when Ceph does not answer.
 type Images interface {
+	// Ping asks Ceph something that is about no image. An error means that Ceph is
+	// away: no monitor or OSD answers, the key is refused, the pool is gone.
+	Ping(ctx context.Context) error
 	// Create makes an image. ErrExists if the name is taken; the image there is
 	// not touched. ErrInvalid if it can never be made as it is asked for. A clone
 	// bears the metadata of its parent.
@@ -16,8 +19,9 @@ type Images interface {
 	Exists(ctx context.Context, name string) (bool, error)
 	// HasID tells whether there is an image of this id, be it in the trash.
 	HasID(ctx context.Context, id string) (bool, error)
-	// Open opens an image; ErrNotFound if there is none. Opened read-write the
-	// image has this node's control client among its watchers until Close.
+	// Open opens an image; ErrNoVolume if there is none, ErrUnusable if there is one
+	// that cannot be opened as it is. Opened read-write the image has this node's
+	// control client among its watchers until Close.
 	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)
 	// Names lists the images that can be volumes, sorted.
 	Names(ctx context.Context) ([]string, error)

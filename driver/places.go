@@ -16,7 +16,7 @@ import (
 // where new volumes go unless somebody says otherwise.
 type Places []*Driver
 
-// where finds the place of a volume: it is asked for everywhere at once. ErrNotFound
+// where finds the place of a volume: it is asked for everywhere at once. ErrNoVolume
 // only if every place says so.
 func (p Places) where(ctx context.Context, name string) (*Driver, error) {
 	if len(p) == 1 {
@@ -25,7 +25,10 @@ func (p Places) where(ctx context.Context, name string) (*Driver, error) {
 	ctx, cancel := context.WithTimeout(ctx, p[0].patience/2)
 	defer cancel()
 	found, errs := make([]bool, len(p)), make([]error, len(p))
-	p.each(func(i int, d *Driver) { found[i], errs[i] = d.images.Exists(ctx, name) })
+	p.each(func(i int, d *Driver) {
+		found[i], errs[i] = d.images.Exists(ctx, name)
+		found[i] = found[i] || errors.Is(errs[i], ErrUnusable)
+	})
 	return p.only(name, found, errs)
 }
 
@@ -46,15 +49,24 @@ func (p Places) only(name string, found []bool, errs []error) (at *Driver, err e
 	if err := together(errs); err != nil {
 		return nil, err
 	}
-	return nil, ErrNotFound
+	return nil, ErrNoVolume
 }
 
 func (p Places) each(do func(i int, d *Driver)) {
 	var wg sync.WaitGroup
+	panics := make([]error, len(p))
 	for i, d := range p {
-		wg.Go(func() { do(i, d) })
+		wg.Go(func() {
+			panics[i] = Survive(func() error {
+				do(i, d)
+				return nil
+			})
+		})
 	}
 	wg.Wait()
+	if err := together(panics); err != nil { // what each returns has no place for it
+		panic(err)
+	}
 }
 
 // Create makes a volume; see Driver.Create.
@@ -113,26 +125,40 @@ func (p Places) fitting(opts map[string]string) (*Driver, error) {
 }
 
 // Get describes a volume; see Driver.Get. Each place answers for itself, from its
-// record where its part of Ceph is away.
+// record where its part of Ceph is away; what Ceph says comes before what is recorded.
+// Of two volumes the answer is one, with an error that names both: were it an error
+// itself, dockerd would forget them.
 func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 	if len(p) == 1 {
 		return p[0].Get(ctx, name)
 	}
 	volumes, found, errs := make([]Volume, len(p)), make([]bool, len(p)), make([]error, len(p))
+	recorded := -1
 	p.each(func(i int, d *Driver) {
 		volumes[i], errs[i] = d.Get(ctx, name)
-		if found[i] = errs[i] == nil; errors.Is(errs[i], ErrNotFound) {
+		if found[i] = errs[i] == nil && !volumes[i].recorded; errors.Is(errs[i], ErrNoVolume) {
 			errs[i] = nil
 		}
 	})
+	for i, v := range volumes {
+		if v.recorded && recorded < 0 {
+			recorded = i
+		}
+	}
 	at, err := p.only(name, found, errs)
-	if errors.Is(err, ErrTwice) || errors.Is(err, ErrNotFound) {
+	switch {
+	case errors.Is(err, ErrTwice):
+		v := volumes[slices.Index(found, true)]
+		v.Status["error"] = wrap("get", name, err).Error()
+		return v, nil
+	case at != nil:
+		return volumes[slices.Index(p, at)], nil
+	case recorded >= 0:
+		return volumes[recorded], nil
+	case errors.Is(err, ErrNoVolume):
 		return Volume{}, wrap("get", name, err)
 	}
-	if err != nil {
-		return Volume{}, err
-	}
-	return volumes[slices.Index(p, at)], nil
+	return Volume{}, err
 }
 
 // List names the volumes of all places; see Driver.List.
@@ -262,7 +288,7 @@ func together(errs []error) (all error) {
 // Watch is Driver.Watch for all places, and Driver.Follow.
 func (p Places) Watch(ctx context.Context, interval, follow time.Duration) {
 	p.each(func(_ int, d *Driver) {
-		go d.Follow(ctx, follow)
+		go d.survive("grow", "", func() { d.Follow(ctx, follow) })
 		d.Watch(ctx, interval)
 	})
 }

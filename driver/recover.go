@@ -19,21 +19,21 @@ import (
 func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 	sweep := time.Now().Add(10 * time.Minute)
 	purge := time.Now().Add(d.purgeInterval())
-	d.thawAll(ctx)
+	d.survive("thaw", "", func() { d.thawAll(ctx) })
 	known := d.outage.start(d.patience / 10)
-	_ = d.learn(ctx)
+	d.survive("list", "", func() { _ = d.learn(ctx) })
 	known()
 	for {
-		d.Reconcile(ctx)
+		d.survive("reconcile", "", func() { d.Reconcile(ctx) })
 		if time.Now().After(sweep) {
-			go d.Sweep(ctx)
+			go d.survive("sweep", "", func() { d.Sweep(ctx) })
 			sweep = time.Now().Add(24 * time.Hour)
 		}
 		if time.Now().After(purge) {
 			if d.purging.TryLock() {
 				go func() {
 					defer d.purging.Unlock()
-					d.Purge(ctx)
+					d.survive("empty the trash", "", func() { d.Purge(ctx) })
 				}()
 			}
 			purge = time.Now().Add(d.purgeInterval())
@@ -41,7 +41,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 		if !sleep(ctx, interval) {
 			return
 		}
-		_ = d.learn(ctx)
+		d.survive("list", "", func() { _ = d.learn(ctx) })
 	}
 }
 
@@ -105,7 +105,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	for name := range volumes {
-		wg.Go(func() { d.settle(ctx, name, fenced) })
+		wg.Go(func() { d.survive("reconcile", name, func() { d.settle(ctx, name, fenced) }) })
 	}
 	wg.Wait()
 }
@@ -122,7 +122,7 @@ func (d *Driver) LetGo(ctx context.Context) {
 	for _, m := range mappings {
 		wg.Go(func() {
 			d.refs.forget(m.Name)
-			d.settle(ctx, m.Name, nil)
+			d.survive("let go of", m.Name, func() { d.settle(ctx, m.Name, nil) })
 		})
 	}
 	wg.Wait()

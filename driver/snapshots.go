@@ -184,7 +184,7 @@ func (d *Driver) rollback(ctx context.Context, name, snap string) error {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
 		defer cancel()
-		err := d.goBack(ctx, l, snap)
+		err := Survive(func() error { return d.goBack(ctx, l, snap) })
 		if !errors.Is(err, ErrUnavailable) { // else it may go on: the guard stays, and its next taker fences us first
 			err = d.unguard(ctx, l, err)
 		}

@@ -15,14 +15,17 @@ type Volume struct {
 	Mountpoint string // "" while it is not mounted on this node
 	Created    time.Time
 	Status     map[string]any // shown by docker volume inspect
+
+	recorded bool // known from the record: Ceph has not said that it is there
 }
 
-// Get describes a volume. ErrNotFound means that Ceph said so; while Ceph
-// cannot be asked the record answers, and for a volume that it does not know
-// the error is ErrUnavailable. ErrInvalid: no volume can be on such an image.
+// Get describes a volume. ErrNoVolume means that Ceph said so; while Ceph cannot be
+// asked the record answers, and for a volume that it does not know the error is
+// ErrUnavailable. What is wrong with a volume that is there is in its Status, as
+// "error".
 func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	if checkName(name) != nil { // Docker asks every driver for any name
-		return Volume{}, wrap("get", name, ErrNotFound)
+		return Volume{}, wrap("get", name, ErrNoVolume)
 	}
 	created, known := d.record.get(name)
 	patience := d.patience
@@ -30,31 +33,46 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 		patience /= 2
 	}
 	var v Volume
-	err := errEarly
+	var err error = away{errEarly}
 	if !known || !d.outage.early() {
-		err = d.ask(ctx, patience, func(ctx context.Context) (err error) {
-			v, err = d.describe(ctx, name)
+		err = d.ask(ctx, patience, func(ctx context.Context) error {
+			asked, err := d.describe(ctx, name)
+			v = asked
 			return err
 		})
 	}
-	if err == nil {
+	var noAnswer away
+	switch {
+	case err == nil:
 		d.record.put(name, v.Created)
 		return v, nil
-	}
-	if errors.Is(err, ErrNotFound) {
+	case errors.Is(err, ErrNoVolume):
 		d.record.remove(name)
 		return Volume{}, wrap("get", name, err)
-	}
-	if errors.Is(err, ErrInvalid) {
-		return Volume{}, wrap("get", name, err)
-	}
-	if !known {
+	case errors.As(err, &noAnswer) && known:
+		return d.fromRecord(ctx, name, created, "ceph", "unavailable: "+err.Error()), nil
+	case errors.As(err, &noAnswer):
 		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
+	case v.Status != nil: // it could be opened
+		v.Status["error"] = wrap("get", name, err).Error()
+		d.record.put(name, v.Created)
+		return v, nil
+	case known:
+		return d.fromRecord(ctx, name, created, "error", wrap("get", name, err).Error()), nil
+	case errors.Is(err, ErrUnusable): // there is an image of the name
+		v = d.fromRecord(ctx, name, time.Time{}, "error", wrap("get", name, err).Error())
+		v.recorded = false
+		return v, nil
 	}
+	return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
+}
+
+// fromRecord is a volume of which no more can be told than that it is there, and why.
+func (d *Driver) fromRecord(ctx context.Context, name string, created time.Time, key, why string) Volume {
 	return Volume{
 		Name: name, Mountpoint: d.Path(ctx, name), Created: created,
-		Status: map[string]any{"pool": d.place.Pool, "ceph": "unavailable: " + err.Error()},
-	}, nil
+		Status: map[string]any{"pool": d.place.Pool, key: why}, recorded: true,
+	}
 }
 
 // List names the volumes: those of Ceph or, while Ceph cannot be asked, those
@@ -119,7 +137,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	defer unlock()
 	l, err := d.idle(ctx, name)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNoVolume) {
 		d.record.remove(name)
 		return nil
 	}

@@ -389,33 +389,13 @@ func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
 		t.Error("no short question was asked")
 	}
 	asked.Range(func(call, _ any) bool {
-		if call != "exists" && call != "look" { // look: what ends the outage
+		if call != "exists" && call != "look" && call != "ping" { // ping: what ends the outage
 			t.Errorf("ceph was asked for %v", call)
 		}
 		return true
 	})
 	one.tap.on(nil)
 	one.mount("v", "1")
-}
-
-// One object in all of the pool may be the one that cannot be asked for.
-func TestAPartOfCephIsAway(t *testing.T) {
-	_, one, _ := twoNodes(t)
-	one.create("v", nil)
-	one.tap.on(func(call string) error {
-		if call == "names" {
-			return driver.ErrUnavailable
-		}
-		return nil
-	})
-	if _, err := one.List(within(t, ever)); err != nil {
-		t.Fatal(err)
-	}
-	if v, err := one.Get(within(t, ever), "v"); err != nil || v.Status["ceph"] == nil {
-		t.Fatalf("no outage: %+v, %v", v, err)
-	}
-	one.mount("v", "1")
-	one.unmount("v", "1")
 }
 
 // What is found out about Ceph when the plugin starts is found out once: until

@@ -10,7 +10,7 @@ import (
 // it returns is lost.
 func Within(ctx context.Context, what string, call func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- call() }()
+	go func() { done <- Survive(call) }()
 	select {
 	case err := <-done:
 		return err

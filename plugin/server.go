@@ -2,17 +2,14 @@ package plugin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"syscall"
 	"time"
 
-	"github.com/docker/go-plugins-helpers/sdk"
 	"github.com/docker/go-plugins-helpers/volume"
 	"github.com/sirupsen/logrus"
 
@@ -42,35 +39,24 @@ type Server struct {
 	Log    logrus.FieldLogger
 }
 
-// Docker waits two minutes for Create and Mount and one for everything else
-// (moby, daemon/volume/drivers/proxy.go). Ending a little earlier gets the
-// reason to the user. It may wait for less: 30 s after docker plugin enable.
-const (
-	longDeadline  = 110 * time.Second
-	shortDeadline = 50 * time.Second
-)
-
-// maxBody is far above any request of Docker's.
-const maxBody = 1 << 20
-
 // Handler routes the paths of the protocol.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/Plugin.Activate", serve(s, "activate", shortDeadline, s.activate))
-	mux.HandleFunc("/VolumeDriver.Capabilities", serve(s, "capabilities", shortDeadline, s.capabilities))
-	mux.HandleFunc("/VolumeDriver.Create", serve(s, "create", longDeadline, s.create))
-	mux.HandleFunc("/VolumeDriver.Mount", serve(s, "mount", longDeadline, s.mount))
-	mux.HandleFunc("/VolumeDriver.Unmount", serve(s, "unmount", shortDeadline, s.unmount))
-	mux.HandleFunc("/VolumeDriver.Remove", serve(s, "remove", shortDeadline, s.remove))
-	mux.HandleFunc("/VolumeDriver.Get", serve(s, "get", shortDeadline, s.get))
-	mux.HandleFunc("/VolumeDriver.List", serve(s, "list", shortDeadline, s.list))
-	mux.HandleFunc("/VolumeDriver.Path", serve(s, "path", shortDeadline, s.path))
-	mux.HandleFunc("/Guard.List", serve(s, "list guards", shortDeadline, s.guards))
-	mux.HandleFunc("/Guard.Fence", serve(s, "fence node", shortDeadline, s.fence))
-	mux.HandleFunc("/Snapshot.List", serve(s, "list snapshots", shortDeadline, s.snapshots))
-	mux.HandleFunc("/Snapshot.Create", serve(s, "make snapshot", shortDeadline, s.snap))
-	mux.HandleFunc("/Snapshot.Remove", serve(s, "remove snapshot", shortDeadline, s.unsnap))
-	mux.HandleFunc("/Snapshot.Rollback", serve(s, "roll back", longDeadline, s.rollback))
+	mux.HandleFunc("/Plugin.Activate", serve(s, "activate", short, s.activate, nil))
+	mux.HandleFunc("/VolumeDriver.Capabilities", serve(s, "capabilities", short, s.capabilities, nil))
+	mux.HandleFunc("/VolumeDriver.Create", serve(s, "create", long, s.create, nil))
+	mux.HandleFunc("/VolumeDriver.Mount", serve(s, "mount", long, s.mount, s.unmounted))
+	mux.HandleFunc("/VolumeDriver.Unmount", serve(s, "unmount", short, s.unmount, nil))
+	mux.HandleFunc("/VolumeDriver.Remove", serve(s, "remove", short, s.remove, nil))
+	mux.HandleFunc("/VolumeDriver.Get", serve(s, "get", short, s.get, nil))
+	mux.HandleFunc("/VolumeDriver.List", serve(s, "list", short, s.list, nil))
+	mux.HandleFunc("/VolumeDriver.Path", serve(s, "path", short, s.path, nil))
+	mux.HandleFunc("/Guard.List", serve(s, "list guards", short, s.guards, nil))
+	mux.HandleFunc("/Guard.Fence", serve(s, "fence node", short, s.fence, nil))
+	mux.HandleFunc("/Snapshot.List", serve(s, "list snapshots", short, s.snapshots, nil))
+	mux.HandleFunc("/Snapshot.Create", serve(s, "make snapshot", short, s.snap, nil))
+	mux.HandleFunc("/Snapshot.Remove", serve(s, "remove snapshot", short, s.unsnap, nil))
+	mux.HandleFunc("/Snapshot.Rollback", serve(s, "roll back", long, s.rollback, nil))
 	return mux
 }
 
@@ -91,19 +77,13 @@ func (s *Server) create(ctx context.Context, r volume.CreateRequest) (empty, err
 
 func (s *Server) mount(ctx context.Context, r volume.MountRequest) (volume.MountResponse, error) {
 	path, err := s.Driver.Mount(ctx, r.Name, r.ID)
-	if err == nil && errors.Is(ctx.Err(), context.Canceled) {
-		// Docker has hung up: nobody would ever unmount this.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shortDeadline)
-		defer cancel()
-		err = errHungUp
-		if undo := s.Driver.Unmount(ctx, r.Name, r.ID); undo != nil {
-			err = fmt.Errorf("%w; and then: %w", err, undo)
-		}
-	}
 	return volume.MountResponse{Mountpoint: path}, err
 }
 
-var errHungUp = errors.New("docker hung up")
+// unmounted undoes a mount that nobody has heard of: nobody would ever unmount it.
+func (s *Server) unmounted(ctx context.Context, r volume.MountRequest) error {
+	return s.Driver.Unmount(ctx, r.Name, r.ID)
+}
 
 func (s *Server) unmount(ctx context.Context, r volume.UnmountRequest) (empty, error) {
 	return empty{}, s.Driver.Unmount(ctx, r.Name, r.ID)
@@ -115,16 +95,13 @@ func (s *Server) remove(ctx context.Context, r volume.RemoveRequest) (empty, err
 
 func (s *Server) get(ctx context.Context, r volume.GetRequest) (volume.GetResponse, error) {
 	v, err := s.Driver.Get(ctx, r.Name)
-	if err != nil && !errors.Is(err, driver.ErrNotFound) && !errors.Is(err, driver.ErrInvalid) && !errors.Is(err, driver.ErrTwice) {
-		return volume.GetResponse{}, hangUp{err}
-	}
 	return volume.GetResponse{Volume: encode(v)}, err
 }
 
 func (s *Server) list(ctx context.Context, _ empty) (volume.ListResponse, error) {
 	volumes, err := s.Driver.List(ctx)
 	if err != nil {
-		return volume.ListResponse{}, hangUp{err}
+		return volume.ListResponse{}, err
 	}
 	answer := volume.ListResponse{Volumes: []*volume.Volume{}}
 	for _, v := range volumes {
@@ -143,96 +120,6 @@ func encode(v driver.Volume) *volume.Volume {
 		out.CreatedAt = v.Created.Format(time.RFC3339)
 	}
 	return out
-}
-
-// hangUp is an error that must not be told.
-type hangUp struct{ error }
-
-func (h hangUp) Unwrap() error { return h.error }
-
-// serve decodes a request, runs fn with a deadline, answers, and logs.
-func serve[Request, Response any](s *Server, op string, limit time.Duration, fn func(context.Context, Request) (Response, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		ctx, cancel := context.WithTimeout(r.Context(), limit)
-		defer cancel()
-		var (
-			request  Request
-			response Response
-		)
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-		var log logrus.FieldLogger = s.Log.WithField("op", op)
-		if err == nil {
-			log, err = decode(log, body, &request)
-		}
-		if err == nil {
-			response, err = fn(ctx, request)
-		}
-		logRequest(log.WithField("duration", time.Since(start).Round(100*time.Microsecond).String()), op, err)
-		var hang hangUp
-		switch {
-		case err == nil:
-			sdk.EncodeResponse(w, response, false)
-		case errors.As(err, &hang):
-			panic(http.ErrAbortHandler)
-		default:
-			sdk.EncodeResponse(w, volume.NewErrorResponse(err.Error()), true)
-		}
-	}
-}
-
-// decode reads the body. An empty one is Docker's retry after a lost
-// connection: it has read its own buffer to the end the first time (moby,
-// pkg/plugins/client.go). It says nothing of what was meant, so hang up.
-func decode(log logrus.FieldLogger, body []byte, request any) (logrus.FieldLogger, error) {
-	if _, none := request.(*empty); none {
-		return log, nil
-	}
-	if len(body) == 0 {
-		return log, hangUp{errors.New("empty body: docker's retry of a lost request")}
-	}
-	if err := json.Unmarshal(body, request); err != nil {
-		return log, fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol: %w", driver.ErrInvalid, err)
-	}
-	var who struct{ Name, Volume, Snapshot, ID string }
-	if json.Unmarshal(body, &who) == nil {
-		log = log.WithField("volume", shorten(who.Name+who.Volume))
-		if who.Snapshot != "" {
-			log = log.WithField("snapshot", shorten(who.Snapshot))
-		}
-		if who.ID != "" {
-			log = log.WithField("id", shorten(who.ID))
-		}
-	}
-	return log, nil
-}
-
-// shorten keeps a hostile name or a 64-digit id from filling the log.
-func shorten(s string) string {
-	if len(s) > 100 {
-		return s[:100] + "..."
-	}
-	return s
-}
-
-// logRequest writes the one line of a request. What Docker asks all the time
-// and what changes nothing is for debugging, as long as it works.
-func logRequest(log logrus.FieldLogger, op string, err error) {
-	looks := false
-	switch op {
-	case "activate", "capabilities", "get", "list", "path", "list guards", "list snapshots":
-		looks = true
-	}
-	switch {
-	case err == nil && looks:
-		log.Debug("ok")
-	case err == nil:
-		log.Info("ok")
-	case op == "get" && errors.Is(err, driver.ErrNotFound):
-		log.Debug(err)
-	default:
-		log.WithError(err).Error("failed")
-	}
 }
 
 // Listen makes the unix socket. A file that a killed plugin left is replaced;

@@ -165,6 +165,11 @@ type docker struct {
 func serve(t *testing.T, d fake) *docker {
 	t.Helper()
 	d.t = t
+	return serveDriver(t, d)
+}
+
+func serveDriver(t *testing.T, d plugin.Driver) *docker {
+	t.Helper()
 	log, hook := test.NewNullLogger()
 	log.SetLevel(logrus.DebugLevel)
 	socket := filepath.Join(t.TempDir(), "rbd.sock")
@@ -388,34 +393,6 @@ func TestErrorsAreToldAsDockerExpectsThem(t *testing.T) {
 	}
 }
 
-// To dockerd an error of Get means that the volume does not exist: it deletes
-// its own record of it. So only what can never become a volume may be one.
-func TestGetTellsWhatIsNoVolumeAndHangsUpOnAnythingElse(t *testing.T) {
-	for name, fault := range map[string]error{
-		"unavailable": driver.ErrUnavailable, "deadline": context.DeadlineExceeded, "whatever": errors.New("no idea"),
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := serve(t, fake{get: func(context.Context, string) (driver.Volume, error) {
-				return driver.Volume{Name: "db1"}, fmt.Errorf("get volume db1: %w", fault)
-			}})
-			c.wantHangUp("VolumeDriver.Get", `{"Name":"db1"}`)
-		})
-	}
-	for _, fault := range []error{driver.ErrNotFound, driver.ErrInvalid} {
-		t.Run(fault.Error(), func(t *testing.T) {
-			c := serve(t, fake{get: func(context.Context, string) (driver.Volume, error) {
-				return driver.Volume{}, fmt.Errorf("get volume db1: %w", fault)
-			}})
-			c.want("VolumeDriver.Get", `{"Name":"db1"}`, 500, fmt.Sprintf(`{"Err":"get volume db1: %v"}`, fault))
-		})
-	}
-}
-
-func TestListHangsUpOnAnyError(t *testing.T) {
-	c := serve(t, fake{list: func(context.Context) ([]driver.Volume, error) { return nil, driver.ErrNotFound }})
-	c.wantHangUp("VolumeDriver.List", `{}`)
-}
-
 // Docker's retry of a lost request has an empty body; what it meant is lost.
 func TestAnEmptyBodyIsHungUpOn(t *testing.T) {
 	c := serve(t, fake{})
@@ -561,7 +538,7 @@ func TestEveryRequestHasADeadlineJustInsideDockers(t *testing.T) {
 		if got := c.ask(t.Context(), "VolumeDriver."+op, `{"Name":"db1","ID":"a"}`); got.status != 200 {
 			t.Errorf("%s: %+v", op, got)
 		}
-		if left := <-deadlines; left <= docker-30*time.Second || left > docker-5*time.Second {
+		if left := <-deadlines; left <= docker-30*time.Second || left > docker-15*time.Second { // 15 s to undo
 			t.Errorf("%s: %v, and Docker waits for %v", op, left, docker)
 		}
 	}

@@ -25,7 +25,7 @@ func (s slots) take(ctx context.Context) error {
 	case s <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %d requests wait for it already", driver.ErrUnavailable, cap(s))
+		return fmt.Errorf("%w (%d)", driver.ErrOverloaded, cap(s))
 	}
 }
 
@@ -68,7 +68,7 @@ func (p *Pool) do(ctx context.Context, what string, e effect, fn func(*client, *
 // run is do on a given client.
 func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- fn() }()
+	go func() { done <- driver.Survive(fn) }()
 	select {
 	case err := <-done:
 		if errno(err) == syscall.ETIMEDOUT { // in librados

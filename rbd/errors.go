@@ -34,7 +34,7 @@ func translate(what string, err error) error {
 	case syscall.ERANGE, syscall.EOVERFLOW:
 		kind = driver.ErrLost
 	case syscall.EACCES, syscall.EPERM:
-		return fmt.Errorf("%s: %w: ceph refuses this key (%w); the README lists the caps it needs", what, driver.ErrUnavailable, err)
+		return fmt.Errorf("%s: %w (%w); the README lists the caps it needs", what, driver.ErrDenied, err)
 	case syscall.ENOSPC, syscall.EDQUOT:
 		return fmt.Errorf("%s: the cluster or the pool is full, or over its quota (%w); see ceph df and ceph health detail", what, err)
 	case syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:

@@ -1,9 +1,7 @@
 package rbd
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -73,14 +71,13 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 	} else {
 		h.img, err = rbd.OpenImageReadOnly(h.ioctx, name, rbd.NoSnapshot)
 	}
-	if errno(err) == syscall.ENOENT {
-		err = cmp.Or(h.pool.remains(h.client, h.ioctx), orphan(h.ioctx, name), err)
+	if err == nil {
+		if h.image, err = describe(h.img, name); err != nil {
+			_ = h.img.Close()
+		}
 	}
 	if err != nil {
-		return err
-	}
-	if h.image, err = describe(h.img, name); err != nil {
-		return errors.Join(err, h.img.Close())
+		return h.pool.unopened(h.client, h.ioctx, name, err)
 	}
 	return nil
 }
@@ -88,8 +85,8 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 func describe(img *rbd.Image, name string) (image driver.Image, err error) {
 	image.Name = name
 	if image.ID, err = img.GetId(); errno(err) == syscall.EINVAL {
-		return image, fmt.Errorf("%w image: it is of format 1, from before 2013, and has no id; convert it while nobody uses it, "+
-			"with rbd migration prepare, execute and commit", driver.ErrInvalid)
+		return image, fmt.Errorf("%w: it is of format 1, from before 2013, and has no id; convert it while nobody uses it, "+
+			"with rbd migration prepare, execute and commit", driver.ErrUnusable)
 	} else if err != nil {
 		return image, err
 	}

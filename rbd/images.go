@@ -21,6 +21,18 @@ const prefix = "docker_volume."
 
 var _ driver.Images = (*Pool)(nil)
 
+// Ping looks for the list of images, which a pool without images has not; see driver.Images.
+func (p *Pool) Ping(ctx context.Context) error {
+	err := p.do(ctx, "ask ceph", reads, func(_ *client, ioctx *rados.IOContext) error {
+		_, err := ioctx.Stat("rbd_directory")
+		return err
+	})
+	if errors.Is(err, driver.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // Create makes an image; see driver.Images.
 func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
 	return p.do(ctx, "create image", changes, func(c *client, ioctx *rados.IOContext) error {
@@ -162,23 +174,41 @@ func orphan(ioctx *rados.IOContext, name string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: image %s is there, but cannot be opened; is it a clone whose parent, or the parent's pool, is gone?", driver.ErrUnavailable, name)
+	return fmt.Errorf("%w: image %s is there, but librbd does not find all of it; is its data pool gone, or is it a clone whose parent, or the parent's pool, is gone?",
+		driver.ErrUnusable, name)
+}
+
+// unopened tells what it means that librbd does not open an image: that there is none,
+// that Ceph does not answer, or that there is one which cannot be opened as it is. Of
+// the latter it may be the parent, in a pool that this key may not read, that fails.
+func (p *Pool) unopened(c *client, ioctx *rados.IOContext, name string, err error) error {
+	switch errno(err) {
+	case syscall.ENOENT:
+		if err := cmp.Or(p.remains(c, ioctx), orphan(ioctx, name)); err != nil {
+			return err
+		}
+		return driver.ErrNoVolume
+	case 0, syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:
+		return err
+	}
+	if _, absent := ioctx.Stat("rbd_id." + name); absent != nil {
+		return err
+	}
+	// Its errno must not be taken for that of a volume that could be opened.
+	return fmt.Errorf("%w: librbd does not open it: %s; try rbd info %s/%s as this user", driver.ErrUnusable, err.Error(), p.place(), name)
 }
 
 // Exists looks for the object that librbd keeps under an image's name, and only
 // if it is there for the image, which a killed create may not have made; see
 // driver.Images.
 func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error) {
-	err = p.do(ctx, "look for image", reads, func(_ *client, ioctx *rados.IOContext) error {
+	err = p.do(ctx, "look for image", reads, func(c *client, ioctx *rados.IOContext) error {
 		if _, err := ioctx.Stat("rbd_id." + name); err != nil {
 			return err
 		}
 		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
-		if errno(err) == syscall.ENOENT {
-			return cmp.Or(orphan(ioctx, name), err)
-		}
 		if err != nil {
-			return err
+			return p.unopened(c, ioctx, name, err)
 		}
 		return img.Close()
 	})

@@ -242,7 +242,7 @@ func TestAnImageOfFormat1IsRefused(t *testing.T) {
 	cfg.Namespace = "" // there are none in a namespace
 	p := connect(t, cfg)
 	_, err := p.Open(t.Context(), name, driver.ReadOnly)
-	if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), "rbd migration prepare") {
+	if !errors.Is(err, driver.ErrUnusable) || !strings.Contains(err.Error(), "rbd migration prepare") {
 		t.Error(err)
 	}
 }

@@ -44,6 +44,15 @@ func (c *Client) enter(ctx context.Context) (leave func(), err error) {
 	return c.cluster.mu.Unlock, nil
 }
 
+// Ping answers unless the client is fenced; see driver.Images.
+func (c *Client) Ping(ctx context.Context) error {
+	leave, err := c.enter(ctx)
+	if err == nil {
+		leave()
+	}
+	return err
+}
+
 // Create makes an image; see driver.Images.
 func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
 	leave, err := c.enter(ctx)
@@ -145,7 +154,7 @@ func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (d
 	defer leave()
 	i := c.cluster.images[name]
 	if i == nil {
-		return nil, fmt.Errorf("open image: %w", driver.ErrNotFound)
+		return nil, fmt.Errorf("open image: %w", driver.ErrNoVolume)
 	}
 	if mode == driver.ReadWrite {
 		i.watchers[c.addr]++

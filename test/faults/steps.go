@@ -14,6 +14,14 @@ type images struct {
 	step Step
 }
 
+func (w images) Ping(ctx context.Context) (err error) {
+	err = w.step(ctx, "Images.Ping", func() (err error) {
+		err = w.Images.Ping(ctx)
+		return err
+	})
+	return err
+}
+
 func (w images) Create(ctx context.Context, a0 driver.ImageSpec) (err error) {
 	err = w.step(ctx, "Images.Create", func() (err error) {
 		err = w.Images.Create(ctx, a0)

@@ -334,11 +334,13 @@ func TestACopyWhosePoolOfOriginIsGone(t *testing.T) {
 	put(t, one.mount("w"), "of the copy")
 	one.unmount("w")
 	testbed.Ceph(t, "osd", "pool", "rm", elsewhere.Pool, elsewhere.Pool, "--yes-i-really-really-mean-it")
-	_, err := newNode(t, cfg, "new").Get(t.Context(), "w")
+	if w, err := newNode(t, cfg, "new").Get(t.Context(), "w"); err != nil || w.Status["error"] == nil {
+		t.Errorf("get: %v, %v", w, err)
+	}
 	for op, err := range map[string]error{
-		"get": err, "create": one.Create(one.context(time.Minute), "w", nil), "remove": one.Remove(one.context(time.Minute), "w"),
+		"create": one.Create(one.context(time.Minute), "w", nil), "remove": one.Remove(one.context(time.Minute), "w"),
 	} {
-		if !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) {
+		if !errors.Is(err, driver.ErrUnusable) || errors.Is(err, driver.ErrNotFound) {
 			t.Errorf("%s: %v", op, err)
 		}
 	}

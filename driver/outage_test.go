@@ -1,0 +1,192 @@
+package driver_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// stepsOfGet are the calls by which a volume is described, after its image is open.
+var stepsOfGet = []string{"meta", "load", "snapshots", "clones", "layout"}
+
+// only is a fault of these calls while "v" is asked about.
+func only(calls []string, fault error) func(string) error {
+	return func(call string) error {
+		if slices.Contains(calls, call) {
+			return fault
+		}
+		return nil
+	}
+}
+
+// One volume that cannot be described, whatever fails of it and how, is told as an error
+// of that volume. Nobody else hears of it.
+func TestOneBadVolumeIsNoOutage(t *testing.T) {
+	for _, fault := range []error{
+		driver.ErrUnavailable, driver.ErrDenied, driver.ErrOverloaded, driver.ErrNotFound, driver.ErrLost, driver.ErrInvalid, errors.New("-5 input/output error"),
+	} {
+		for _, step := range stepsOfGet {
+			t.Run(step+" "+fault.Error(), func(t *testing.T) {
+				_, one, two := twoNodes(t)
+				one.create("v", nil)
+				one.create("w", nil)
+				one.tap.on(only([]string{step}, fault))
+				if step == "load" && errors.Is(fault, driver.ErrNotFound) || step == "clones" && errors.Is(fault, driver.ErrDenied) {
+					t.Skip("that is no error: there is no such record; the copies are not this user's to see")
+				}
+				v, err := one.Get(within(t, ever), "v")
+				if err != nil || v.Status["ceph"] != nil || v.Status["id"] == nil || !strings.Contains(fmt.Sprint(v.Status["error"]), fault.Error()) {
+					t.Fatalf("%+v, %v", v, err)
+				}
+				one.tap.on(nil)
+				two.create("late", nil)
+				if w := one.status("w"); w["ceph"] != nil || w["error"] != nil {
+					t.Errorf("of another volume: %v", w)
+				}
+				all, err := one.List(within(t, ever))
+				if names := namesOf(all); err != nil || !slices.Equal(names, []string{"late", "v", "w"}) {
+					t.Errorf("list: %v, %v", names, err)
+				}
+				if strings.Contains(one.log.String(), "does not answer") {
+					t.Errorf("an outage:\n%s", one.log)
+				}
+			})
+		}
+	}
+}
+
+// The name is taken, and the image cannot be opened: neither missing nor an outage.
+func TestAVolumeThatCannotBeOpened(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		for _, fault := range []error{driver.ErrUnusable, driver.ErrUnavailable} {
+			t.Run(fmt.Sprint(fault, " known ", known), func(t *testing.T) {
+				_, one, two := twoNodes(t)
+				two.create("v", nil)
+				two.create("w", nil)
+				if known {
+					one.create("v", nil)
+				}
+				one.tap.on(only([]string{"look"}, fault))
+				v, err := one.Get(within(t, ever), "v")
+				if !known && errors.Is(fault, driver.ErrUnavailable) {
+					if check(t, err, driver.ErrUnavailable); errors.Is(err, driver.ErrNotFound) {
+						t.Errorf("called missing: %v", err)
+					}
+				} else if err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), fault.Error()) {
+					t.Fatalf("%+v, %v", v, err)
+				}
+				one.tap.on(nil)
+				if w := one.status("w"); w["ceph"] != nil || w["error"] != nil {
+					t.Errorf("of another volume: %v", w)
+				}
+			})
+		}
+	}
+}
+
+// Copies in a pool that this user may not read are no fault of their original.
+func TestCopiesThatThisUserMayNotSee(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.tap.on(only([]string{"clones"}, driver.ErrDenied))
+	if v := one.status("v"); v["error"] != nil || v["copies"] != "not visible to this user" {
+		t.Errorf("%v", v)
+	}
+}
+
+// The list of a pool is a part of Ceph too: List has the record for an answer, and what
+// else is asked is asked.
+func TestAPartOfCephIsAway(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.tap.on(only([]string{"names"}, driver.ErrUnavailable))
+	all, err := one.List(within(t, ever))
+	if names := namesOf(all); err != nil || !slices.Equal(names, []string{"v"}) {
+		t.Fatalf("list: %v, %v", names, err)
+	}
+	if v := one.status("v"); v["ceph"] != nil {
+		t.Errorf("an outage: %v", v)
+	}
+	one.mount("v", "1")
+	one.unmount("v", "1")
+}
+
+// What began an outage does not keep it from ending.
+func TestAnOutageEndsWhenCephAnswers(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.create("bad", nil)
+	one.tap.on(func(string) error { return driver.ErrUnavailable })
+	if v, err := one.Get(within(t, ever), "bad"); err != nil || v.Status["ceph"] == nil {
+		t.Fatalf("no outage: %v, %v", v, err)
+	}
+	one.tap.on(only([]string{"meta"}, driver.ErrUnavailable))
+	one.answers("bad")
+	if v, err := one.Get(within(t, ever), "bad"); err != nil || v.Status["error"] == nil {
+		t.Errorf("%v, %v", v, err)
+	}
+	one.tap.on(nil)
+	if v := one.status("v"); v["ceph"] != nil {
+		t.Errorf("still an outage: %v", v)
+	}
+}
+
+// What a node has is listed, and taken from it, whatever is wrong with another volume.
+func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
+	_, one, two := twoNodes(t)
+	for _, name := range []string{"a", "bad", "z"} {
+		two.create(name, nil)
+		two.mount(name, "1")
+	}
+	var looks atomic.Int32
+	one.tap.on(func(call string) error {
+		if call == "look" {
+			if looks.Add(1)%4 == 2 {
+				return driver.ErrUnusable
+			}
+		}
+		return nil
+	})
+	all, err := one.Holdings(within(t, ever))
+	if len(all) != 2 {
+		t.Errorf("%v", all)
+	}
+	check(t, err, driver.ErrUnusable)
+	taken := map[string]bool{}
+	for range 2 {
+		now, _ := one.FenceNode(within(t, ever), "two")
+		for _, h := range now {
+			taken[h.Volume] = true
+		}
+	}
+	if len(taken) != 3 {
+		t.Errorf("taken: %v", taken)
+	}
+}
+
+// A volume was moved from one pool to the other while that one was away: what Ceph says
+// now comes before what is recorded. Of two volumes dockerd hears in their Status.
+func TestTwoPlacesCountOnlyWhenCephHasSpoken(t *testing.T) {
+	places, rbd, ssd := twoPlaces(t)
+	ctx := within(t, ever)
+	if err := places.Create(ctx, "v", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := ssd.Create(ctx, driver.ImageSpec{Name: "v", Size: 1 << 30}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := places.Get(ctx, "v")
+	if err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), "rbd/v and ssd/v") {
+		t.Errorf("two: %v, %v", v.Status, err)
+	}
+	rbd.on(func(string) error { return driver.ErrUnavailable })
+	v, err = places.Get(ctx, "v")
+	if err != nil || v.Status["pool"] != "ssd" || v.Status["error"] != nil {
+		t.Errorf("one is away: %v, %v", v.Status, err)
+	}
+}

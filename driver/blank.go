@@ -141,7 +141,11 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b *bla
 	if err := d.fs.Unmount(ctx, path); err != nil { // a crash at the very end leaves it mounted
 		return err
 	}
-	if err := d.fs.Format(ctx, m.Device, fstype, strings.Fields(b.Meta[metaMkfsOptions]), fresh); err != nil {
+	// What is not fresh is discarded first, an object at a time.
+	err = d.takesLong(ctx, "making its "+fstype, func(ctx context.Context) error {
+		return d.fs.Format(ctx, m.Device, fstype, strings.Fields(b.Meta[metaMkfsOptions]), fresh)
+	})
+	if err != nil {
 		return fmt.Errorf("%w; to choose other mkfsOptions remove the volume and create it again", err)
 	}
 	mount := Mount{Device: m.Device, Path: path, FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}

@@ -135,10 +135,11 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m Mapping, b *blank, 
 		return err
 	}
 	mount := Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
-	if err := d.fs.Check(ctx, m.Device, fstype); err != nil {
+	if err := d.check(ctx, m, fstype); err != nil {
 		return err
 	}
-	if err := d.fs.Renew(ctx, mount); err != nil {
+	// btrfs has its id in every block of metadata.
+	if err := d.takesLong(ctx, "giving its "+fstype+" an id of its own", func(ctx context.Context) error { return d.fs.Renew(ctx, mount) }); err != nil {
 		return err
 	}
 	if err := d.mountFull(ctx, mount, m); err != nil {

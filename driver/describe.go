@@ -123,6 +123,7 @@ func (d *Driver) describeLayout(ctx context.Context, h Handle, v Volume) error {
 
 // describeHere adds what this node knows.
 func (d *Driver) describeHere(ctx context.Context, v Volume) {
+	v.show("work", d.underWay(v.Name))
 	if m, found, _ := d.mapping(ctx, v.Name); found {
 		v.Status["device"] = m.Device
 	}

@@ -63,6 +63,7 @@ type Driver struct {
 	outage  outage
 	sizes   sizes
 	watches watches
+	works   works
 	purging sync.Mutex
 	within  sync.Map // by volume: the directory of it that containers get, if not all
 }
@@ -95,7 +96,11 @@ func (d *Driver) begin(ctx context.Context, name, op string) (unlock func(), err
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	return d.locks.lock(ctx, name, op)
+	unlock, err = d.locks.lock(ctx, name, op)
+	if what := d.underWay(name); err != nil && what != "" {
+		err = fmt.Errorf("%w: %s, for a request of before; it goes on, and the next one for the volume waits for its end", ErrBusy, what)
+	}
+	return unlock, err
 }
 
 // path is where a volume is mounted.

@@ -351,6 +351,14 @@ func (p *tap) Open(ctx context.Context, name string, mode driver.OpenMode) (h dr
 	return tappedHandle{h, p}, nil
 }
 
+func (p *tap) OpenApart(ctx context.Context, name string) (h driver.Handle, err error) {
+	err = p.call("open apart", func() (err error) { h, err = p.client.OpenApart(ctx, name); return err })
+	if err != nil {
+		return nil, err
+	}
+	return tappedHandle{h, p}, nil
+}
+
 type tappedHandle struct {
 	driver.Handle
 	tap *tap

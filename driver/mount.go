@@ -41,7 +41,10 @@ func (d *Driver) mount(ctx context.Context, name, id string) (path string, err e
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
+	return d.outlast(ctx, name, unlock, func(ctx context.Context) (string, error) { return d.mountInTurn(ctx, name, id) })
+}
+
+func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string, err error) {
 	staged := false
 	if d.refs.count(name) > 0 {
 		if staged, err = d.staged(ctx, name); err != nil {
@@ -58,6 +61,9 @@ func (d *Driver) mount(ctx context.Context, name, id string) (path string, err e
 	}
 	if path, err = d.inside(ctx, name); err != nil {
 		return "", also(err, "undo", d.withdraw(ctx, name))
+	}
+	if alone(ctx) {
+		return "", d.withdraw(ctx, name)
 	}
 	d.refs.add(name, id)
 	d.record.note(name)
@@ -237,7 +243,7 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[
 	if err != nil {
 		return err
 	}
-	if err := d.fs.Check(ctx, m.Device, fstype); err != nil {
+	if err := d.check(ctx, m, fstype); err != nil {
 		return err
 	}
 	mount := Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
@@ -245,6 +251,12 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[
 		return err
 	}
 	return d.thaw(ctx, m.Name)
+}
+
+// check repairs what can be repaired; on a large filesystem, or a slow cluster, it takes
+// minutes or hours.
+func (d *Driver) check(ctx context.Context, m Mapping, fstype string) error {
+	return d.takesLong(ctx, "checking its "+fstype, func(ctx context.Context) error { return d.fs.Check(ctx, m.Device, fstype) })
 }
 
 // encryption is how to open an image with this metadata; nil if it is not encrypted.

@@ -23,6 +23,9 @@ type Images interface {
 	// that cannot be opened as it is. Opened read-write the image has this node's
 	// control client among its watchers until Close.
 	Open(ctx context.Context, name string, mode OpenMode) (Handle, error)
+	// OpenApart opens an image read-write with a client of its own, which ends with
+	// Close: for what is to go on whatever becomes of the control client.
+	OpenApart(ctx context.Context, name string) (Handle, error)
 	// Names lists the images that can be volumes, sorted.
 	Names(ctx context.Context) ([]string, error)
 	// Purge has those images in the trash deleted whose time there is up, and

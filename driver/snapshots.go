@@ -5,11 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 )
-
-// rollbackTime bounds a roll-back, of a large volume on slow disks.
-const rollbackTime = 24 * time.Hour
 
 // Snapshots lists the snapshots of a volume, the oldest first.
 func (d *Driver) Snapshots(ctx context.Context, name string) ([]Snapshot, error) {
@@ -175,29 +171,21 @@ func (d *Driver) rollback(ctx context.Context, name, snap string) error {
 	if err != nil {
 		return err
 	}
+	_, err = d.outlast(ctx, name, unlock, func(ctx context.Context) (string, error) { return "", d.rollbackInTurn(ctx, name, snap) })
+	return err
+}
+
+func (d *Driver) rollbackInTurn(ctx context.Context, name, snap string) error {
 	l, err := d.mayGoBack(ctx, name, snap)
 	if err != nil {
-		unlock()
 		return err
 	}
-	done := make(chan error, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
-		defer cancel()
-		err := Survive(func() error { return d.goBack(ctx, l, snap) })
-		if !errors.Is(err, ErrUnavailable) { // else it may go on: the guard stays, and its next taker fences us first
-			err = d.unguard(ctx, l, err)
-		}
-		d.closeHandle(ctx, l)
-		unlock()
-		done <- err
-	}()
-	select {
-	case err := <-done:
+	defer func() { d.closeHandle(ctx, l) }()
+	err = d.takesLong(ctx, "going back to snapshot "+snap, func(ctx context.Context) error { return d.goBack(ctx, l, snap) })
+	if errors.Is(err, ErrUnavailable) { // it may go on: the guard stays, and its next taker fences us first
 		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%w: it goes on; who wants the volume, or asks for this again, waits for its end", ErrBusy)
 	}
+	return d.unguard(ctx, l, err)
 }
 
 // unguard gives the guard of a lease back, after what may have been an error.
@@ -225,13 +213,33 @@ func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*lease, erro
 	case flag(meta, metaReadOnly):
 		err = fmt.Errorf("%w: it is read-only, and may be mounted on any node", ErrInvalid)
 	default:
-		err = d.swap(ctx, l, guardMapped, l.Client())
+		err = d.apart(ctx, l)
 	}
 	if err != nil {
 		defer d.closeHandle(ctx, l)
 		return nil, d.unguard(ctx, l, err)
 	}
 	return l, nil
+}
+
+// apart has a client of its own write under a lease. The control client is fenced
+// together with a call of any other volume that was left unfinished.
+func (d *Driver) apart(ctx context.Context, l *lease) error {
+	h, err := d.images.OpenApart(ctx, l.Image().Name)
+	if err != nil {
+		return err
+	}
+	if h.Image().ID != l.Image().ID {
+		d.closeHandle(ctx, h)
+		return fmt.Errorf("%w: the image was replaced meanwhile", ErrInUse)
+	}
+	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
+		d.closeHandle(ctx, h)
+		return err
+	}
+	d.closeHandle(ctx, l)
+	l.Handle = h
+	return nil
 }
 
 // goBack leaves a note for as long as the image has content of two times.

@@ -25,6 +25,7 @@ type handle struct {
 
 	calls  sync.WaitGroup
 	closed sync.Once
+	apart  bool // the pool is this handle's alone
 }
 
 // Open opens an image; see driver.Images.
@@ -60,6 +61,18 @@ func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (dri
 		return nil, err
 	}
 	return h, nil
+}
+
+// OpenApart opens an image on a connection of its own; see driver.Images.
+func (p *Pool) OpenApart(ctx context.Context, name string) (driver.Handle, error) {
+	own := New(p.cfg)
+	opened, err := own.Open(ctx, name, driver.ReadWrite)
+	if err != nil {
+		own.Close()
+		return nil, err
+	}
+	opened.(*handle).apart = true
+	return opened, nil
 }
 
 func (h *handle) open(name string, mode driver.OpenMode) (err error) {
@@ -278,4 +291,7 @@ func (h *handle) free() {
 	}
 	h.pool.put(h.client)
 	h.pool.images.free()
+	if h.apart {
+		h.pool.Close()
+	}
 }

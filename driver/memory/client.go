@@ -162,6 +162,12 @@ func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (d
 	return &handle{client: c, image: i, mode: mode}, nil
 }
 
+// OpenApart opens an image; see driver.Images.
+func (c *Client) OpenApart(ctx context.Context, name string) (driver.Handle, error) {
+	ip, _, _ := strings.Cut(c.addr, ":0/")
+	return c.cluster.Connect(ip).Open(ctx, name, driver.ReadWrite)
+}
+
 // Load reads a record; see driver.Records.
 func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version, error) {
 	leave, err := c.enter(ctx)

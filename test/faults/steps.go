@@ -57,6 +57,17 @@ func (w images) Open(ctx context.Context, a0 string, a1 driver.OpenMode) (r0 dri
 	return r0, err
 }
 
+func (w images) OpenApart(ctx context.Context, a0 string) (r0 driver.Handle, err error) {
+	err = w.step(ctx, "Images.OpenApart", func() (err error) {
+		r0, err = w.Images.OpenApart(ctx, a0)
+		return err
+	})
+	if err == nil {
+		r0 = &handle{r0, w.step}
+	}
+	return r0, err
+}
+
 func (w images) Names(ctx context.Context) (r0 []string, err error) {
 	err = w.step(ctx, "Images.Names", func() (err error) {
 		r0, err = w.Images.Names(ctx)

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -91,32 +90,6 @@ func (f FS) reachesHost(path string) error {
 			driver.ErrHidden, path, f.HostMounts)
 	}
 	return nil
-}
-
-// Sound reads the mount table and opens the root; see driver.Filesystem. After an
-// error ext4 and btrfs become read-only (ext4 from Linux 6.12 on: emergency_ro);
-// xfs shuts down, and an ext4 whose device has gone: to open is then EIO.
-func (f FS) Sound(ctx context.Context, m driver.Mount) error {
-	return driver.Within(ctx, "look at "+m.Path, func() error {
-		here, err := mountedAt(m.Path)
-		if err != nil || here == nil {
-			return err
-		}
-		asked := strings.Split(here.Options, ",") // of the mount; what errors do shows in those of the filesystem
-		for _, o := range strings.Split(here.VFSOptions, ",") {
-			if o == "emergency_ro" || o == "shutdown" || o == "ro" && !slices.Contains(asked, "ro") {
-				return fmt.Errorf("%w: errors have made the filesystem on %s read-only (%s)", driver.ErrContent, m.Device, o)
-			}
-		}
-		root, err := os.Open(m.Path)
-		if errors.Is(err, unix.EIO) {
-			return fmt.Errorf("%w: errors have shut down the filesystem on %s", driver.ErrContent, m.Device)
-		}
-		if err == nil {
-			_ = root.Close()
-		}
-		return err
-	})
 }
 
 // Reaches mounts an empty tmpfs for a moment; see driver.Filesystem.

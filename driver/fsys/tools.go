@@ -63,8 +63,11 @@ func (f FS) Probe(ctx context.Context, device string) (string, error) {
 		}
 		return "", fmt.Errorf("%w: no filesystem is recognised on %s", driver.ErrContent, device)
 	}
-	if err != nil {
+	if exit != nil && exit.Exited() {
 		return "", fmt.Errorf("%w: %w", driver.ErrContent, err)
+	}
+	if err != nil { // stopped, it has said nothing of the device
+		return "", err
 	}
 	found := map[string]string{}
 	for line := range strings.Lines(string(out)) {
@@ -101,46 +104,87 @@ func (f FS) Check(ctx context.Context, device, fstype string) error {
 	if busy, err := inUse(device); err != nil || busy {
 		return err
 	}
-	ok := false
-	if err := driver.Within(ctx, "read "+device, func() (err error) { ok, err = inOrder(device); return err }); err != nil || ok {
+	found := make(chan condition, 1)
+	if err := driver.Within(ctx, "read "+device, func() error {
+		c, err := conditionOf(device)
+		found <- c
+		return err
+	}); err != nil {
 		return err
 	}
-	_, err := run(ctx, "e2fsck", "-p", device)
+	args := []string{"e2fsck", "-p", device}
+	switch <-found {
+	case inOrder:
+		return nil
+	case counted: // without -f it calls this one clean, and leaves the count
+		args = []string{"e2fsck", "-p", "-f", device}
+	}
+	_, err := run(ctx, args...)
+	return checked(err)
+}
+
+// checked reads how e2fsck -p ended. Only its own exit code tells that it has
+// looked at all: 1 and 2, errors were corrected; 4, some were left, for a human. Of
+// one that was stopped, that found no memory or could not read, nothing follows for
+// the filesystem, corrected or damaged.
+func checked(err error) error {
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() <= 3 { // errors were corrected
+	if !errors.As(err, &exit) || !exit.Exited() {
+		return err
+	}
+	const corrected, left, failed = 1 | 2, 4, 8 | 16 | 32 | 128
+	switch code := exit.ExitCode(); {
+	case code&failed != 0:
+		return err
+	case code&left != 0:
+		return fmt.Errorf("%w; %s", err, damaged)
+	case code&^corrected == 0:
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("%w; %s", err, damaged)
-	}
-	return nil
+	return err
 }
 
 const damaged = "the filesystem is damaged: map the image by hand on a node where it is not in use and run e2fsck"
 
-// inOrder tells whether e2fsck -p would do nothing: unmounted, no error noted,
+// condition is how an ext4 was left.
+type condition int
+
+const (
+	doubtful condition = iota // to be checked
+	inOrder
+	counted // in order, but for a count of errors that nobody has taken away
+)
+
+// conditionOf tells whether e2fsck -p would do nothing: unmounted, no error noted,
 // no journal to replay, no check wanted after so many mounts or days. What it
 // looks at besides, the group descriptors and the journal's inode, the kernel
 // looks at when it mounts. Most mounts are of this kind, and reading the
 // superblock (Linux, fs/ext4/ext4.h) takes no process.
-func inOrder(device string) (bool, error) {
+func conditionOf(device string) (condition, error) {
 	file, err := os.Open(device)
 	if err != nil {
-		return false, err
+		return doubtful, err
 	}
 	defer func() { _ = file.Close() }()
 	super := make([]byte, 1024)
 	if _, err := file.ReadAt(super, 1024); err != nil {
-		return false, &os.PathError{Op: "read the superblock", Path: device, Err: err}
+		return doubtful, &os.PathError{Op: "read the superblock", Path: device, Err: err}
 	}
 	short := func(at int) uint16 { return binary.LittleEndian.Uint16(super[at:]) }
+	long := func(at int) uint32 { return binary.LittleEndian.Uint32(super[at:]) }
 	const (
-		maxMounts, magic, state, checkInterval, incompat = 0x36, 0x38, 0x3a, 0x44, 0x60
+		maxMounts, magic, state, checkInterval, incompat, errorCount = 0x36, 0x38, 0x3a, 0x44, 0x60, 0x194
 
 		valid, needsRecovery = 1, 4
 	)
-	return short(magic) == 0xef53 && short(state) == valid && short(incompat)&needsRecovery == 0 &&
-		int16(short(maxMounts)) <= 0 && binary.LittleEndian.Uint32(super[checkInterval:]) == 0, nil
+	switch {
+	case short(magic) != 0xef53 || short(state) != valid || short(incompat)&needsRecovery != 0 ||
+		int16(short(maxMounts)) > 0 || long(checkInterval) != 0:
+		return doubtful, nil
+	case long(errorCount) != 0:
+		return counted, nil
+	}
+	return inOrder, nil
 }
 
 // inUse tells whether a filesystem of the device is mounted, wherever: the
@@ -168,8 +212,10 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: stopped: %w", args[0], ctx.Err())
 		}
-		said := oneLine(append(errs.Bytes(), out.Bytes()...))
-		return nil, fmt.Errorf("%s: %w: %s", args[0], err, said)
+		if said := oneLine(append(errs.Bytes(), out.Bytes()...)); said != "" {
+			err = fmt.Errorf("%w: %s", err, said)
+		}
+		return nil, fmt.Errorf("%s: %w", args[0], err)
 	}
 	return out.Bytes(), nil
 }

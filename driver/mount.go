@@ -289,8 +289,12 @@ func (d *Driver) detachStale(ctx context.Context, name string) error {
 }
 
 // mountOptions: the volume's own, or the setting if it is meant for this
-// filesystem, or the built-in ones.
+// filesystem, or the built-in ones; and what the filesystem needs.
 func (d *Driver) mountOptions(meta map[string]string, fstype string) string {
+	return withNeeds(fstype, d.wantedOptions(meta, fstype))
+}
+
+func (d *Driver) wantedOptions(meta map[string]string, fstype string) string {
 	if own := meta[metaMountOptions]; own != "" {
 		return own
 	}

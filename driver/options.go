@@ -56,12 +56,20 @@ var BuiltinDefaults = map[string]string{
 }
 
 // DefaultMountOptions are those of a volume of a filesystem for which no
-// setting was made. nouuid: xfs refuses a clone, or the dead remains of a lost
-// mapping still mounted somewhere, for bearing the same UUID.
+// setting was made.
 var DefaultMountOptions = map[string]string{
 	"ext4":  "noatime,errors=remount-ro",
 	"xfs":   "noatime,nouuid",
 	"btrfs": "noatime",
+}
+
+// neededOptions are among the mount options of every volume, whatever its own are.
+// errors=remount-ro: what the superblock says may be that the node panics, or that
+// the filesystem goes on. nouuid: xfs refuses a clone, or the dead remains of a lost
+// mapping still mounted somewhere, for bearing the same UUID.
+var neededOptions = map[string]string{
+	"ext2": "errors=remount-ro", "ext3": "errors=remount-ro", "ext4": "errors=remount-ro",
+	"xfs": "nouuid",
 }
 
 // minSize is what mkfs of e2fsprogs 1.47, xfsprogs 6.13 and btrfs-progs 6.14

@@ -239,13 +239,20 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 		{"xfs, nothing set", nil, "", "xfs", "noatime,nouuid"},
 		{"btrfs, nothing set", nil, "", "btrfs", "noatime"},
 		{"another one's volume", nil, "", "f2fs", ""},
-		{"setting for ext4 on ext4", opts{OptMountOptions: "--options=data=journal"}, "", "ext4", "data=journal"},
+		{"an older ext", nil, "", "ext3", "errors=remount-ro"},
+		{"setting for ext4 on ext4", opts{OptMountOptions: "--options=data=journal"}, "", "ext4", "data=journal,errors=remount-ro"},
 		{"setting for ext4 on xfs", opts{OptMountOptions: "data=journal"}, "", "xfs", "noatime,nouuid"},
 		{"setting for ext4 on btrfs", opts{OptFSType: "ext4", OptMountOptions: "data=journal"}, "", "btrfs", "noatime"},
 		{"setting for xfs on xfs", opts{OptFSType: "xfs", OptMountOptions: "nouuid"}, "", "xfs", "nouuid"},
 		{"setting for xfs on ext4", opts{OptFSType: "xfs", OptMountOptions: "nouuid"}, "", "ext4", "noatime,errors=remount-ro"},
-		{"the volume's own come first", opts{OptMountOptions: "data=journal"}, "discard", "ext4", "discard"},
-		{"the volume's own on another filesystem", opts{OptMountOptions: "data=journal"}, "discard", "xfs", "discard"},
+		{"the volume's own come first", opts{OptMountOptions: "data=journal"}, "discard", "ext4", "discard,errors=remount-ro"},
+		{"the volume's own on another filesystem", opts{OptMountOptions: "data=journal"}, "discard", "xfs", "discard,nouuid"},
+		{"no words", nil, ",", "xfs", "nouuid"},
+		{"errors that would go on", nil, "errors=continue,discard", "ext4", "discard,errors=remount-ro"},
+		{"errors that would end the node, in the setting", opts{OptMountOptions: "errors=panic"}, "", "ext4", "errors=remount-ro"},
+		{"what is needed is said already", nil, "errors=remount-ro,discard", "ext4", "errors=remount-ro,discard"},
+		{"said more than once", nil, "errors=remount-ro,errors=panic", "ext4", "errors=remount-ro"},
+		{"xfs by itself", nil, "nouuid,discard", "xfs", "nouuid,discard"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			d := &Driver{defaults: row.defaults}

@@ -76,7 +76,7 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 	c, one, two := origin(t)
 	one.create("x", map[string]string{"from": "v", "readonly": "true"})
 	one.mount("x", "1")
-	if m, _ := one.mountOf("x"); !strings.HasSuffix(m.Options, "noatime,commit=9,ro") {
+	if m, _ := one.mountOf("x"); !strings.HasSuffix(m.Options, "noatime,commit=9,errors=remount-ro,ro") {
 		t.Errorf("mounted with %s", m.Options)
 	}
 	one.unmount("x", "1")

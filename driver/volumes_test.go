@@ -519,7 +519,7 @@ func TestAMountThatDockerGaveUpIsUndone(t *testing.T) {
 func TestMountOptions(t *testing.T) {
 	c := memory.NewCluster()
 	for name, want := range map[string]string{
-		"plain ext4": "noatime,errors=remount-ro", "plain xfs": "noatime,nouuid", "own": "discard",
+		"plain ext4": "noatime,errors=remount-ro", "plain xfs": "noatime,nouuid", "own": "discard,errors=remount-ro",
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, c, "one", "10.0.0.1")

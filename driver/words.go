@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -36,6 +37,23 @@ func parseMountOptions(option, value string) (string, error) {
 		}
 	}
 	return v, nil
+}
+
+// withNeeds adds to the mount options of a volume what its filesystem needs. Of an
+// option that takes a value the one needed is the only one.
+func withNeeds(fstype, options string) string {
+	need := neededOptions[fstype]
+	if need == "" {
+		return options
+	}
+	name, _, _ := strings.Cut(need, "=")
+	words := slices.DeleteFunc(strings.Split(options, ","), func(o string) bool {
+		return o == "" || o != need && strings.HasPrefix(o, name+"=")
+	})
+	if !slices.Contains(words, need) {
+		words = append(words, need)
+	}
+	return strings.Join(words, ",")
 }
 
 // checkText is for what people write for people, in any alphabet.

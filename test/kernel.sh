@@ -3,6 +3,8 @@
 #
 # Usage: test/kernel.sh DIR    (root; needs busybox-static and kmod, see test/deps.sh)
 #
+# KERNEL_SUITE     of which Debian; without it this machine's own. trixie has 6.12.
+#
 # DIR is then a link to vmlinuz, initrd and modules/lib/modules/VERSION, which are cached in
 # ${XDG_CACHE_HOME:-~/.cache}/docker-volume-rbd; delete them there to have them made anew.
 #
@@ -28,19 +30,36 @@ trap 'exit 143' TERM
 # What the guest needs before it has the host's files.
 early=(virtio_pci 9p 9pnet_virtio overlay)
 
+# apt is the packages of this machine, or those of another suite, from the mirror that this machine has its own from.
+apt=(-q)
+if [[ ${KERNEL_SUITE-} ]]; then
+	# shellcheck disable=SC2016 # it is for apt
+	mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m 1 '/debian/\?$')
+	mkdir -p "$tmp/lists" "$tmp/cache"
+	echo "deb ${mirror%/} $KERNEL_SUITE main" >"$tmp/sources.list"
+	: >"$tmp/status"
+	apt+=(-o "Dir::Etc::SourceList=$tmp/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$tmp/lists"
+		-o "Dir::State::Status=$tmp/status" -o "Dir::Cache=$tmp/cache" -o APT::Sandbox::User=root)
+	apt-get "${apt[@]}" update >"$tmp/log" 2>&1 || {
+		tail -n 20 "$tmp/log" >&2
+		die "apt-get update for $KERNEL_SUITE failed, see above"
+	}
+fi
+
 meta=linux-image-$(dpkg --print-architecture)
-package=$(apt-cache depends "$meta" | awk '$1 == "Depends:" { print $2; exit }')
+package=$(apt-cache "${apt[@]}" depends "$meta" | awk '$1 == "Depends:" { print $2; exit }')
 [[ $package ]] || die "Debian has no package $meta, or apt knows none: run apt-get update"
 release=${package#linux-image-}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/docker-volume-rbd/$package
 
 if [[ ! -e $cache/modules ]]; then
 	echo "==> fetching $package (once)"
-	(cd "$tmp" && apt-get -q download "$package") >"$tmp/log" 2>&1 || {
+	(cd "$tmp" && apt-get "${apt[@]}" download "$package") >"$tmp/log" 2>&1 || {
 		tail -n 20 "$tmp/log" >&2
 		die "apt-get download $package failed, see above"
 	}
 	dpkg-deb -x "$tmp/$package"_*.deb "$tmp/unpacked"
+	[[ -e $tmp/unpacked/lib ]] || ln -s usr/lib "$tmp/unpacked/lib" # from trixie on, and depmod looks there
 	depmod -b "$tmp/unpacked" "$release"
 	rm -rf "$cache"
 	mkdir -p "$cache"
@@ -57,7 +76,12 @@ initrd() {
 	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$tmp/early"
 	while read -r module; do
 		cp "$module" "$root/"
-		basename "$module"
+		module=$(basename "$module")
+		if [[ $module == *.xz ]]; then # from trixie on; the guest's insmod cannot
+			busybox unxz "$root/$module"
+			module=${module%.xz}
+		fi
+		echo "$module"
 	done <"$tmp/early" >"$root/early"
 	cat >"$root/init" <<-'END'
 		#!/bin/busybox sh

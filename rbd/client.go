@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -74,11 +73,14 @@ func (cfg Config) WithDefaults() Config {
 	return cfg
 }
 
-// client is one connection to the cluster: one address, one entry for a fence.
+// client is one connection to the cluster: one address, one entry for a fence. Who
+// has not counted itself among its users may not touch conn: librados would go
+// through memory that is free.
 type client struct {
 	conn    *rados.Conn
 	addr    string
-	users   int // calls and open images; shut down when retired and 0
+	mons    string // as monitorsOf; noted, as the connection may not be asked any more when that is wanted
+	users   int    // calls and open images; shut down when retired and 0
 	retired bool
 	checked map[driver.Place]bool // namespaces that are there
 }
@@ -88,69 +90,6 @@ type dial struct {
 	done  chan struct{}
 	err   error
 	waits string // what for, as long as it is not done
-}
-
-// timeouts bound what hangs inside librados, so that a thread left behind by a
-// call comes back in the end. The admin socket goes: its thread dies of
-// SIGPIPE in a Go process, and nobody looks at it.
-var timeouts = map[string]string{
-	"client_mount_timeout": "10",
-	"rados_mon_op_timeout": "20",
-	"rados_osd_op_timeout": "30",
-	"admin_socket":         "",
-}
-
-// Connect makes a connection as the configuration says; options come on top.
-// The caller shuts it down.
-func Connect(cfg Config, options map[string]string) (*rados.Conn, error) {
-	conn, err := newConn(cfg, options)
-	if err != nil {
-		return nil, err
-	}
-	return conn, greet(conn, cfg)
-}
-
-// greet finds a monitor that accepts the key.
-func greet(conn *rados.Conn, cfg Config) error {
-	err := conn.Connect()
-	if err == nil {
-		return nil
-	}
-	user := strings.TrimPrefix(cfg.User, "client.")
-	switch errno(err) {
-	case syscall.ENOENT:
-		return fmt.Errorf("connect as client.%s: no key found (%w); put its keyring beside %s", user, err, cfg.ConfFile)
-	case syscall.EACCES, syscall.EPERM:
-		return fmt.Errorf("connect as client.%s: the cluster does not accept the key (%w)", user, err)
-	case syscall.ETIMEDOUT:
-		return fmt.Errorf("connect as client.%s: %s (%w)", user, noMonitor(conn), err)
-	}
-	return fmt.Errorf("connect as client.%s: %w", user, err)
-}
-
-func newConn(cfg Config, options map[string]string) (*rados.Conn, error) {
-	user := strings.TrimPrefix(cfg.User, "client.")
-	conn, err := rados.NewConnWithClusterAndUser(cfg.Cluster, "client."+user)
-	if err != nil {
-		return nil, fmt.Errorf("ceph client %s: %w", cfg.User, err)
-	}
-	if err := conn.ReadConfigFile(cfg.ConfFile); err != nil {
-		return nil, fmt.Errorf("read %s: %w (is /etc/ceph of the host there?)", cfg.ConfFile, err)
-	}
-	set := func(option, value string) {
-		if err == nil {
-			if err = conn.SetConfigOption(option, value); err != nil {
-				err = fmt.Errorf("ceph option %s=%s: %w", option, value, err)
-			}
-		}
-	}
-	if cfg.Keyring != "" {
-		set("keyring", cfg.Keyring)
-	}
-	for option, value := range options {
-		set(option, value)
-	}
-	return conn, err
 }
 
 // get returns the current client, connecting if there is none.
@@ -188,13 +127,15 @@ func (p *Pool) connect(d *dial) {
 		d.waits = what
 	}
 	conn, err := newConn(p.cfg, timeouts)
+	mons := ""
 	if err == nil {
-		waits(noMonitor(conn))
+		mons = monitorsOf(conn)
+		waits(noMonitor(mons))
 		err = greet(conn, p.cfg)
 	}
 	var c *client
 	if err == nil {
-		c = &client{conn: conn, checked: map[driver.Place]bool{}}
+		c = &client{conn: conn, mons: mons, checked: map[driver.Place]bool{}}
 		if c.addr, err = conn.GetAddrs(); err != nil {
 			conn.Shutdown()
 		}

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/ceph/go-ceph/rados"
 )
 
 // diagnosis is a question to the monitors. One at a time is under way, as it may
@@ -28,7 +26,7 @@ func (p *Pool) diagnose(c *client) string {
 	case <-d.done:
 		return d.said
 	case <-time.After(time.Until(d.until)):
-		return noMonitor(c.conn)
+		return noMonitor(c.mons)
 	}
 }
 
@@ -71,13 +69,4 @@ func health(answer []byte) string {
 	}
 	slices.Sort(lines)
 	return strings.TrimSuffix(h.Status+": "+strings.Join(lines, "; "), ": ")
-}
-
-// noMonitor tells where ceph.conf says that the monitors are.
-func noMonitor(conn *rados.Conn) string {
-	where := "ceph.conf names none"
-	if hosts, err := conn.GetConfigOption("mon_host"); err == nil && hosts != "" {
-		where = "mon_host = " + hosts
-	}
-	return "no monitor answers (" + where + "); is this node's network up, is ceph running?"
 }

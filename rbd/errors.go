@@ -18,7 +18,8 @@ func errno(err error) syscall.Errno {
 	return syscall.Errno(max(code, -code))
 }
 
-// translate turns an error of go-ceph into the driver's words.
+// translate turns an error of go-ceph into the driver's words. Of a record that was
+// changed by somebody else says only what writes records; see Pool.write.
 func translate(what string, err error) error {
 	if err == nil {
 		return nil
@@ -31,8 +32,8 @@ func translate(what string, err error) error {
 		kind = driver.ErrExists
 	case syscall.EBUSY, syscall.ENOTEMPTY:
 		kind = driver.ErrBusy
-	case syscall.ERANGE, syscall.EOVERFLOW:
-		kind = driver.ErrLost
+	case syscall.ERANGE: // go-ceph's buffers have an end; only for a record it means that somebody was faster
+		return fmt.Errorf("%s: it is too large to be read (%w)", what, err)
 	case syscall.EACCES, syscall.EPERM:
 		return fmt.Errorf("%s: %w (%w); the README lists the caps it needs", what, driver.ErrDenied, err)
 	case syscall.ENOSPC, syscall.EDQUOT:

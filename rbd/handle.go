@@ -186,6 +186,9 @@ func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
 	meta := map[string]string{}
 	err := h.call(ctx, "read metadata", reads, func() error {
 		all, err := h.img.ListMetadata()
+		if errno(err) == syscall.ERANGE {
+			return fmt.Errorf("%w; all of an image's metadata may have 256 KiB: see rbd image-meta list %s, and take away what is not needed", err, h.spec())
+		}
 		for key, value := range all {
 			if key, ours := strings.CutPrefix(key, prefix); ours {
 				meta[key] = value

@@ -1,11 +1,9 @@
 package rbd
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/ceph/go-ceph/rados"
@@ -42,13 +40,8 @@ func (p *Pool) Kernel(ctx context.Context) (k Kernel, err error) {
 		if err != nil {
 			return err
 		}
-		files, err := c.conn.GetConfigOption("keyring")
-		if err != nil {
-			return err
-		}
-		user := strings.TrimPrefix(p.cfg.User, "client.")
-		key, err := keyOf("client."+user, strings.FieldsFunc(files, func(r rune) bool { return r == ',' || r == ' ' }))
-		k = Kernel{V1: v1, V2: v2, Key: key, User: user}
+		key, err := keyOf(p.cfg.client(), c.conn.GetConfigOption)
+		k = Kernel{V1: v1, V2: v2, Key: key, User: strings.TrimPrefix(p.cfg.User, "client.")}
 		return err
 	})
 	if err != nil {
@@ -119,34 +112,4 @@ func monitors(dump []byte) (v1, v2 []string, err error) {
 		}
 	}
 	return v1, v2, nil
-}
-
-// keyOf finds a user's key in the first keyring that has it.
-func keyOf(user string, files []string) (string, error) {
-	for _, path := range files {
-		file, err := os.Open(path)
-		if err != nil {
-			continue // Ceph's default names four files, of which one exists
-		}
-		key, err := keyIn(user, bufio.NewScanner(file))
-		_ = file.Close()
-		if err != nil || key != "" {
-			return key, err
-		}
-	}
-	return "", fmt.Errorf("no key of %s in %s", user, strings.Join(files, ", "))
-}
-
-func keyIn(user string, lines *bufio.Scanner) (key string, err error) {
-	section := ""
-	for lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		if strings.HasPrefix(line, "[") {
-			section = strings.Trim(line, "[]")
-		}
-		if name, value, ok := strings.Cut(line, "="); ok && section == user && strings.TrimSpace(name) == "key" {
-			key = strings.TrimSpace(value)
-		}
-	}
-	return key, lines.Err()
 }

@@ -87,17 +87,27 @@ func TestParseKeyrings(t *testing.T) {
 		{"comments", []string{comment}, docker},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := keyOf("client.docker", row.files)
+			got, err := keyOf("client.docker", keyrings(row.files))
 			if err != nil || got != row.want {
 				t.Errorf("got %q, %v; want %q", got, err, row.want)
 			}
 		})
 	}
 	for _, files := range [][]string{nil, {missing}, {stranger}, {stranger, capsOnly}} {
-		got, err := keyOf("client.docker", files)
+		got, err := keyOf("client.docker", keyrings(files))
 		if err == nil || !strings.Contains(err.Error(), "client.docker") || strings.Contains(err.Error(), admin) {
 			t.Errorf("%q: got %q, %v", files, got, err)
 		}
+	}
+}
+
+// keyrings are options that name these files.
+func keyrings(files []string) func(string) (string, error) {
+	return func(option string) (string, error) {
+		if option == "keyring" {
+			return strings.Join(files, ","), nil
+		}
+		return "", nil
 	}
 }
 
@@ -185,8 +195,9 @@ func TestTranslateErrorNumbers(t *testing.T) {
 		{"EEXIST", coded(-int(syscall.EEXIST)), driver.ErrExists, false},
 		{"EBUSY: it has watchers", coded(-int(syscall.EBUSY)), driver.ErrBusy, false},
 		{"ENOTEMPTY: it has snapshots", coded(-int(syscall.ENOTEMPTY)), driver.ErrBusy, false},
-		{"ERANGE: the version asserted is too old", coded(-int(syscall.ERANGE)), driver.ErrLost, false},
-		{"EOVERFLOW: the version asserted is too new", coded(-int(syscall.EOVERFLOW)), driver.ErrLost, false},
+		{"ERANGE: a buffer was too small", coded(-int(syscall.ERANGE)), nil, false}, // of a record: see the contract of Records
+		{"EOVERFLOW", coded(-int(syscall.EOVERFLOW)), nil, false},
+		{"ESTALE", coded(-int(syscall.ESTALE)), nil, false},
 		{"EACCES", coded(-int(syscall.EACCES)), driver.ErrUnavailable, false},
 		{"EPERM", coded(-int(syscall.EPERM)), driver.ErrUnavailable, false},
 		{"ETIMEDOUT", coded(-int(syscall.ETIMEDOUT)), driver.ErrUnavailable, false},

@@ -94,7 +94,8 @@ func (m *Mapper) lock(ctx context.Context, found device, force bool) error {
 	if lookErr != nil {
 		return lookErr
 	}
-	if plains[found.number] != "" && err != nil && !force {
+	var exit *exec.ExitError
+	if plains[found.number] != "" && errors.As(err, &exit) && exit.Exited() && !force { // one that was stopped has not found it busy
 		return fmt.Errorf("%s is %w: a container or another process has it open (%w)", found.Device, driver.ErrBusy, err)
 	}
 	return err
@@ -108,7 +109,10 @@ func (m *Mapper) growPlain(ctx context.Context, number string, size uint64) erro
 	if known == size {
 		return nil
 	}
-	if err := cryptsetup(ctx, nil, "resize", cryptName(number)); err != nil {
+	err := driver.Within(ctx, "resize the encrypted image (cryptsetup)", func() error {
+		return cryptsetup(ctx, nil, "resize", cryptName(number))
+	})
+	if err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -128,8 +132,13 @@ func cryptsetup(ctx context.Context, passphrase []byte, args ...string) error {
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "DM_DISABLE_UDEV=1"}
 	cmd.Stdin = bytes.NewReader(passphrase)
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("cryptsetup %s: %w: %s", args[0], err, strings.Join(strings.Fields(string(out)), " "))
+	switch said := strings.Join(strings.Fields(string(out)), " "); {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil: // it was killed
+		return fmt.Errorf("cryptsetup %s: stopped: %w", args[0], ctx.Err())
+	case said != "":
+		err = fmt.Errorf("%w: %s", err, said)
 	}
-	return nil
+	return fmt.Errorf("cryptsetup %s: %w", args[0], err)
 }

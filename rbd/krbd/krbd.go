@@ -40,8 +40,8 @@ type Mapper struct {
 	Kmsg      string // "" = /dev/kmsg
 
 	mu       sync.Mutex
-	underway map[string]chan struct{} // by key: calls that the kernel has not ended, even if their requests have
-	grown    map[string]uint64        // by number: the size for which the plain text of an encrypted device was made larger
+	underway map[string]*underway // by key: calls that have not ended, even if their requests have
+	grown    map[string]uint64    // by number: the size for which the plain text of an encrypted device was made larger
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
@@ -72,40 +72,6 @@ func (m *Mapper) sys(path ...string) string {
 	return filepath.Join(append([]string{or(m.Sys, sysfs)}, path...)...)
 }
 
-// alone runs a call of the kernel's when no other is under way for the same
-// image. The caller waits no longer than its context lasts. The call itself
-// cannot be ended: it goes on, and the next one for this image waits for it.
-func (m *Mapper) alone(ctx context.Context, key, what string, call func() error) error {
-	done := make(chan struct{})
-	for {
-		m.mu.Lock()
-		before := m.underway[key]
-		if before == nil {
-			if m.underway == nil {
-				m.underway = map[string]chan struct{}{}
-			}
-			m.underway[key] = done
-			m.mu.Unlock()
-			break
-		}
-		m.mu.Unlock()
-		select {
-		case <-before:
-		case <-ctx.Done():
-			return fmt.Errorf("%s: the kernel has not ended an earlier call for this image: %w", what, ctx.Err())
-		}
-	}
-	return driver.Within(ctx, what, func() error {
-		defer func() {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			delete(m.underway, key)
-			close(done)
-		}()
-		return call()
-	})
-}
-
 // Map writes to sysfs; see driver.Mapper.
 func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
 	if image.Snap != "" {
@@ -121,13 +87,15 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 			return driver.Mapping{}, err
 		}
 		answer := make(chan device, 1)
-		err = m.alone(ctx, image.Key(), "map in the kernel", func() error {
+		err = m.alone(ctx, image.Key(), "map in the kernel", func(u *underway) error {
 			found, ok, err := m.find(ctx, image.Key())
 			if err == nil && !ok && !mapped {
 				found, err = m.add(ctx, image, call)
 			}
 			if err == nil && found.number != "" {
+				u.at("open the encrypted image (cryptsetup)")
 				if err = m.unlock(ctx, &found, image.Encryption); err != nil && !ok {
+					u.at("unmap in the kernel")
 					err = errors.Join(err, m.removeDevice(found, ""))
 				}
 			}
@@ -230,14 +198,17 @@ func (m *Mapper) Drop(ctx context.Context, key string) error {
 }
 
 func (m *Mapper) remove(ctx context.Context, key, force string) error {
-	return m.alone(ctx, key, "unmap in the kernel", func() error {
+	const unmap = "unmap in the kernel"
+	return m.alone(ctx, key, unmap, func(u *underway) error {
 		found, ok, err := m.find(ctx, key)
 		if err != nil || !ok {
 			return err
 		}
+		u.at("close the encrypted image (cryptsetup)")
 		if err := m.lock(ctx, found, force != ""); err != nil {
 			return err
 		}
+		u.at(unmap)
 		return m.removeDevice(found, force)
 	})
 }

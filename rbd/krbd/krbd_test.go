@@ -452,7 +452,7 @@ func TestACallThatHangsOutlivesItsRequestAlone(t *testing.T) {
 		"unmap": m.Unmap(short, image.ID), "drop": m.Drop(short, image.ID),
 		"map": func() error { _, err := m.Map(short, image, driver.ReadWrite); return err }(),
 	} {
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the kernel has not ended an earlier call for this image") {
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "an earlier call for this image has not ended (unmap in the kernel)") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

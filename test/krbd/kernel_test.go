@@ -150,7 +150,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 			}
 			short, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			if err := m.Unmap(short, image.ID); err == nil || !strings.Contains(err.Error(), "the kernel has not ended an earlier call") {
+			if err := m.Unmap(short, image.ID); err == nil || !strings.Contains(err.Error(), "an earlier call for this image has not ended (map in the kernel)") {
 				t.Errorf("unmap meanwhile: %v", err)
 			}
 			atIt := func() bool {

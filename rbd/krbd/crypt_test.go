@@ -1,0 +1,84 @@
+package krbd
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// cryptsetupIs puts a script in the place of cryptsetup.
+func cryptsetupIs(t *testing.T, script string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "cryptsetup"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// plainText adds the device with the plain text of rbd3.
+func plainText(t *testing.T, m *Mapper) {
+	t.Helper()
+	m.Block = t.TempDir()
+	dm := filepath.Join(m.Block, "dm-0", "dm")
+	if err := errors.Join(os.MkdirAll(dm, 0o755), os.WriteFile(filepath.Join(dm, "name"), []byte(cryptName("3")+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTimeThatCryptsetupTookIsNotTheKernels(t *testing.T) {
+	image := driver.Image{Name: "db1", ID: "5e4a6b8b4567", Encryption: &driver.Encryption{Format: "luks2", Passphrase: []byte("x")}}
+	for _, row := range []struct {
+		name string
+		do   func(ctx context.Context, m *Mapper) error
+		says string
+	}{
+		{"map", func(ctx context.Context, m *Mapper) error {
+			m.Block = t.TempDir()
+			_, err := m.Map(ctx, image, driver.ReadWrite)
+			return err
+		}, "open the encrypted image (cryptsetup) has not ended in time"},
+		{"unmap", func(ctx context.Context, m *Mapper) error {
+			plainText(t, m)
+			return m.Unmap(ctx, image.ID)
+		}, "close the encrypted image (cryptsetup) has not ended in time"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			tr := newTree(t, "remove")
+			tr.device("3", nil)
+			m := tr.mapper()
+			cryptsetupIs(t, "trap '' TERM; while :; do sleep 0.2; done >/dev/null 2>&1")
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			err := row.do(ctx, m)
+			// It is killed then: either is what happened.
+			if err == nil || !strings.Contains(err.Error(), row.says) && !strings.Contains(err.Error(), "cryptsetup "+map[string]string{"map": "open", "unmap": "close"}[row.name]+": stopped") {
+				t.Errorf("got %v, want %q", err, row.says)
+			}
+			if errors.Is(err, driver.ErrBusy) {
+				t.Errorf("it was not found busy: %v", err)
+			}
+		})
+	}
+}
+
+// Busy is what cryptsetup says, not that it could not say anything.
+func TestOnlyACryptsetupThatHasEndedFindsADeviceBusy(t *testing.T) {
+	for script, busy := range map[string]bool{"echo Device is still in use.; exit 5": true, "kill -KILL $$": false} {
+		tr := newTree(t, "remove")
+		tr.device("3", nil)
+		m := tr.mapper()
+		plainText(t, m)
+		cryptsetupIs(t, script)
+		if err := m.Unmap(t.Context(), "5e4a6b8b4567"); err == nil || errors.Is(err, driver.ErrBusy) != busy {
+			t.Errorf("%s: %v", script, err)
+		}
+		tr.want("remove", "")
+	}
+}

@@ -86,8 +86,10 @@ func newHeader(ctx context.Context, e driver.Encryption, offset uint64) ([]byte,
 		args = append(args, "--hash", "sha256", "--pbkdf-force-iterations", "600000")
 	}
 	cmd := exec.CommandContext(ctx, "cryptsetup", args...)
-	cmd.Stdin = bytes.NewReader(e.Passphrase) // never as an argument
-	if out, err := cmd.CombinedOutput(); err != nil {
+	cmd.Stdin = bytes.NewReader(e.Passphrase)               // never as an argument
+	if out, err := cmd.CombinedOutput(); ctx.Err() != nil { // it was killed
+		return nil, fmt.Errorf("cryptsetup luksFormat: stopped: %w", ctx.Err())
+	} else if err != nil {
 		return nil, fmt.Errorf("cryptsetup luksFormat: %w: %s", err, strings.Join(strings.Fields(string(out)), " "))
 	}
 	header := make([]byte, headerSize)

@@ -134,6 +134,7 @@ func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (plac
 	if err != nil {
 		return nil, err
 	}
+	hosts := hostMounts(log)
 	first := rbd.New(rbd.Config{
 		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: conf, User: values["RBD_CONF_KEYRING_USER"],
 		Pool: where[0].Pool, Namespace: where[0].Namespace, Log: log,
@@ -159,9 +160,7 @@ func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (plac
 		_, kernel := mapper.(*krbd.Mapper) // clients in userspace wait for the newest OSD map by themselves
 		c, err := sabotaged(driver.Config{
 			Images: pool, Records: pool, Fences: pool, Secrets: pool, Mapper: mapper,
-			// The process that started us is in the mount namespace from which
-			// Docker starts containers; with pidhost it can be seen.
-			Filesystem: fsys.FS{HostMounts: hostMounts(log)},
+			Filesystem: fsys.FS{HostMounts: hosts},
 			Why:        why,
 			Node:       node, Place: place, Trash: trash,
 			Defaults: defaults(values), Root: filepath.Dir(mounts), Log: log, Unlock: !kernel,
@@ -284,11 +283,14 @@ func hostAddrs() ([]netip.Addr, error) {
 	return ips, nil
 }
 
-func hostMounts(log *logrus.Logger) string {
-	path := fmt.Sprintf("/proc/%d/mountinfo", os.Getppid())
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) || os.Getppid() == 0 {
-		log.Warn("the host's processes are not visible: whether mounts reach the host is not checked")
-		return ""
+// hostMounts is the mount table of the process that has started us, which is in the
+// mount namespace from which Docker starts containers; with pidhost it can be seen.
+// It may end before us, so that its table is opened now.
+func hostMounts(log *logrus.Logger) *fsys.Table {
+	table, err := fsys.OpenTable(fmt.Sprintf("/proc/%d/mountinfo", os.Getppid()))
+	if err != nil { // in a pid namespace of our own the number is 0
+		log.Warnf("the host's processes are not visible: whether mounts reach the host is not checked (%v)", err)
+		return nil
 	}
-	return path
+	return table
 }

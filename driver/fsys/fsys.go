@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/moby/sys/mount"
 	"github.com/moby/sys/mountinfo"
@@ -19,9 +18,9 @@ import (
 
 // FS works on this node.
 type FS struct {
-	// HostMounts is the mountinfo file of the namespace that Docker starts
-	// containers from; "" = do not look.
-	HostMounts string
+	// HostMounts is the mount table of the namespace that Docker starts
+	// containers from; nil = do not look.
+	HostMounts *Table
 }
 
 var _ driver.Filesystem = FS{}
@@ -59,60 +58,6 @@ func (f FS) mount(m driver.Mount) error {
 		return errors.Join(err, f.unmount(m.Path, 0))
 	}
 	return nil
-}
-
-// reachesHost fails if the mount is not in the host's mount table. After a crash
-// of dockerd, or its restart with live-restore, the plugin's directory may have
-// stopped propagating: containers would then write to the host's disk (moby,
-// daemon/pkg/plugin: restore does not share the mount again; and after a crash,
-// seen with 20.10, what is left of the old plugin may unmount the new one's).
-func (f FS) reachesHost(path string) error {
-	if f.HostMounts == "" {
-		return nil
-	}
-	here, err := mountedAt(path)
-	if err != nil || here == nil {
-		return errors.Join(err, fmt.Errorf("%s vanished from the mount table", path))
-	}
-	file, err := os.Open(f.HostMounts)
-	if err != nil {
-		return fmt.Errorf("mount table of the host: %w", err)
-	}
-	defer func() { _ = file.Close() }()
-	host, err := mountinfo.GetMountsFromReader(file, func(i *mountinfo.Info) (skip, stop bool) {
-		return i.Major != here.Major || i.Minor != here.Minor || filepath.Base(i.Mountpoint) != filepath.Base(path), false
-	})
-	if err != nil {
-		return fmt.Errorf("mount table of the host: %w", err)
-	}
-	if len(host) == 0 {
-		return fmt.Errorf("%w; try again, and if it stays so disable and enable the plugin to make its directory shared again (%s is not in %s)",
-			driver.ErrHidden, path, f.HostMounts)
-	}
-	return nil
-}
-
-// Reaches mounts an empty tmpfs for a moment; see driver.Filesystem.
-func (f FS) Reaches(ctx context.Context, dir string) error {
-	if f.HostMounts == "" {
-		return nil
-	}
-	path := filepath.Join(dir, ".probe") // no volume is called so
-	// A plugin that ends in the midst of it waits: what has propagated would stay.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	return driver.Within(ctx, "mount "+path, func() error {
-		if err := f.unmount(path, unix.MNT_DETACH); err != nil { // of a plugin that was killed
-			return err
-		}
-		if err := os.MkdirAll(path, 0o700); err != nil {
-			return err
-		}
-		if err := mount.Mount("tmpfs", path, "tmpfs", "size=4k,mode=0700"); err != nil {
-			return errors.Join(&fs.PathError{Op: "mount tmpfs", Path: path, Err: errno(err)}, removeEmpty(path))
-		}
-		return errors.Join(f.reachesHost(path), f.unmount(path, unix.MNT_DETACH))
-	})
 }
 
 // Unmount unmounts; see driver.Filesystem.

@@ -154,7 +154,7 @@ func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (device, 
 	}
 	found, ok, err := m.find(context.WithoutCancel(ctx), image.Key())
 	if err == nil && !ok {
-		err = fmt.Errorf("%w: the image called %s is not the one that was asked for", driver.ErrLost, image.Name)
+		err = fmt.Errorf("%w: the image was replaced meanwhile by another that is called %s, too", driver.ErrInUse, image.Name)
 	}
 	return found, err
 }

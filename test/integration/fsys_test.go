@@ -2,6 +2,7 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,8 +33,19 @@ func device(t *testing.T, size uint64) string {
 	return dev
 }
 
+// table is the mount table of a process.
+func table(tb testing.TB, path string) *fsys.Table {
+	tb.Helper()
+	all, err := fsys.OpenTable(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = all.Close() })
+	return all
+}
+
 func TestFilesystemContract(t *testing.T) {
-	drivertest.Filesystem(t, fsys.FS{HostMounts: "/proc/1/mountinfo"}, drivertest.Devices{
+	drivertest.Filesystem(t, fsys.FS{HostMounts: table(t, "/proc/1/mountinfo")}, drivertest.Devices{
 		New: device,
 		Dir: t.TempDir(),
 		Larger: func(t *testing.T, device string, size uint64) {
@@ -209,7 +221,7 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 	if err := os.WriteFile(hosts, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	fs := fsys.FS{HostMounts: hosts}
+	fs := fsys.FS{HostMounts: table(t, hosts)}
 	if err := fs.Format(t.Context(), dev, "ext4", nil, true); err != nil {
 		t.Fatal(err)
 	}
@@ -224,10 +236,33 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 	if err := fs.Reaches(t.Context(), dir); !errors.Is(err, driver.ErrHidden) {
 		t.Errorf("asked beforehand: %v", err)
 	}
-	if err := (fsys.FS{HostMounts: "/proc/self/mountinfo"}).Reaches(t.Context(), dir); err != nil {
+	if err := (fsys.FS{HostMounts: table(t, "/proc/self/mountinfo")}).Reaches(t.Context(), dir); err != nil {
 		t.Errorf("a host that sees it: %v", err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// What has started the plugin may end, and its number may become that of a process
+// which sees other mounts. The table is still that of the host, as it is now.
+func TestTheHostsMountTableOutlivesWhoWasAskedForIt(t *testing.T) {
+	starter := exec.CommandContext(t.Context(), "sleep", "60")
+	if err := starter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fs := fsys.FS{HostMounts: table(t, fmt.Sprintf("/proc/%d/mountinfo", starter.Process.Pid))}
+	if err := starter.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = starter.Wait()
+	for range 2 {
+		m := driver.Mount{Device: device(t, 16<<20), Path: filepath.Join(t.TempDir(), "v"), FSType: "ext4"}
+		if err := errors.Join(fs.Format(t.Context(), m.Device, "ext4", nil, true), fs.Mount(t.Context(), m), fs.Unmount(t.Context(), m.Path)); err != nil {
+			t.Error(err)
+		}
+		if err := fs.Reaches(t.Context(), t.TempDir()); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -43,7 +43,7 @@ func newNodeWith(tb testing.TB, cfg rbd.Config, name string, set func(*driver.Co
 	config := driver.Config{
 		Images: n.pool, Records: n.pool, Fences: n.pool, Secrets: n.pool,
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
-		Filesystem: fsys.FS{HostMounts: "/proc/1/mountinfo"},
+		Filesystem: fsys.FS{HostMounts: table(tb, "/proc/1/mountinfo")},
 		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
 		Place:      driver.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, Unlock: true,
 	}

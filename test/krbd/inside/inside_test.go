@@ -118,7 +118,12 @@ func BenchmarkMount(b *testing.B) {
 		}
 		image := h.Image()
 		_ = h.Close(ctx)
-		m, fs, path := krbd.Mapper{Ceph: pool, Pool: "rbd"}, fsys.FS{HostMounts: "/proc/1/mountinfo"}, filepath.Join(dir, "parts")
+		hosts, err := fsys.OpenTable("/proc/1/mountinfo")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = hosts.Close() }()
+		m, fs, path := krbd.Mapper{Ceph: pool, Pool: "rbd"}, fsys.FS{HostMounts: hosts}, filepath.Join(dir, "parts")
 		measure(b, func() error {
 			device, err := m.Map(ctx, image, driver.ReadWrite)
 			if err != nil {

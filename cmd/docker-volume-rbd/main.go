@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -69,40 +68,67 @@ func main() {
 	log := logrus.New()
 	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})
-	if err := serve(log, *socket, *root, *run, *conf); err != nil {
-		log.Fatal(err)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	s := service{log: log, socket: *socket, root: *root, run: *run, conf: *conf, patience: modulePatience, stop: stop}
+	for {
+		switch again, err := s.serve(ctx); {
+		case err != nil:
+			stop()
+			log.Fatal(err)
+		case !again || ctx.Err() != nil:
+			return
+		}
 	}
 }
 
+// service is the plugin as it was started.
+type service struct {
+	log                     *logrus.Logger
+	socket, root, run, conf string
+	patience                time.Duration // with the kernel's module
+	stop                    func()        // ends the program
+}
+
 // serve listens before anything that may take time or fail: dockerd disables a
-// plugin that has not answered 9.5 s after its start.
-func serve(log *logrus.Logger, socket, root, run, conf string) error {
-	listener, err := plugin.Listen(socket)
+// plugin whose socket is not there 9.5 s after its start. It is to be called again if
+// it ends because what kept the plugin from working is over.
+func (s service) serve(ctx context.Context) (again bool, err error) {
+	listener, err := plugin.Listen(s.socket)
 	if err != nil {
-		return err
+		return false, err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	began := time.Now()
-	places, err := newPlaces(log, root, run, conf, func() {
+	places, err := s.newPlaces(ctx, func() {
 		if time.Since(began) < leastLife {
-			log.Warn("not now: the plugin has only just been started")
+			s.log.Warn("not now: the plugin has only just been started")
 			return
 		}
-		stop()
+		s.stop()
 	})
 	if err != nil {
 		err = fmt.Errorf("the plugin cannot work: %w", err)
-		log.Error(err)
-		server := plugin.Server{Driver: plugin.Broken{Reason: err}, Log: log}
-		return server.Serve(ctx, listener)
+		s.log.Error(err)
+		again = errors.Is(err, krbd.ErrLate)
+		if again {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			go func() {
+				defer cancel()
+				for errors.Is(krbd.Available(ctx), krbd.ErrLate) && ctx.Err() == nil {
+					time.Sleep(time.Second) // it was killed: once more
+				}
+			}()
+		}
+		server := plugin.Server{Driver: plugin.Broken{Reason: err}, Log: s.log}
+		return again, server.Serve(ctx, listener)
 	}
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		places.Watch(ctx, watchInterval, growInterval)
 	}()
-	server := plugin.Server{Driver: places, Log: log}
+	server := plugin.Server{Driver: places, Log: s.log}
 	err = server.Serve(ctx, listener)
 	ending, cancel := context.WithTimeout(context.Background(), 3500*time.Millisecond)
 	defer cancel()
@@ -111,11 +137,12 @@ func serve(log *logrus.Logger, socket, root, run, conf string) error {
 	case <-ending.Done():
 	}
 	places.LetGo(ending)
-	return err
+	return false, err
 }
 
 // newPlaces makes a driver for each pool and namespace, all on one connection.
-func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (places driver.Places, err error) {
+func (s service) newPlaces(ctx context.Context, restart func()) (places driver.Places, err error) {
+	log := s.log
 	values := read(os.Getenv)
 	level, err := parseLevel(values["LOG_LEVEL"])
 	if err != nil {
@@ -134,13 +161,17 @@ func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (plac
 	if err != nil {
 		return nil, err
 	}
+	missing, err := s.kernel(ctx, values["RBD_MAPPER"]) // before anything is begun: it may have to be tried again
+	if err != nil {
+		return nil, err
+	}
 	hosts := hostMounts(log)
 	first := rbd.New(rbd.Config{
-		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: conf, User: values["RBD_CONF_KEYRING_USER"],
+		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: s.conf, User: values["RBD_CONF_KEYRING_USER"],
 		Pool: where[0].Pool, Namespace: where[0].Namespace, Log: log,
 	})
 	for i, place := range where {
-		pool, root, run := first, root, run
+		pool, root, run := first, s.root, s.run
 		if i > 0 {
 			own := strings.ReplaceAll(place.String(), "/", ",") // no name of a pool has a comma
 			pool, root, run = first.Beside(place), filepath.Join(root, "pools", own), filepath.Join(run+"-pools", own)
@@ -152,7 +183,7 @@ func newPlaces(log *logrus.Logger, root, run, conf string, restart func()) (plac
 		if err := alone(node.Name, pool.Config()); err != nil {
 			return nil, err
 		}
-		mapper, why, err := chooseMapper(log, values, pool, run)
+		mapper, why, err := chooseMapper(log, values, missing, pool, run)
 		if err != nil {
 			return nil, err
 		}
@@ -188,50 +219,6 @@ func makeDir(dir string) (string, error) {
 		return "", err
 	}
 	return filepath.EvalSymlinks(dir)
-}
-
-// chooseMapper also tells which it is, and why.
-func chooseMapper(log *logrus.Logger, values map[string]string, pool *rbd.Pool, run string) (m driver.Mapper, why string, err error) {
-	name, msMode := values["RBD_MAPPER"], values["RBD_MS_MODE"]
-	if msMode != "" && !slices.Contains(krbd.MSModes, msMode) {
-		return nil, "", fmt.Errorf("setting RBD_MS_MODE=%q: allowed are %s, or nothing", msMode, strings.Join(krbd.MSModes, ", "))
-	}
-	if !slices.Contains([]string{"auto", "krbd", "fuse"}, name) {
-		return nil, "", fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
-	}
-	why = name + " (RBD_MAPPER)"
-	if name != "fuse" {
-		missing := krbd.Available()
-		switch {
-		case name == "krbd" && missing != nil:
-			return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w; load the module on the host (modprobe rbd), or set fuse", missing)
-		case missing != nil:
-			name, why = "fuse", fmt.Sprintf("fuse (%v)", missing)
-		case name == "auto":
-			name, why = "krbd", "krbd (the kernel has rbd)"
-		}
-	}
-	ceph := pool.Config()
-	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, MSMode: msMode}
-	if name == "krbd" {
-		return kernel, why, nil
-	}
-	if m, err = userspace(log, ceph, run); err == nil && krbd.Present() {
-		m = krbd.Beside{Mapper: m, Kernel: kernel}
-	}
-	return m, why, err
-}
-
-func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	if run, err = makeDir(run); err != nil {
-		return nil, err
-	}
-	m := &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}
-	return m, m.Sweep(context.Background())
 }
 
 // alone keeps a second plugin from the volumes of this node's first one, under

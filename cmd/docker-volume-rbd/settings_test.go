@@ -266,14 +266,14 @@ func TestLogLevels(t *testing.T) {
 func TestTheMapperIsChosenForAReason(t *testing.T) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	krbdErr := krbd.Available()
+	krbdErr := krbd.Available(t.Context())
 	for _, row := range []struct{ mapper, msMode, why, err string }{
 		{"fuse", "", "fuse (RBD_MAPPER)", ""},
 		{"auto", "secure", map[bool]string{true: "krbd (the kernel has rbd)", false: "fuse (the kernel has no rbd, and modprobe rbd: "}[krbdErr == nil], ""},
 		{"nbd", "", "", `setting RBD_MAPPER="nbd": allowed are auto, krbd, fuse`},
 		{"fuse", "fast", "", `setting RBD_MS_MODE="fast": allowed are legacy, crc, secure, prefer-crc, prefer-secure, or nothing`},
 	} {
-		_, why, err := chooseMapper(log, map[string]string{"RBD_MAPPER": row.mapper, "RBD_MS_MODE": row.msMode}, rbd.New(rbd.Config{}), t.TempDir())
+		_, why, err := chooseMapper(log, map[string]string{"RBD_MAPPER": row.mapper, "RBD_MS_MODE": row.msMode}, krbdErr, rbd.New(rbd.Config{}), t.TempDir())
 		if row.err == "" && (err != nil || !strings.HasPrefix(why, row.why)) || row.err != "" && (err == nil || err.Error() != row.err) {
 			t.Errorf("%+v: got %q, %v", row, why, err)
 		}

@@ -4,17 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"slices"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
-
-// Present tells whether the kernel has rbd now; it loads nothing.
-func Present() bool {
-	_, err := os.Stat(sysfs)
-	return err == nil
-}
 
 // Beside is another mapper on a node where the kernel's client may be in use
 // still, as the setting was changed while containers ran: what the kernel has

@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,21 +42,6 @@ type Mapper struct {
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
-
-// Available tells whether the kernel has rbd, loading the module if it can.
-func Available() error {
-	if _, err := os.Stat(sysfs); err == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "modprobe", "rbd", "single_major=Y").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("the kernel has no rbd, and modprobe rbd: %w: %s", err, strings.Join(strings.Fields(string(out)), " "))
-	}
-	_, err = os.Stat(sysfs)
-	return err
-}
 
 func or(path, otherwise string) string {
 	if path == "" {

@@ -34,7 +34,7 @@ type server struct {
 func main() {
 	listen := flag.String("listen", "", "address")
 	flag.Parse()
-	if err := krbd.Available(); err != nil {
+	if err := krbd.Available(context.Background()); err != nil {
 		fail(err)
 	}
 	s := &server{pools: map[rbd.Config]*rbd.Pool{}, mappers: map[int]*krbd.Mapper{}, held: map[string]int{}}

@@ -61,16 +61,25 @@ func TestTheModuleIsWaitedFor(t *testing.T) {
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			type end struct {
+			type outcome struct {
 				again bool
 				err   error
 			}
-			ended := make(chan end, 1)
+			ended := make(chan outcome, 1)
 			begin := func() {
 				go func() {
 					again, err := s.serve(ctx)
-					ended <- end{again, err}
+					ended <- outcome{again, err}
 				}()
+			}
+			end := func() outcome {
+				select {
+				case e := <-ended:
+					return e
+				case <-time.After(30 * time.Second):
+					t.Fatal("it has not ended")
+					return outcome{}
+				}
 			}
 			begin()
 			if answer := mount(t, s.socket); !strings.Contains(answer, "setting RBD_MAPPER="+mapper+": the module rbd is still being loaded") {
@@ -82,7 +91,7 @@ func TestTheModuleIsWaitedFor(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if e := <-ended; e.err != nil || !e.again {
+			if e := end(); e.err != nil || !e.again {
 				t.Fatalf("it ended with %+v", e)
 			}
 			begin()
@@ -92,7 +101,7 @@ func TestTheModuleIsWaitedFor(t *testing.T) {
 				t.Errorf("then it says\n%s", out)
 			}
 			cancel()
-			if e := <-ended; e.err != nil || e.again {
+			if e := end(); e.err != nil || e.again {
 				t.Errorf("it ended with %+v", e)
 			}
 		})

@@ -1,13 +1,16 @@
 package fsys
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -112,15 +115,40 @@ func (f FS) Check(ctx context.Context, device, fstype string) error {
 	}); err != nil {
 		return err
 	}
-	args := []string{"e2fsck", "-p", device}
+	args := []string{"e2fsck", "-p", "-C", "3", device}
 	switch <-found {
 	case inOrder:
 		return nil
 	case counted: // without -f it calls this one clean, and leaves the count
-		args = []string{"e2fsck", "-p", "-f", device}
+		args = slices.Insert(args, 1, "-f")
 	}
-	_, err := run(ctx, args...)
+	told, progress, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer func() { _ = told.Close() }()
+		follow(ctx, told)
+	}()
+	_, err = runWith(ctx, progress, args...)
+	_ = progress.Close()
+	if ctx.Err() == nil { // else a tool that cannot be killed still has the pipe
+		<-ended
+	}
 	return checked(err)
+}
+
+// follow notes what e2fsck -C tells of its way: pass, how far, of how much.
+func follow(ctx context.Context, told io.Reader) {
+	for lines := bufio.NewScanner(told); lines.Scan(); {
+		var pass int
+		var at, of uint64
+		if n, _ := fmt.Sscan(lines.Text(), &pass, &at, &of); n == 3 && of > 0 {
+			driver.Progress(ctx, fmt.Sprintf("pass %d of 5, %d %%", pass, 100*at/of))
+		}
+	}
 }
 
 // checked reads how e2fsck -p ended. Only its own exit code tells that it has
@@ -201,10 +229,16 @@ func inUse(device string) (bool, error) {
 }
 
 // run runs a tool; its error says what the tool said.
-func run(ctx context.Context, args ...string) ([]byte, error) {
+func run(ctx context.Context, args ...string) ([]byte, error) { return runWith(ctx, nil, args...) }
+
+// runWith is run with a file that the tool has as number 3; nil = none.
+func runWith(ctx context.Context, third *os.File, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = "/proc" // no word of the user's shall name a file that it could write
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	if third != nil {
+		cmd.ExtraFiles = []*os.File{third}
+	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	// A tool in the midst of I/O that never ends cannot be killed.

@@ -83,20 +83,20 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, er
 	}
 }
 
-// fresh tells whether nothing was ever written to a blank volume's image. It is an
-// error if something was, other than by a first mount that was cut short.
+// fresh tells whether it is sure that nothing was ever written to a blank volume's
+// image. It is an error if something was, other than by a first mount that was cut short.
 func (d *Driver) fresh(ctx context.Context, l *lease, b *blank) (bool, error) {
 	if b.Begun == l.Image().ID {
 		return false, nil
 	}
-	used, err := l.Used(ctx)
-	if err == nil && used != 0 {
+	empty, sure, err := l.Empty(ctx)
+	if err == nil && !empty {
 		name, fstype := l.Image().Name, b.Meta[metaFSType]
-		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds %s of data; it is not formatted. "+
+		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds data; it is not formatted. "+
 			"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
-			ErrContent, formatSize(used), fstype, d.place, name, fstype)
+			ErrContent, fstype, d.place, name, fstype)
 	}
-	return true, err
+	return sure, err
 }
 
 // encrypt makes a blank volume's image an encrypted one, before it is mapped.

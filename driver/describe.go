@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 	"time"
 )
@@ -32,12 +31,10 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 	})
 	v.Mountpoint = d.Path(ctx, name)
 	d.describeHere(ctx, v)
-	// Without fast-diff, or with an object map that is not valid, it takes a
-	// question per object: too long for what every start of a container asks.
-	if err == nil && slices.Contains(image.Features, "fast-diff") {
+	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if used, err := h.Used(ctx); err == nil {
+		if used, known, err := h.Used(ctx); err == nil && known {
 			v.Status["used"] = formatSize(used)
 		}
 	}

@@ -378,9 +378,14 @@ func (h tappedHandle) Meta(ctx context.Context) (meta map[string]string, err err
 	return meta, err
 }
 
-func (h tappedHandle) Used(ctx context.Context) (used uint64, err error) {
-	err = h.tap.call("used", func() (err error) { used, err = h.Handle.Used(ctx); return err })
-	return used, err
+func (h tappedHandle) Used(ctx context.Context) (used uint64, known bool, err error) {
+	err = h.tap.call("used", func() (err error) { used, known, err = h.Handle.Used(ctx); return err })
+	return used, known, err
+}
+
+func (h tappedHandle) Empty(ctx context.Context) (empty, sure bool, err error) {
+	err = h.tap.call("empty", func() (err error) { empty, sure, err = h.Handle.Empty(ctx); return err })
+	return empty, sure, err
 }
 
 func (h tappedHandle) Close(ctx context.Context) error {

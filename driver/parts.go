@@ -58,9 +58,14 @@ type Handle interface {
 	// while it flattens the image: it takes Ceph's exclusive lock for that, and gives
 	// it to whoever wants to write. None if this client may not ask.
 	Managers(ctx context.Context) ([]string, error)
-	// Used is the space the image takes in the pool, in bytes, in whole
-	// objects. Without the feature fast-diff it asks for object after object.
-	Used(ctx context.Context) (uint64, error)
+	// Used is the space the image takes in the pool, in bytes, in whole objects; not
+	// known if Ceph keeps no valid account of it (feature fast-diff), and each object
+	// would have to be asked for.
+	Used(ctx context.Context) (used uint64, known bool, err error)
+	// Empty tells whether nothing was ever written to the image. Not sure: its beginning
+	// and its end were looked at, where whatever a disk holds has something, and each
+	// object between them would have to be asked for.
+	Empty(ctx context.Context) (empty, sure bool, err error)
 	// Meta is the volume's own metadata, asked afresh at each call: what was
 	// read before the guard was ours may be out of date.
 	Meta(ctx context.Context) (map[string]string, error)

@@ -195,8 +195,8 @@ func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, e
 		return 0, nil
 	}
 	// Of a blank that was left for the name of an image with something on it.
-	used, err := l.Used(ctx)
-	if err != nil || used > 0 {
+	empty, sure, err := l.Empty(ctx)
+	if err != nil || !empty || !sure {
 		return d.trash, err
 	}
 	return 0, nil

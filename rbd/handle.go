@@ -163,25 +163,6 @@ func (h *handle) Watchers(ctx context.Context) ([]string, error) {
 	return addrs, nil
 }
 
-func (h *handle) Used(ctx context.Context) (uint64, error) {
-	var used uint64
-	err := h.call(ctx, "measure image", reads, func() error {
-		return h.img.DiffIterate(rbd.DiffIterateConfig{
-			Length: h.image.Size, WholeObject: rbd.EnableWholeObject, IncludeParent: rbd.IncludeParent,
-			Callback: func(_, length uint64, exists int, _ any) int {
-				if exists != 0 {
-					used += length
-				}
-				return 0
-			},
-		})
-	})
-	if err != nil {
-		return 0, err
-	}
-	return used, nil
-}
-
 func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
 	meta := map[string]string{}
 	err := h.call(ctx, "read metadata", reads, func() error {

@@ -3,6 +3,7 @@ package rbd_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -215,8 +216,12 @@ func TestACloneIsNotEmpty(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if used, err := h.Used(t.Context()); err != nil || used == 0 {
-		t.Errorf("used: %d, %v", used, err)
+	used, known, err := h.Used(t.Context())
+	if err != nil || used == 0 || !known {
+		t.Errorf("used: %d, %v, %v", used, known, err)
+	}
+	if empty, sure, err := h.Empty(t.Context()); err != nil || empty || !sure {
+		t.Errorf("empty: %v, %v, %v", empty, sure, err)
 	}
 	_ = h.Close(t.Context())
 }
@@ -439,4 +444,41 @@ func TestAFullCluster(t *testing.T) {
 	remove("c")
 	fill("full", "pool(s) full")
 	remove("a")
+}
+
+// Large images without a valid account of their objects, as rbd feature enable leaves
+// them: to ask for each object takes minutes, and would go on when nobody waits any more.
+func TestALargeImageIsLookedAtWithoutAWalk(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	at := cfg.Pool + "/" + cfg.Namespace + "/"
+	const size = 4 << 40
+	for name, object := range map[string]uint64{"nothing": 0, "at its beginning": 7, "at its end": size/(4<<20) - 9} {
+		t.Run(name, func(t *testing.T) {
+			image := "i" + strings.ReplaceAll(name, " ", "")
+			testbed.RBD(t, "create", "--size", "4T", "--image-feature", "layering,exclusive-lock", at+image)
+			testbed.RBD(t, "feature", "enable", at+image, "object-map", "fast-diff")
+			h, err := p.Open(t.Context(), image, driver.ReadWrite)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if object != 0 {
+				object := fmt.Sprintf("rbd_data.%s.%016x", h.Image().ID, object)
+				testbed.Run(t, "sh", "-c", "echo x | rados -c "+testbed.Conf()+" -p "+cfg.Pool+" -N "+cfg.Namespace+" put "+object+" -")
+			}
+			start := testbed.Operations(t)
+			used, known, err := h.Used(t.Context())
+			if err != nil || known {
+				t.Errorf("used: %d, %v, %v", used, known, err)
+			}
+			empty, sure, err := h.Empty(t.Context())
+			if err != nil || empty != (object == 0) || sure {
+				t.Errorf("empty: %v, %v, %v", empty, sure, err)
+			}
+			if n := testbed.Operations(t) - start; n > 2000 {
+				t.Errorf("%d operations on the cluster, of a million objects", n)
+			}
+			_ = h.Close(t.Context())
+		})
+	}
 }

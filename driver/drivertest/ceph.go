@@ -87,12 +87,28 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		if got := slices.Sorted(slices.Values(image.Features)); !slices.Equal(got, slices.Sorted(slices.Values(Features))) {
 			t.Errorf("features: got %v", got)
 		}
-		used, err := h.Used(ctx)
+		used, known, err := h.Used(ctx)
 		must(t, err)
-		if used != 0 {
-			t.Errorf("a new image uses %d bytes", used)
+		empty, sure, err := h.Empty(ctx)
+		must(t, err)
+		if used != 0 || !known || !empty || !sure {
+			t.Errorf("a new image uses %d bytes (known: %v), and is empty: %v (sure: %v)", used, known, empty, sure)
 		}
 		must(t, h.Close(ctx))
+		must(t, h.Close(ctx))
+	})
+	t.Run("what is on an image without an account of its objects is found at its ends", func(t *testing.T) {
+		c, ctx := connect(t), testContext(t)
+		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 4 << 40, ObjectSize: 4 * mib, Features: []string{"layering", "exclusive-lock"}}))
+		h, err := c.Open(ctx, "a", driver.ReadOnly)
+		must(t, err)
+		_, known, err := h.Used(ctx)
+		must(t, err)
+		empty, sure, err := h.Empty(ctx)
+		must(t, err)
+		if known || !empty || sure {
+			t.Errorf("used is known: %v; empty: %v, sure: %v", known, empty, sure)
+		}
 		must(t, h.Close(ctx))
 	})
 	t.Run("a taken name is refused and its image left alone", func(t *testing.T) {

@@ -36,7 +36,9 @@ type image struct {
 	watchers map[string]int // by address
 	disk
 	locked *driver.Encryption // nil = not encrypted
-	snaps  []snapshot
+
+	unaccounted bool // its object map is not valid
+	snaps       []snapshot
 }
 
 // disk is what is on an image.
@@ -177,6 +179,13 @@ func (c *Cluster) Watch(image, addr string) (stop func()) {
 		defer c.mu.Unlock()
 		c.unwatch(addr)
 	}
+}
+
+// Invalidate makes the object map of an image one that is not valid.
+func (c *Cluster) Invalidate(image string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.images[image].unaccounted = true
 }
 
 // Resize makes an image larger, as rbd resize does.

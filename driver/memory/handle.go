@@ -40,14 +40,23 @@ func (h *handle) Managers(ctx context.Context) (addrs []string, err error) {
 	})
 }
 
-func (h *handle) Used(ctx context.Context) (uint64, error) {
-	leave, err := h.client.enter(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer leave()
-	return uint64(len(h.image.data)), nil
+func (h *handle) Used(ctx context.Context) (used uint64, known bool, err error) {
+	return used, known, h.do(ctx, func(i *image) error {
+		if known = i.accounted(); known {
+			used = uint64(len(i.data))
+		}
+		return nil
+	})
 }
+
+func (h *handle) Empty(ctx context.Context) (empty, sure bool, err error) {
+	return empty, sure, h.do(ctx, func(i *image) error {
+		empty, sure = len(i.data) == 0, i.accounted()
+		return nil
+	})
+}
+
+func (i *image) accounted() bool { return slices.Contains(i.Features, "fast-diff") && !i.unaccounted }
 
 func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
 	leave, err := h.client.enter(ctx)

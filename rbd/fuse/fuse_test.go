@@ -111,7 +111,7 @@ func used(t *testing.T, pool *rbd.Pool) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := h.Used(t.Context())
+	n, _, err := h.Used(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

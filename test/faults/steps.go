@@ -105,12 +105,20 @@ func (w handle) Managers(ctx context.Context) (r0 []string, err error) {
 	return r0, err
 }
 
-func (w handle) Used(ctx context.Context) (r0 uint64, err error) {
+func (w handle) Used(ctx context.Context) (r0 uint64, r1 bool, err error) {
 	err = w.step(ctx, "Handle.Used", func() (err error) {
-		r0, err = w.Handle.Used(ctx)
+		r0, r1, err = w.Handle.Used(ctx)
 		return err
 	})
-	return r0, err
+	return r0, r1, err
+}
+
+func (w handle) Empty(ctx context.Context) (r0 bool, r1 bool, err error) {
+	err = w.step(ctx, "Handle.Empty", func() (err error) {
+		r0, r1, err = w.Handle.Empty(ctx)
+		return err
+	})
+	return r0, r1, err
 }
 
 func (w handle) Meta(ctx context.Context) (r0 map[string]string, err error) {

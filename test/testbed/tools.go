@@ -44,6 +44,19 @@ func Ceph(tb testing.TB, args ...string) string {
 	return Run(tb, "ceph", append([]string{"-c", Conf()}, args...)...)
 }
 
+// Operations counts what clients have had the OSDs do since they were started.
+func Operations(tb testing.TB) (n int) {
+	tb.Helper()
+	for id := range strings.FieldsSeq(Ceph(tb, "osd", "ls")) {
+		var counters struct{ OSD struct{ Op int } }
+		if err := json.Unmarshal([]byte(Ceph(tb, "tell", "osd."+id, "perf", "dump", "osd")), &counters); err != nil {
+			tb.Fatal(err)
+		}
+		n += counters.OSD.Op
+	}
+	return n
+}
+
 // BlocklistedUntil tells until when an address is on the blocklist.
 func BlocklistedUntil(tb testing.TB, addr string) time.Time {
 	tb.Helper()

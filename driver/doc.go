@@ -69,6 +69,20 @@
 // anywhere. The control client watches it for as long, so that whoever wants to
 // remove it, or to write to it, sees that it is in use. See shared.go.
 //
+// # When Ceph is away
+//
+// An outage is about the connection, not about a volume: [Images].Ping, which is about no
+// image, begins and ends it (outage.go), and meanwhile the record answers. What fails of
+// one volume while Ceph answers is told as that volume's error, and is nothing to the
+// others. "Not found" is said by the open of an image alone (ErrNoVolume): dockerd
+// forgets a volume that it hears that of. A panic is an error of what met it (survive.go).
+//
+// # Work that takes long
+//
+// A request that ends is undone. But a check, mkfs or a roll-back that was cut short would
+// begin anew each time, so it goes on, under the guard and the volume's turn (work.go);
+// the next request for the volume waits for its end. Nothing else outlives its request.
+//
 // # Places
 //
 // A [Driver] has one pool and namespace. [Places] is all of them, and what the plugin

@@ -179,11 +179,14 @@ func TestPlaces(t *testing.T) {
 	if err != nil || !slices.Equal(names, []string{"copy", "v0", "v1", "v2"}) {
 		t.Errorf("list: %v, %v", names, err)
 	}
-	// A name that two places have is nobody's.
+	// A name that two places have is nobody's; were Get to fail, dockerd would forget both.
 	testbed.RBD(t, "create", "--size", "8M", "rbd/"+first.Namespace+"/v2")
-	_, err = all.Get(ctx, "v2")
-	for op, err := range map[string]error{"get": err, "create": all.Create(ctx, "v2", nil), "remove": all.Remove(ctx, "v2")} {
-		if !errors.Is(err, driver.ErrTwice) || !strings.Contains(err.Error(), "rbd/"+first.Namespace+"/v2 and "+third.Pool+"/v2") {
+	both := "rbd/" + first.Namespace + "/v2 and " + third.Pool + "/v2"
+	if v, err := all.Get(ctx, "v2"); err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), both) {
+		t.Errorf("get of a name that is there twice: %v, %v", v.Status, err)
+	}
+	for op, err := range map[string]error{"create": all.Create(ctx, "v2", nil), "remove": all.Remove(ctx, "v2")} {
+		if !errors.Is(err, driver.ErrTwice) || !strings.Contains(err.Error(), both) {
 			t.Errorf("%s of a name that is there twice: %v", op, err)
 		}
 	}

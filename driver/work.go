@@ -123,7 +123,7 @@ func Progress(ctx context.Context, text string) {
 
 // outlast does what was asked for of a volume whose turn is taken, and gives the turn
 // back. When the request ends in the midst of a step that takes long it returns, and
-// says that this goes on. It is for do to look, by alone, whether anybody will use what
+// says that this goes on. It is for do to look, by unawaited, whether anybody will use what
 // it has made.
 func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do func(context.Context) (string, error)) (string, error) {
 	w := &work{Context: ctx, volume: volume, done: make(chan struct{}), goesOn: make(chan struct{})}
@@ -158,8 +158,8 @@ func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do f
 	}
 }
 
-// alone tells whether nobody waits any more for the end of what is being done.
-func alone(ctx context.Context) bool {
+// unawaited tells whether nobody waits any more for the end of what is being done.
+func unawaited(ctx context.Context) bool {
 	w, ok := ctx.Value(workKey{}).(*work)
 	return ok && w.alone()
 }

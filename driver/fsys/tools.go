@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,8 +52,27 @@ func (f FS) Format(ctx context.Context, device, fstype string, options []string,
 	if busy {
 		return fmt.Errorf("%s: %w, so it is not formatted", device, driver.ErrBusy)
 	}
-	_, err = run(ctx, args...)
-	return err
+	return besideDead(ctx, func() error {
+		_, err := run(ctx, args...)
+		return err
+	})
+}
+
+// besideDead tries again for as long as a dead device of another volume may stay: the
+// plugin looks every 15 s. mkfs.btrfs looks at the file behind each loop device of the
+// node, and gives up at one whose image server has died.
+func besideDead(ctx context.Context, try func() error) error {
+	for end := time.Now().Add(20 * time.Second); ; {
+		err := try()
+		if err == nil || !strings.Contains(err.Error(), "cannot check mount status") || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // Probe asks blkid; see driver.Filesystem. Its exit code 2 means "nothing

@@ -3,11 +3,13 @@ package fsys
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -28,7 +30,7 @@ func TestOnlyWhatWasLeftInOrderIsNotChecked(t *testing.T) {
 		{"checked after so many mounts", []string{"tune2fs", "-c", "30"}, doubtful},
 		{"checked after so many days", []string{"tune2fs", "-i", "30d"}, doubtful},
 		{"no such checks", []string{"tune2fs", "-c", "0", "-i", "0"}, inOrder},
-		{"another filesystem", []string{"mkfs.btrfs", "-q", "-f"}, doubtful},
+		{"no ext4", []string{"mkswap"}, doubtful},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			image := filepath.Join(t.TempDir(), "image")
@@ -150,4 +152,26 @@ func tool(t *testing.T, name, script string) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+func TestADeadDeviceOfAnotherVolumeIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := errors.New("mkfs.btrfs: exit status 1: ERROR: cannot check mount status of /dev/loop15: Transport endpoint is not connected")
+		for _, row := range []struct {
+			err   error
+			after time.Duration // it is gone; 0 = at once, it is of another kind
+			want  error
+		}{{nil, 0, nil}, {dead, 15 * time.Second, nil}, {dead, time.Hour, dead}, {io.ErrUnexpectedEOF, time.Hour, io.ErrUnexpectedEOF}} {
+			start, tries := time.Now(), 0
+			err := besideDead(t.Context(), func() error {
+				if tries++; time.Since(start) >= row.after {
+					return nil
+				}
+				return row.err
+			})
+			if !errors.Is(err, row.want) || errors.Is(row.err, io.ErrUnexpectedEOF) && tries != 1 || time.Since(start) > 21*time.Second {
+				t.Errorf("%v for %v: %v after %v, %d tries", row.err, row.after, err, time.Since(start), tries)
+			}
+		}
+	})
 }

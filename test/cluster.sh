@@ -41,7 +41,7 @@ daemon() {
 }
 
 ceph() {
-	run command ceph -c "$dir/ceph.conf" --connect-timeout 20 "$@"
+	run command ceph -c "$dir/ceph.conf" --connect-timeout 60 "$@"
 }
 
 # Ports on which nobody listens, two neighbours for each monitor, below the ephemeral range.
@@ -189,9 +189,9 @@ create() {
 		wait "$id"
 	done
 	ceph osd pool create rbd
-	run timeout 30 rbd -c "$dir/ceph.conf" pool init rbd # writes an object: waits until the OSD serves
+	run timeout 120 rbd -c "$dir/ceph.conf" pool init rbd # writes an object: waits until the OSD serves
 	wait "$mgr"
-	for _ in {1..100}; do # several commands need the manager
+	for _ in {1..600}; do # several commands need the manager
 		if ceph mgr stat && tail -n 5 "$dir/cluster.log" | grep -q '"available": true'; then
 			return
 		fi
@@ -236,7 +236,7 @@ crash() {
 		if p=$(pid "$daemon"); then kill -KILL "$p"; fi
 	done
 	for daemon in "$@"; do
-		for ((i = 0; i < 100; i++)); do
+		for ((i = 0; i < 600; i++)); do
 			pid "$daemon" >/dev/null || continue 2
 			sleep 0.1
 		done
@@ -256,9 +256,9 @@ stop() {
 	local daemon p i
 	for daemon in $(daemons); do
 		if p=$(pid "$daemon"); then kill "$p" 2>/dev/null || true; fi
-		for i in {1..120}; do
+		for i in {1..600}; do
 			p=$(pid "$daemon") || break
-			((i != 100)) || kill -KILL "$p" 2>/dev/null || true
+			((i != 300)) || kill -KILL "$p" 2>/dev/null || true
 			sleep 0.1
 		done
 		! pid "$daemon" >/dev/null || die "$daemon of $dir does not end, even on SIGKILL"

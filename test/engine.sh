@@ -37,7 +37,7 @@ within() {
 
 gone() { ! "$1"; }
 
-answers() { timeout 5 docker -H "unix://$dir/docker.sock" version; }
+answers() { timeout 20 docker -H "unix://$dir/docker.sock" version; }
 
 start() {
 	[[ $(type -P dockerd) && $(type -P docker) ]] || die "no Docker engine is installed: run test/deps.sh"
@@ -53,7 +53,7 @@ start() {
 	setsid dockerd --data-root "$dir/data" --exec-root "$dir/exec" -H "unix://$dir/docker.sock" -p "$dir/dockerd.pid" \
 		--bridge=none --iptables=false "${flags[@]}" >>"$dir/dockerd.log" 2>&1 </dev/null &
 	pid=$!
-	for _ in {1..300}; do
+	for _ in {1..1200}; do # as long as it lives; a busy machine takes its time
 		if answers >/dev/null 2>&1; then return; fi
 		kill -0 "$pid" 2>/dev/null || break
 		sleep 0.1
@@ -68,7 +68,7 @@ ends() {
 	if p=$("$2_pid"); then kill "$p" 2>/dev/null || true; fi
 	within "$1" gone "$2_pid" && return
 	if p=$("$2_pid"); then kill -KILL "$p" 2>/dev/null || true; fi
-	within 5 gone "$2_pid" || die "$2 of $dir does not end, even on SIGKILL"
+	within 30 gone "$2_pid" || die "$2 of $dir does not end, even on SIGKILL"
 }
 
 # The containers' and plugins' ids, from whatever has survived of them.
@@ -110,7 +110,7 @@ stop() {
 		ends 30 dockerd
 		ends 10 containerd
 		local p id
-		for _ in {1..20}; do
+		for _ in {1..100}; do
 			for p in $(leftovers); do kill -KILL "$p" 2>/dev/null || true; done
 			if no_leftovers; then break; fi
 			sleep 0.2
@@ -175,7 +175,7 @@ restart)
 kill)
 	p=$(dockerd_pid) || die "no engine runs in $dir"
 	kill -KILL "$p"
-	within 10 gone dockerd_pid || die "dockerd of $dir does not end on SIGKILL"
+	within 60 gone dockerd_pid || die "dockerd of $dir does not end on SIGKILL"
 	;;
 image) image ;;
 stop) stop ;;

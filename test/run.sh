@@ -75,7 +75,7 @@ test/engine.sh start "$engine"
 echo "==> a real engine running the managed plugin, in the background (log: $work/engine.log)"
 begin engine engine_tests
 echo "==> policy, protocol and settings, with the race detector"
-go test -race ./driver/... ./plugin/... ./test/workload/... ./test/faults/...
+go test -race ./driver/... ./plugin/... ./test/workload/... ./test/faults/... ./test/guest/...
 echo "==> the model of the guard, with spin, in the background"
 begin model go test -timeout 60m ./test/model/
 echo "==> librbd, the mappers and the filesystems, on a real cluster"

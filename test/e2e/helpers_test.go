@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // docker runs the client and returns what it prints.
@@ -240,29 +242,23 @@ func wait(t *testing.T, limit time.Duration, fn func() error) {
 	}
 }
 
-func eventually(limit time.Duration, fn func() error) error {
-	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		err := fn()
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("after %v: %w", limit, err)
-		}
-	}
-}
+func eventually(limit time.Duration, fn func() error) error { return tool.Within(limit, fn) }
 
-// bounded fails if fn takes longer than Docker's users would bear.
+// bounded fails if fn takes longer than Docker's users would bear, on an idle machine.
 func bounded(t *testing.T, limit time.Duration, what string, fn func()) {
 	t.Helper()
+	slowness := tool.Slowness()
 	start := time.Now()
 	fn()
 	took := time.Since(start)
+	limit = stretch(limit, max(slowness, tool.Slowness()))
 	t.Logf("%s took %d ms", what, took.Milliseconds())
 	if took > limit {
 		t.Errorf("%s took %v, allowed is %v", what, took, limit)
 	}
 }
+
+func stretch(d time.Duration, by float64) time.Duration { return time.Duration(by * float64(d)) }
 
 // process is one of the plugin's.
 type process struct {

@@ -177,6 +177,7 @@ const limit = 90 * time.Second
 // command runs a program, and returns what it prints; its error says what it
 // says on its standard error.
 func command(limit time.Duration, name string, args ...string) (string, error) {
+	limit *= 3 // it is that of an idle machine
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var stdout, stderr strings.Builder

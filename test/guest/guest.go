@@ -17,8 +17,9 @@ import (
 	"time"
 )
 
-// bootLimit is for one try; a boot takes some 10 s.
-const bootLimit = 2 * time.Minute
+// bootLimit is for one try; a boot takes some 10 s on an idle machine, and ends by
+// itself if it fails.
+const bootLimit = 6 * time.Minute
 
 // agentPort is where the agent listens in the guest.
 const agentPort = 8022
@@ -36,6 +37,7 @@ type Guest struct {
 	qemu  *exec.Cmd
 	ended chan struct{}
 	ports map[int]int // of the guest, to those on loopback
+	pace  pace
 }
 
 // Bridge is the name of the bridge that leads to Ceph, Net how the addresses
@@ -117,9 +119,10 @@ func (g *Guest) start() error {
 // waitUp waits until the agent answers.
 func (g *Guest) waitUp() error {
 	for end := time.Now().Add(bootLimit); ; {
-		resp, err := (&http.Client{Timeout: time.Second}).Get(g.URL(agentPort) + "/run")
+		resp, err := (&http.Client{Timeout: 5 * time.Second}).Get(g.URL(agentPort) + "/run")
 		if err == nil {
-			return resp.Body.Close()
+			_ = resp.Body.Close()
+			return g.measure()
 		}
 		select {
 		case <-g.ended:
@@ -150,9 +153,9 @@ func freePort() (int, error) {
 func (g *Guest) URL(port int) string { return fmt.Sprintf("http://127.0.0.1:%d", g.ports[port]) }
 
 // Post sends a request to a unix socket in the guest and returns the answer,
-// whatever its status is.
+// whatever its status is. The limit is that of an idle machine, as in Run.
 func (g *Guest) Post(limit time.Duration, socket, path, body string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), g.Stretch(limit))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, g.URL(agentPort)+path, strings.NewReader(body))
 	if err != nil {
@@ -171,7 +174,8 @@ func (g *Guest) Post(limit time.Duration, socket, path, body string) (string, er
 	return string(data), err
 }
 
-// Run runs a program in the guest and returns what it prints.
+// Run runs a program in the guest and returns what it prints. The limit is that of an
+// idle machine; see Stretch.
 func (g *Guest) Run(limit time.Duration, args ...string) (string, error) {
 	var out strings.Builder
 	err := g.Stream(limit, &out, args...)
@@ -185,8 +189,9 @@ func (g *Guest) Sh(limit time.Duration, line string) (string, error) {
 
 // Stream runs a program in the guest; what it prints is written as it comes.
 func (g *Guest) Stream(limit time.Duration, out io.Writer, args ...string) error {
+	limit = g.Stretch(limit)
 	seconds := int(limit.Seconds() + 0.999)
-	ctx, cancel := context.WithTimeout(context.Background(), limit+5*time.Second) // the agent gives up after 3 s
+	ctx, cancel := context.WithTimeout(context.Background(), limit+g.Stretch(5*time.Second)) // the agent gives up after 3 s
 	defer cancel()
 	form := url.Values{"arg": args, "limit": {strconv.Itoa(seconds)}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, g.URL(agentPort)+"/run", strings.NewReader(form.Encode()))

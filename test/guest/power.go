@@ -13,6 +13,10 @@ func (g *Guest) Kill() error {
 	if g.qemu == nil {
 		return nil
 	}
+	g.spoil()
+	if g.pace.stop != nil {
+		g.pace.stop()
+	}
 	_ = g.qemu.Process.Kill()
 	<-g.ended
 	g.qemu = nil
@@ -20,10 +24,16 @@ func (g *Guest) Kill() error {
 }
 
 // Pause stops its processors.
-func (g *Guest) Pause() error { return g.monitor("stop") }
+func (g *Guest) Pause() error {
+	g.spoil()
+	return g.monitor("stop")
+}
 
 // Resume lets them go on.
-func (g *Guest) Resume() error { return g.monitor("cont") }
+func (g *Guest) Resume() error {
+	g.spoil() // what was begun while it was paused
+	return g.monitor("cont")
+}
 
 // Cut takes it off Ceph's network without its notice.
 func (g *Guest) Cut() error { return g.link("down") }
@@ -40,12 +50,12 @@ func (g *Guest) link(state string) error {
 
 // monitor gives qemu a command (QMP).
 func (g *Guest) monitor(command string) error {
-	conn, err := net.DialTimeout("unix", g.path("qmp"), 5*time.Second)
+	conn, err := net.DialTimeout("unix", g.path("qmp"), 30*time.Second)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	in := json.NewDecoder(conn)
 	var greeting json.RawMessage
 	if err := in.Decode(&greeting); err != nil {

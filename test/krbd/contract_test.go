@@ -16,7 +16,6 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/krbd/wire"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
-	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // remote is a krbd.Mapper in a guest.
@@ -37,14 +36,14 @@ func (n *node) serveMapper() error {
 	if err != nil {
 		return err
 	}
-	return tool.Within(30*time.Second, func() error {
+	return n.within(time.Minute, func() error {
 		_, err := n.call(context.Background(), wire.Request{Op: "write", Device: "/dev/null"})
 		return err
 	})
 }
 
 func (n *node) call(ctx context.Context, q wire.Request) (a wire.Answer, err error) {
-	q.Limit = time.Minute
+	q.Limit = n.Stretch(time.Minute)
 	if deadline, ok := ctx.Deadline(); ok {
 		q.Limit = time.Until(deadline)
 	}
@@ -52,7 +51,7 @@ func (n *node) call(ctx context.Context, q wire.Request) (a wire.Answer, err err
 	if err != nil {
 		return a, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.Limit+10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.Limit+n.Stretch(10*time.Second))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL(mapperPort), bytes.NewReader(body))
 	if err != nil {

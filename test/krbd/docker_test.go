@@ -76,7 +76,7 @@ func (n *node) docker(t *testing.T, args ...string) string {
 }
 
 func (n *node) tryDocker(args ...string) (string, error) {
-	return tool.Run(2*time.Minute, "docker", append([]string{"-H", strings.Replace(n.URL(dockerPort), "http", "tcp", 1)}, args...)...)
+	return tool.Run(n.Stretch(3*time.Minute), "docker", append([]string{"-H", strings.Replace(n.URL(dockerPort), "http", "tcp", 1)}, args...)...)
 }
 
 // container writes in the volume.
@@ -100,12 +100,12 @@ func (c *container) writes(t *testing.T) {
 	t.Helper()
 	size := func() (out string, err error) { return c.Sh(quick, "stat -c %s /proc/"+c.pid+"/root/data/log") }
 	var before string
-	err := tool.Within(20*time.Second, func() (err error) { // it may have just been started
+	err := c.within(time.Minute, func() (err error) { // it may have just been started
 		before, err = size()
 		return err
 	})
 	if err == nil {
-		err = tool.Within(20*time.Second, func() error {
+		err = c.within(time.Minute, func() error {
 			now, err := size()
 			if err == nil && now == before {
 				err = errors.New("it writes nothing any more, after " + now + " bytes")
@@ -154,7 +154,7 @@ func (n *node) crashPlugin(t *testing.T) {
 	before := pids()
 	_, err := n.Sh(quick, "kill -KILL "+before)
 	must(t, err)
-	must(t, tool.Within(30*time.Second, func() error {
+	must(t, n.within(time.Minute, func() error {
 		if now := pids(); now == "" || now == before {
 			return errors.New("the plugin has not come back")
 		}
@@ -240,7 +240,7 @@ func TestTheManagedPlugin(t *testing.T) {
 			device := one.device(t)
 			trouble.do(t)
 			c.writes(t)
-			time.Sleep(2 * time.Second) // the plugin has looked at what it finds
+			one.sleep(2 * time.Second) // the plugin has looked at what it finds
 			c.writes(t)
 			if now := one.device(t); now != device {
 				t.Errorf("the volume was on %s, is on %s", device, now)

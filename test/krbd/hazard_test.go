@@ -14,7 +14,7 @@ import (
 // raw writes to a device past all caches, beside the filesystem: ext4 leaves the
 // first sectors alone.
 func (n *node) raw(op, device, text string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), n.Stretch(40*time.Second))
 	defer cancel()
 	a, err := n.call(ctx, wire.Request{Op: op, Device: device, Text: text})
 	if err == nil {
@@ -70,7 +70,7 @@ func TestAStaleMappingWritesAgainWhenItsFenceEnds(t *testing.T) {
 			}
 			// The kernel may take longer than the short fence lasts to find its servers again: then the first write of all gets through.
 			_, written := two.raw("write", stale, "the old holder's")
-			for written != nil && time.Since(taken) < (short+10)*time.Second {
+			for written != nil && time.Since(taken) < short*time.Second+two.Stretch(10*time.Second) {
 				time.Sleep(time.Second)
 				_, written = two.raw("write", stale, "the old holder's")
 			}

@@ -134,14 +134,14 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 			must(t, err, m.Unmap(t.Context(), image.ID))
 			result := make(chan error, 1)
 			go func() {
-				ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+				ctx, cancel := context.WithTimeout(context.Background(), two.Stretch(4*time.Second))
 				defer cancel()
 				slow := m.(remote)
-				slow.config.Pause = time.Second // between the question for the monitors and the kernel
+				slow.config.Pause = two.Stretch(time.Second) // between the question for the monitors and the kernel
 				_, err := slow.Map(ctx, image, driver.ReadWrite)
 				result <- err
 			}()
-			time.Sleep(500 * time.Millisecond)
+			two.sleep(500 * time.Millisecond)
 			must(t, two.Cut())
 			if err := <-result; err == nil {
 				t.Fatal("the map was faster than the network's end")
@@ -162,7 +162,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 				t.Error("the kernel is not at it any more")
 			}
 			if then == "the kernel has given up" {
-				must(t, tool.Within(90*time.Second, func() error {
+				must(t, two.within(90*time.Second, func() error {
 					if atIt() {
 						return errors.New("the kernel is still at it")
 					}
@@ -170,7 +170,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 				}))
 			}
 			must(t, two.Heal())
-			long, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			long, cancel := context.WithTimeout(t.Context(), two.Stretch(90*time.Second))
 			defer cancel()
 			must(t, m.Unmap(long, image.ID))
 			if all, err := m.Mappings(t.Context()); err != nil || len(all) != 0 {

@@ -7,12 +7,11 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
-	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // larger waits until the filesystem of a mounted volume has so many MiB.
 func (n *node) larger(volume string, least int, limit time.Duration) error {
-	return tool.Within(limit, func() error {
+	return n.within(limit, func() error {
 		out, err := n.Sh(quick, "stat -f -c '%b %S' "+root+"/volumes/"+volume)
 		var blocks, size int
 		if err == nil {
@@ -75,7 +74,7 @@ func TestGrowthWhileItIsMounted(t *testing.T) {
 			must(t, err, n.put(volume, "before"))
 			testbed.RBD(t, "resize", "--no-progress", "--size", "700M", "rbd/"+volume)
 			began := time.Now()
-			must(t, n.larger(volume, 550, 20*time.Second))
+			must(t, n.larger(volume, 550, time.Minute))
 			t.Logf("figure: %s, %s: the filesystem is larger %d ms after rbd resize", mapper, fstype, time.Since(began).Milliseconds())
 			n.expect(t, volume, "before")
 			must(t, n.unmount(volume, "a"))
@@ -98,7 +97,7 @@ func TestAnEncryptedVolumeOnBothMappers(t *testing.T) {
 		t.Errorf("mounted from %s", out)
 	}
 	testbed.RBD(t, "resize", "--no-progress", "--size", "256M", "rbd/"+volume)
-	must(t, one.larger(volume, 200, 20*time.Second), one.unmount(volume, "a"))
+	must(t, one.larger(volume, 200, time.Minute), one.unmount(volume, "a"))
 
 	must(t, two.userspace())
 	_, err = two.mount(volume, "b")
@@ -185,7 +184,7 @@ func TestACopyIsFlattenedWhileItIsWrittenTo(t *testing.T) {
 	w.wait(t, one, 20)
 	w.stopped(t, one, ended)
 	ended = w.write(t, two)
-	must(t, tool.Within(time.Minute, func() error {
+	must(t, two.within(2*time.Minute, func() error {
 		if out := testbed.RBD(t, "info", "rbd/"+w.volume); strings.Contains(out, "parent:") {
 			return fmt.Errorf("still a clone; tasks: %s", testbed.Ceph(t, "rbd", "task", "list"))
 		}

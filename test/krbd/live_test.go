@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
-	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 // What an admin does to a mounted volume from elsewhere.
@@ -28,14 +27,14 @@ func TestASnapshotAResizeAndMetadataWhileItIsMounted(t *testing.T) {
 	testbed.RBD(t, "resize", "--no-progress", "--size", "512M", spec)
 	w.wait(t, one, 20)
 	device := one.device(t)
-	must(t, tool.Within(5*time.Second, func() error {
+	must(t, one.within(20*time.Second, func() error {
 		out, err := one.Sh(quick, "cat /sys/block/"+strings.TrimPrefix(device, "/dev/")+"/size")
 		if err == nil && out != "1048576" {
 			return errors.New("the device has " + out + " sectors")
 		}
 		return err
 	}))
-	must(t, one.larger(w.volume, 450, 10*time.Second)) // by itself
+	must(t, one.larger(w.volume, 450, time.Minute)) // by itself
 	w.wait(t, one, 20)
 	w.stopped(t, one, ended)
 }
@@ -88,7 +87,7 @@ func TestCephsToolsUnderstandOurMappings(t *testing.T) {
 		t.Errorf("removing what an admin has mapped: %v", err)
 	}
 	must(t, one.stop("TERM", 8*time.Second), one.start("docker-volume-rbd", "RBD_MAPPER=krbd")) // it compares, twice
-	time.Sleep(time.Second)
+	one.sleep(time.Second)
 	if now := one.attributes(t); now["name"] != volume {
 		t.Errorf("the admin's mapping is gone: %v", now)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,7 +22,7 @@ type node struct{ *guest.Guest }
 const (
 	socket = "/run/rbd.sock"
 	root   = "/var/lib/docker-volume-rbd"
-	quick  = 20 * time.Second // for a command that only computes
+	quick  = time.Minute // for a command that only computes
 )
 
 // boot boots the guest; it tries twice.
@@ -53,14 +54,23 @@ func (n *node) start(program string, settings ...string) error {
 	if _, err := n.Sh(quick, line); err != nil {
 		return err
 	}
-	return tool.Within(30*time.Second, func() error {
+	return n.within(time.Minute, func() error {
 		_, err := n.Post(5*time.Second, socket, "/Plugin.Activate", "")
 		return err
 	})
 }
 
+// within is tool.Within, by the guest's pace.
+func (n *node) within(limit time.Duration, try func() error) error {
+	return tool.Within(n.Stretch(limit), try)
+}
+
+// sleep gives the guest time, by its pace, for what is not to be seen.
+func (n *node) sleep(d time.Duration) { time.Sleep(n.Stretch(d)) }
+
 // stop ends the plugin by a signal and waits for its end.
 func (n *node) stop(signal string, limit time.Duration) error {
+	limit = n.Stretch(limit)
 	_, err := n.Sh(limit+5*time.Second, fmt.Sprintf(`pid=$(cat /run/plugin.pid); kill -%s $pid 2>/dev/null || exit 0
 		for i in $(seq %d); do [ -e /proc/$pid ] || exit 0; sleep 0.1; done; echo the plugin is still there; exit 1`, signal, int(limit.Seconds()*10)))
 	return err
@@ -110,6 +120,21 @@ func (n *node) create(name string) error {
 func (n *node) mount(name, id string) (path string, err error) {
 	a, err := n.volume(2*time.Minute, "Mount", name, id, nil)
 	return a.Mountpoint, err
+}
+
+// mountAgain mounts as swarm does, on a node whose network was away: the plugin may
+// still take Ceph for away, and says so soon.
+func (n *node) mountAgain(name, id string) error {
+	var final error
+	err := n.within(time.Minute, func() error {
+		_, err := n.mount(name, id)
+		if err != nil && strings.Contains(err.Error(), "ceph cannot be asked") {
+			return err
+		}
+		final = err
+		return nil
+	})
+	return errors.Join(err, final)
 }
 
 func (n *node) unmount(name, id string) error {

@@ -60,9 +60,8 @@ func TestCephIsAway(t *testing.T) {
 	must(t, two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
 	must(t, two.clean(idle, 40*time.Second), two.clean(other, 40*time.Second))
 	for _, volume := range []string{idle, other} {
-		_, err := one.mount(volume, "d")
-		must(t, err, one.unmount(volume, "d"))
-		_, err = one.volume(time.Minute, "Remove", volume, "", nil)
+		must(t, one.mountAgain(volume, "d"), one.unmount(volume, "d"))
+		_, err := one.volume(time.Minute, "Remove", volume, "", nil)
 		must(t, err)
 	}
 	w.stopped(t, two, ended)
@@ -78,10 +77,9 @@ func TestTheNetworkGoesDuringAMount(t *testing.T) {
 	must(t, err, one.unmount(volume, "a"))
 	caught := false
 	for _, share := range []time.Duration{10, 30, 50, 60, 70, 80, 90} { // percent of how long it takes
-		_, err := two.mount(volume, "a") // as warm as it will be
-		must(t, err, two.unmount(volume, "a"))
+		must(t, two.mountAgain(volume, "a"), two.unmount(volume, "a")) // as warm as it will be
 		before := time.Now()
-		_, err = two.mount(volume, "a")
+		_, err := two.mount(volume, "a")
 		moment := time.Since(before) * share / 100
 		must(t, err, two.unmount(volume, "a"))
 		result := make(chan error, 1)
@@ -100,8 +98,7 @@ func TestTheNetworkGoesDuringAMount(t *testing.T) {
 			must(t, two.unmount(volume, "b"))
 		}
 		// The other node gets it, and what comes up late is taken away.
-		_, err = one.mount(volume, "c")
-		must(t, err, one.unmount(volume, "c"))
+		must(t, one.mountAgain(volume, "c"), one.unmount(volume, "c"))
 		must(t, two.clean(volume, 100*time.Second))
 	}
 	if !caught {
@@ -119,13 +116,12 @@ func TestTheNetworkGoesForGoodDuringAMount(t *testing.T) {
 	must(t, err, one.create(volume))
 	defer func() { _, _ = two.Sh(quick, "echo 120 >/proc/sys/kernel/hung_task_timeout_secs") }()
 	go func() { _, _ = two.volume(30*time.Second, "Mount", volume, "b", nil) }()
-	time.Sleep(120 * time.Millisecond)
+	two.sleep(120 * time.Millisecond)
 	must(t, two.Cut())
 	time.Sleep(14 * time.Second)
 	must(t, two.stop("TERM", 8*time.Second), two.Heal(), two.start("docker-volume-rbd", "RBD_MAPPER=krbd"))
 	must(t, two.clean(volume, 100*time.Second))
-	_, err = one.mount(volume, "c")
-	must(t, err, one.unmount(volume, "c"))
+	must(t, one.mountAgain(volume, "c"), one.unmount(volume, "c"))
 	_, err = one.volume(time.Minute, "Remove", volume, "", nil)
 	must(t, err)
 	if out, err := two.Sh(quick, "dmesg | sed '1,/test begins/d' | grep -c 'blocked for more than'; true"); err != nil || strings.TrimSpace(out) != "0" {

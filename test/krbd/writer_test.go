@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
-	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/workload"
 )
 
@@ -69,7 +68,7 @@ func (w *writers) write(t *testing.T, n *node) (ended chan error) {
 func (w *writers) wait(t *testing.T, n *node, records uint64) time.Time {
 	t.Helper()
 	after, _ := w.Acked()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), n.Stretch(time.Minute))
 	defer cancel()
 	r, err := w.WaitAck(ctx, after+records-1, n.Name)
 	must(t, err)
@@ -86,6 +85,7 @@ func (w *writers) stopped(t *testing.T, n *node, ended chan error) {
 // failed waits for the end of a writer that has lost its volume.
 func (w *writers) failed(t *testing.T, n *node, ended chan error, limit time.Duration) {
 	t.Helper()
+	limit = n.Stretch(limit)
 	select {
 	case err := <-ended:
 		if err == nil {
@@ -98,7 +98,7 @@ func (w *writers) failed(t *testing.T, n *node, ended chan error, limit time.Dur
 
 // clean waits until a node has nothing of a volume any more: no mount, no device.
 func (n *node) clean(volume string, limit time.Duration) error {
-	return tool.Within(limit, func() error {
+	return n.within(limit, func() error {
 		left, err := n.Sh(quick, "grep "+volume+" /proc/mounts; grep -H . /sys/bus/rbd/devices/*/name 2>/dev/null | grep "+volume+"; true")
 		if err == nil && left != "" {
 			err = fmt.Errorf("%s still has %s", n.Name, left)

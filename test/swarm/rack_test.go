@@ -109,7 +109,7 @@ func figures(t *testing.T, when string, took, usual map[string][]time.Duration) 
 		}
 		most := slices.Max(usual[what])
 		t.Logf("figure: %s: %s takes at most %d ms, otherwise %d ms", when, what, slices.Max(took[what]).Milliseconds(), most.Milliseconds())
-		if slices.Min(took[what]) > most+2*time.Second {
+		if slices.Min(took[what]) > 2*most+time.Duration(tool.Slowness()*float64(2*time.Second)) {
 			t.Errorf("%s took %v", what, took[what])
 		}
 	}

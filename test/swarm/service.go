@@ -81,7 +81,7 @@ func (s *Service) RunOn(n *Node) error {
 
 // Writes waits for a new record, on a node if one is named, and tells when it came.
 func (s *Service) Writes(limit time.Duration, node string) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*limit) // which is that of an idle machine
 	defer cancel()
 	after, _ := s.Acked()
 	r, err := s.WaitAck(ctx, after, node)

@@ -10,8 +10,10 @@ import (
 	"time"
 )
 
-// Run runs a program and returns what it prints; the error says what it says.
+// Run runs a program and returns what it prints; the error says what it says. The
+// limit is that of an idle machine.
 func Run(limit time.Duration, name string, args ...string) (string, error) {
+	limit *= generous
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var stdout, stderr strings.Builder
@@ -28,8 +30,10 @@ func Run(limit time.Duration, name string, args ...string) (string, error) {
 	return strings.TrimSpace(stdout.String()), err
 }
 
-// Within repeats until there is no error any more.
+// Within repeats until there is no error any more. The limit is that of an idle
+// machine.
 func Within(limit time.Duration, try func() error) error {
+	limit *= generous
 	for end := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
 		err := try()
 		if err == nil {

@@ -15,11 +15,14 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
 
 func main() {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/run", run)
+	mux.HandleFunc("/work", work)
 	proxy := &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "socket" },
 		Transport:     &http.Transport{DialContext: dialSocket, DisableKeepAlives: true},
@@ -87,6 +90,11 @@ func run(w http.ResponseWriter, r *http.Request) {
 		exit = err.Error()
 	}
 	w.Header().Set("Exit", exit)
+}
+
+// work is always the same: who asks for it sees how fast the guest is.
+func work(w http.ResponseWriter, _ *http.Request) {
+	_, _ = fmt.Fprintln(w, tool.Work(40))
 }
 
 // flushed lets everything out at once.

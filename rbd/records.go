@@ -108,7 +108,7 @@ func (p *Pool) write(ctx context.Context, key string, old driver.Version, change
 	})
 	switch number := errno(err); {
 	case number == syscall.ERANGE, number == syscall.EOVERFLOW:
-		return 0, fmt.Errorf("write %s%s: %w (errno %d)", prefix, key, driver.ErrLost, number)
+		return 0, fmt.Errorf("write %s%s: %w (%w)", prefix, key, driver.ErrLost, number)
 	case errors.Is(err, driver.ErrNotFound), errors.Is(err, driver.ErrExists):
 		return 0, fmt.Errorf("%w (%w)", driver.ErrLost, err)
 	case err != nil:

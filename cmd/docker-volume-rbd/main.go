@@ -69,16 +69,14 @@ func main() {
 	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	s := service{log: log, socket: *socket, root: *root, run: *run, conf: *conf, patience: modulePatience, stop: stop}
-	for {
-		switch again, err := s.serve(ctx); {
-		case err != nil:
-			stop()
-			log.Fatal(err)
-		case !again || ctx.Err() != nil:
-			return
-		}
+	again, err := s.serve(ctx)
+	for again && err == nil && ctx.Err() == nil {
+		again, err = s.serve(ctx)
+	}
+	stop()
+	if err != nil {
+		log.Fatal(err)
 	}
 }
 

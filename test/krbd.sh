@@ -40,6 +40,7 @@ cleanup() {
 		[[ -e $pid ]] && grep -qsF -- "$work/" "/proc/$(cat "$pid")/cmdline" && kill -KILL "$(cat "$pid")"
 	done
 	[[ -z $engine ]] || test/engine.sh stop "$engine" || rc=1
+	[[ ! -d $work/next/e ]] || test/engine.sh stop "$work/next/e" || rc=1
 	[[ ! -d $work/c ]] || test/cluster.sh stop "$work/c" || rc=1
 	[[ ! -d $work/c6 ]] || test/cluster.sh stop "$work/c6" || rc=1
 	ip netns del "$netns" 2>/dev/null || true

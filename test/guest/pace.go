@@ -12,8 +12,8 @@ import (
 // cores, and often how often it is done anew: the machine may be busy with other
 // things at one time and not at another.
 const (
-	idle  = 200 * time.Millisecond
-	often = 10 * time.Second
+	idle  = 420 * time.Millisecond
+	often = 15 * time.Second
 )
 
 // pace is how much slower a guest is than on an idle machine.
@@ -25,7 +25,7 @@ type pace struct {
 }
 
 // Stretch makes a time that is enough on an idle machine one that is enough on this
-// one, as busy as it has been in the last half minute.
+// one, as busy as it has been in the last 45 seconds.
 func (g *Guest) Stretch(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * g.Slowness())
 }

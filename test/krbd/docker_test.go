@@ -177,16 +177,31 @@ func (n *node) crashEngine(t *testing.T) {
 	must(t, err)
 }
 
+// release has the next release of the plugin, as remote, in the storage of a registry.
+// It is made outside of the guest, where it takes seconds, and is read-only inside.
+func release(t *testing.T, remote string) (storage string) {
+	t.Helper()
+	dir := filepath.Join(work, "next")
+	_, err := tool.Run(5*time.Minute, "sh", "-c", fmt.Sprintf(`set -e; mkdir %[1]s; cp -a %[2]s %[1]s/plugin; touch %[1]s/plugin/rootfs/etc/next
+		sed -i 's/"description": "Ceph RBD volumes/"description": "The next release: Ceph RBD volumes/' %[1]s/plugin/config.json
+		printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %[1]s/storage}}\nhttp: {addr: 127.0.0.1:5000}\n' >%[1]s/config.yml
+		docker-registry serve %[1]s/config.yml >%[1]s/log 2>&1 </dev/null & echo $! >%[4]s
+		%[3]s start %[1]s/e
+		export DOCKER_HOST=unix://%[1]s/e/docker.sock
+		docker plugin create %[5]s %[1]s/plugin
+		docker plugin push %[5]s
+		%[3]s stop %[1]s/e; kill $(cat %[4]s); rm -r %[4]s %[1]s/plugin`, dir, pluginDir, script("engine.sh"), filepath.Join(work, "registry.pid"), remote))
+	must(t, err)
+	return filepath.Join(dir, "storage")
+}
+
 // upgrade does what docker plugin upgrade is for, from a registry in the guest.
 func (n *node) upgrade(t *testing.T) {
 	t.Helper()
 	const remote, registry = "127.0.0.1:5000/rbd:next", engineDir + "/registry"
-	_, err := n.Sh(4*time.Minute, fmt.Sprintf(`set -e; mkdir %[1]s; cp -a %[2]s %[1]s/plugin; touch %[1]s/plugin/rootfs/etc/next
-		sed -i 's/"description": "Ceph RBD volumes/"description": "The next release: Ceph RBD volumes/' %[1]s/plugin/config.json
-		printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %[1]s/data}}\nhttp: {addr: 127.0.0.1:5000}\n' >%[1]s/config.yml
-		setsid docker-registry serve %[1]s/config.yml >%[1]s/log 2>&1 </dev/null & echo $! >%[1]s/pid
-		export DOCKER_HOST=unix://%[3]s/d/docker.sock
-		docker plugin create %[4]s %[1]s/plugin && docker plugin push %[4]s && docker plugin rm %[4]s`, registry, pluginDir, engineDir, remote))
+	_, err := n.Sh(quick, fmt.Sprintf(`set -e; mkdir %[1]s
+		printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %[2]s}, maintenance: {uploadpurging: {enabled: false}, readonly: {enabled: true}}}\nhttp: {addr: 127.0.0.1:5000}\n' >%[1]s/config.yml
+		setsid docker-registry serve %[1]s/config.yml >%[1]s/log 2>&1 </dev/null & echo $! >%[1]s/pid`, registry, release(t, remote)))
 	must(t, err)
 	n.docker(t, "plugin", "disable", "-f", pluginName)
 	n.docker(t, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", pluginName, remote)

@@ -12,7 +12,7 @@ import (
 const generous = 3
 
 // idle is what the fixed work of Slowness takes on an idle machine.
-const idle = 30 * time.Millisecond
+const idle = 140 * time.Millisecond
 
 // Slowness is how much slower this machine is now than an idle one, at least 1: what
 // is judged by its time is judged by that.
@@ -21,7 +21,7 @@ func Slowness() float64 {
 	var all sync.WaitGroup
 	var result atomic.Uint64 // or a compiler might leave the work out
 	for range runtime.NumCPU() {
-		all.Go(func() { result.Add(Work(40)) })
+		all.Go(func() { result.Add(Work(200)) })
 	}
 	all.Wait()
 	return max(1, time.Since(began).Seconds()/idle.Seconds())

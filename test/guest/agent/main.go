@@ -94,7 +94,7 @@ func run(w http.ResponseWriter, r *http.Request) {
 
 // work is always the same: who asks for it sees how fast the guest is.
 func work(w http.ResponseWriter, _ *http.Request) {
-	_, _ = fmt.Fprintln(w, tool.Work(40))
+	_, _ = fmt.Fprintln(w, tool.Work(160)) // so long that it has to share the processors
 }
 
 // flushed lets everything out at once.

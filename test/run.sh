@@ -8,7 +8,7 @@
 # FAULTS, SEED   how many random faults the swarm has (4), and which (0 = other ones each time)
 # MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
 #                wait for the kernel's own time limits and see the engine with and without live-restore, the plugin starts in every kind of
-#                outage, and the engine is upgraded
+#                outage, the engine is upgraded, and errors stop filesystems on a newer kernel too
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -98,3 +98,8 @@ echo "==> the kernel's client, in guests that have it"
 skip='TestFigures|TestTheManagedPlugin/(disable_and_enable|without_live-restore)|TestAStaleMappingWritesAgainWhenItsFenceEnds/with_the_fence_cut'
 test/krbd.sh "$([[ ${MODEL-} = long ]] && echo -long || echo "-test.skip=$skip")" |
 	told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }
+if [[ ${MODEL-} = long ]]; then
+	echo "==> a newer kernel, which says other things of errors"
+	KERNEL_SUITE=trixie test/kernel.sh "$TEST_GUESTS/kernel"
+	test/krbd.sh -test.run '^TestErrorsStopAFilesystem$' | told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }
+fi

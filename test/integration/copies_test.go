@@ -263,7 +263,7 @@ func TestTheTrash(t *testing.T) {
 	if err := one.Remove(one.context(time.Minute), "v"); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		list := testbed.RBD(t, "trash", "ls", place)
 		if strings.Count(list, "\n") == 1 && strings.Contains(list, id) { // the second was never mounted
 			break
@@ -290,7 +290,7 @@ func TestTheTrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(1500 * time.Millisecond)
-	for end := time.Now().Add(time.Minute); ; time.Sleep(500 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(500 * time.Millisecond) {
 		two.Driver.Purge(t.Context()) // has the manager flatten the copy, which is mounted meanwhile, and then goes
 		there, err := two.pool.HasID(t.Context(), id)
 		if err != nil {

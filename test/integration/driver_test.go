@@ -121,7 +121,7 @@ func TestAWatcherThatIsNotOursIsLeftAlone(t *testing.T) {
 	watching := func() bool {
 		return strings.Contains(testbed.RBD(t, "status", cfg.Pool+"/"+cfg.Namespace+"/v"), "watcher=")
 	}
-	for end := time.Now().Add(20 * time.Second); !watching() && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !watching() && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 	}
 	_, err = one.Mount(one.context(2*time.Second), "v", "id")
 	if !errors.Is(err, driver.ErrInUse) || !strings.Contains(err.Error(), "no volume of this plugin") {

@@ -78,7 +78,7 @@ func (p *plugin) start() {
 	if err := p.cmd.Start(); err != nil {
 		p.tb.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if _, err := p.call("Plugin.Activate", nil); err == nil {
 			return
 		}

@@ -98,7 +98,7 @@ func KillServer(tb testing.TB, dir, imageID string) {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		tb.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); unix.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			tb.Fatalf("image server %d does not end", pid)
 		}
@@ -132,7 +132,7 @@ func server(tb testing.TB, dir, imageID string) int {
 // directories. What is on its way out gets a moment.
 func NothingLeft(tb testing.TB, dirs ...string) {
 	tb.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		var left []string
 		for _, dir := range dirs {
 			left = append(left, Loops(tb, dir)...)

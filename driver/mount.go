@@ -287,22 +287,3 @@ func (d *Driver) detachStale(ctx context.Context, name string) error {
 	d.refs.forget(name)
 	return d.fs.Detach(ctx, mount.Path)
 }
-
-// mountOptions: the volume's own, or the setting if it is meant for this
-// filesystem, or the built-in ones; and what the filesystem needs.
-func (d *Driver) mountOptions(meta map[string]string, fstype string) string {
-	return withNeeds(fstype, d.wantedOptions(meta, fstype))
-}
-
-func (d *Driver) wantedOptions(meta map[string]string, fstype string) string {
-	if own := meta[metaMountOptions]; own != "" {
-		return own
-	}
-	if fstype == defaultFSType(d.defaults) {
-		// Checked by New.
-		if setting, err := parseMountOptions(OptMountOptions, d.defaults[OptMountOptions]); err == nil && setting != "" {
-			return setting
-		}
-	}
-	return DefaultMountOptions[fstype]
-}

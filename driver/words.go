@@ -39,6 +39,25 @@ func parseMountOptions(option, value string) (string, error) {
 	return v, nil
 }
 
+// mountOptions: the volume's own, or the setting if it is meant for this
+// filesystem, or the built-in ones; and what the filesystem needs.
+func (d *Driver) mountOptions(meta map[string]string, fstype string) string {
+	return withNeeds(fstype, d.wantedOptions(meta, fstype))
+}
+
+func (d *Driver) wantedOptions(meta map[string]string, fstype string) string {
+	if own := meta[metaMountOptions]; own != "" {
+		return own
+	}
+	if fstype == defaultFSType(d.defaults) {
+		// Checked by New.
+		if setting, err := parseMountOptions(OptMountOptions, d.defaults[OptMountOptions]); err == nil && setting != "" {
+			return setting
+		}
+	}
+	return DefaultMountOptions[fstype]
+}
+
 // withNeeds adds to the mount options of a volume what its filesystem needs. Of an
 // option that takes a value the one needed is the only one.
 func withNeeds(fstype, options string) string {

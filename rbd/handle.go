@@ -79,20 +79,24 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 	if h.ioctx, err = h.pool.ioctx(h.client); err != nil {
 		return err
 	}
+	open := rbd.OpenImageReadOnly
 	if mode == driver.ReadWrite {
-		h.img, err = rbd.OpenImage(h.ioctx, name, rbd.NoSnapshot)
-	} else {
-		h.img, err = rbd.OpenImageReadOnly(h.ioctx, name, rbd.NoSnapshot)
+		open = rbd.OpenImage
 	}
-	if err == nil {
-		if h.image, err = describe(h.img, name); err != nil {
+	for again := false; ; again = true {
+		if h.img, err = open(h.ioctx, name, rbd.NoSnapshot); err == nil {
+			if h.image, err = describe(h.img, name); err == nil {
+				return nil
+			}
 			_ = h.img.Close()
 		}
+		if errno(err) != syscall.ENOENT || again {
+			return h.pool.unopened(h.ioctx, name, err)
+		}
+		if err = h.pool.mend(h.client, h.ioctx, name); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return h.pool.unopened(h.client, h.ioctx, name, err)
-	}
-	return nil
 }
 
 func describe(img *rbd.Image, name string) (image driver.Image, err error) {
@@ -240,7 +244,7 @@ func (h *handle) EnableLock(ctx context.Context) error {
 // and that of rbd lock add, so that who writes waits for ever for one of the latter.
 const lockName = "rbd_lock"
 
-func (h *handle) header() string { return "rbd_header." + h.image.ID }
+func (h *handle) header() string { return headerObject(h.image.ID) }
 
 // lockedByHand is an error if a lock is not one that a client of Ceph takes, and
 // breaks, by itself: their cookies are "auto" and a number. It may be all that keeps

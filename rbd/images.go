@@ -49,14 +49,37 @@ func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
 			create = func() error { return p.clone(c, ioctx, spec, opts) }
 		}
 		err = create()
-		if errno(err) == syscall.EEXIST && halfMade(ioctx, spec.Name) {
-			p.cfg.Log.Warnf("removing what a killed create has left of image %s", spec.Name)
-			if err = rbd.RemoveImage(ioctx, spec.Name); err == nil {
-				err = create()
-			}
+		if errno(err) != syscall.EEXIST {
+			return err
 		}
-		return err
+		// The name may be all that there is: librbd takes it first.
+		if again := p.takeOver(c, ioctx, spec); again != nil {
+			return again
+		}
+		return create()
 	})
+}
+
+// takeOver makes a name free that is taken and has no image; EEXIST if it has one. One
+// that is just being made is given the time to be whole.
+func (p *Pool) takeOver(c *client, ioctx *rados.IOContext, spec driver.ImageSpec) error {
+	var err error
+	for range 10 {
+		err = p.openable(c, ioctx, spec.Name)
+		if !errors.Is(err, driver.ErrNoVolume) {
+			return cmp.Or(err, rbd.ErrExist)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if spec.DataPool == "" {
+		return p.free(ioctx, spec.Name)
+	}
+	data, err := p.dataPool(c, spec.DataPool)
+	if err != nil {
+		return err
+	}
+	defer data.Destroy()
+	return p.free(ioctx, spec.Name, data)
 }
 
 // mayUse makes sure of a pool for data: librbd makes an image there without asking, and
@@ -65,7 +88,7 @@ func (p *Pool) mayUse(c *client, dataPool string) error {
 	if dataPool == "" {
 		return nil
 	}
-	ioctx, err := c.conn.OpenIOContext(dataPool)
+	ioctx, err := p.dataPool(c, dataPool)
 	if errno(err) == syscall.ENOENT {
 		return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, dataPool)
 	}
@@ -73,11 +96,18 @@ func (p *Pool) mayUse(c *client, dataPool string) error {
 		return err
 	}
 	defer ioctx.Destroy()
-	ioctx.SetNamespace(p.cfg.Namespace)
 	if _, err := ioctx.Stat(prefix + "none"); errno(err) == syscall.EPERM || errno(err) == syscall.EACCES {
 		return fmt.Errorf("%w option data-pool=%q: the user %s may not use that pool; the README tells the cap", driver.ErrInvalid, dataPool, p.cfg.User)
 	}
 	return nil
+}
+
+func (p *Pool) dataPool(c *client, name string) (*rados.IOContext, error) {
+	ioctx, err := c.conn.OpenIOContext(name)
+	if err == nil {
+		ioctx.SetNamespace(p.cfg.Namespace)
+	}
+	return ioctx, err
 }
 
 func imageOptions(spec driver.ImageSpec) (*rbd.ImageOptions, error) {
@@ -138,79 +168,48 @@ func setMeta(img *rbd.Image, meta map[string]string) error {
 	return nil
 }
 
-// halfMade tells that a name is taken and has no image: librbd takes the name
-// first, and was killed before it had made the rest. One that is just being made
-// is given the time to be whole.
-func halfMade(ioctx *rados.IOContext, name string) bool {
-	for range 10 {
-		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
-		if err == nil {
-			_ = img.Close()
-		}
-		if !errors.Is(err, rbd.ErrNotFound) {
-			return false
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return orphan(ioctx, name) == nil
-}
-
-// orphan is an error for an image that is there though librbd does not find it: of a
-// clone whose parent is gone, with its pool, it says the same as of no image at all
-// (librbd, RefreshParentRequest). What it holds is nobody's to delete.
-func orphan(ioctx *rados.IOContext, name string) error {
-	// The object under the name holds the id behind its length (librbd, cls_rbd: set_id).
-	id := make([]byte, 64)
-	n, err := ioctx.Read("rbd_id."+name, id, 0)
-	if errno(err) == syscall.ENOENT || err == nil && n < 5 {
-		return nil
-	}
+// openable tells whether librbd opens an image, or has one opened that is whole;
+// ErrNoVolume if there is none.
+func (p *Pool) openable(c *client, ioctx *rados.IOContext, name string) error {
+	img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
 	if err == nil {
-		_, err = ioctx.Stat("rbd_header." + string(id[4:n]))
+		return img.Close()
 	}
 	if errno(err) == syscall.ENOENT {
-		return nil
+		return p.mend(c, ioctx, name)
 	}
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: image %s is there, but librbd does not find all of it; is its data pool gone, or is it a clone whose parent, or the parent's pool, is gone?",
-		driver.ErrUnusable, name)
+	return p.unopened(ioctx, name, err)
 }
 
-// unopened tells what it means that librbd does not open an image: that there is none,
-// that Ceph does not answer, or that there is one which cannot be opened as it is. Of
-// the latter it may be the parent, in a pool that this key may not read, that fails.
-func (p *Pool) unopened(c *client, ioctx *rados.IOContext, name string, err error) error {
+// unopened tells what it means that librbd does not open an image: that Ceph does not
+// answer, or that the image cannot be opened as it is. It may be the parent, in a pool
+// that this key may not read, that fails.
+func (p *Pool) unopened(ioctx *rados.IOContext, name string, err error) error {
 	switch errno(err) {
 	case syscall.ENOENT:
-		if err := cmp.Or(p.remains(c, ioctx), orphan(ioctx, name)); err != nil {
-			return err
-		}
-		return driver.ErrNoVolume
+		return errChanging
 	case 0, syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:
 		return err
 	}
-	if _, absent := ioctx.Stat("rbd_id." + name); absent != nil {
+	if _, absent := ioctx.Stat(idObject(name)); absent != nil {
 		return err
 	}
 	// Its errno must not be taken for that of a volume that could be opened.
 	return fmt.Errorf("%w: librbd does not open it: %s; try rbd info %s/%s as this user", driver.ErrUnusable, err.Error(), p.place(), name)
 }
 
-// Exists looks for the object that librbd keeps under an image's name, and only
-// if it is there for the image, which a killed create may not have made; see
-// driver.Images.
+// Exists looks for the image, and not for its name alone, which a killed create may have
+// left; see driver.Images.
 func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error) {
 	err = p.do(ctx, "look for image", reads, func(c *client, ioctx *rados.IOContext) error {
-		if _, err := ioctx.Stat("rbd_id." + name); err != nil {
-			return err
+		id, err := heldID(ioctx, name)
+		if err == nil && id == "" {
+			id, err = askText(ioctx, directory, "dir_get_id", name)
 		}
-		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
-		if err != nil {
-			return p.unopened(c, ioctx, name, err)
+		if err != nil || id == "" {
+			return cmp.Or(err, rbd.ErrNotFound)
 		}
-		return img.Close()
+		return p.openable(c, ioctx, name)
 	})
 	if errors.Is(err, driver.ErrNotFound) {
 		return false, nil
@@ -222,7 +221,7 @@ func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error)
 // in the trash; see driver.Images.
 func (p *Pool) HasID(ctx context.Context, id string) (bool, error) {
 	err := p.do(ctx, "look for image id "+id, reads, func(_ *client, ioctx *rados.IOContext) error {
-		_, err := ioctx.Stat("rbd_header." + id)
+		_, err := ioctx.Stat(headerObject(id))
 		return err
 	})
 	if errors.Is(err, driver.ErrNotFound) {

@@ -1,7 +1,7 @@
 package rbd_test
 
 import (
-	"encoding/hex"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -270,5 +270,147 @@ func TestAKilledMoveToTheTrashAtEachStep(t *testing.T) {
 	}
 }
 
-var _ = hex.EncodeToString
-var _ = time.Second
+// remove removes an image through the plugin.
+func (o *objects) remove(name string, keep time.Duration) {
+	o.t.Helper()
+	h, err := o.pool.Open(o.t.Context(), name, driver.ReadWrite)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	if err := h.Remove(o.t.Context(), keep); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// aged makes an entry in the trash as one that was made that much earlier, with its mark.
+func (o *objects) aged(id string, by time.Duration) {
+	o.t.Helper()
+	entry := o.get("rbd_trash", "id_"+id)
+	shift := func(at int) time.Time {
+		was := binary.LittleEndian.Uint32(entry[at:])
+		binary.LittleEndian.PutUint32(entry[at:], was-uint32(by/time.Second))
+		return time.Unix(int64(was), 0).Add(-by)
+	}
+	shift(len(entry) - 17)
+	end := shift(len(entry) - 9)
+	o.set("rbd_trash", "id_"+id, entry)
+	o.set("rbd_header."+id, "metadata_docker_volume.removed", []byte(id+" "+end.UTC().Format(time.RFC3339)))
+}
+
+func (o *objects) purge(want ...string) {
+	o.t.Helper()
+	names, err := o.pool.Purge(o.t.Context())
+	if err != nil || !slices.Equal(names, want) {
+		o.t.Fatalf("purged: %v, %v; want %v", names, err, want)
+	}
+}
+
+// gone waits for the manager.
+func (o *objects) gone(id string) {
+	o.t.Helper()
+	for end := time.Now().Add(30 * time.Second); o.inTrash(id); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			o.t.Fatal("it is still in the trash")
+		}
+	}
+}
+
+func TestPurgeEndsWhatWasCutShort(t *testing.T) {
+	for name, row := range map[string]struct {
+		cut   func(o *objects, id string)
+		purge bool
+	}{
+		"entry":         {func(o *objects, id string) { o.list("a", id); o.name("a", id); o.trashed(id, moving) }, false},
+		"rbd_id":        {func(o *objects, id string) { o.list("a", id); o.trashed(id, moving) }, true},
+		"rbd_directory": {func(o *objects, id string) { o.trashed(id, moving) }, true},
+		"all but data":  {func(*objects, string) {}, true},
+		"data begun":    {func(o *objects, id string) { o.trashed(id, removing) }, true},
+		"header":        {func(o *objects, id string) { o.trashed(id, removing); o.rados("rm", "rbd_header."+id) }, true},
+		"restoring":     {func(o *objects, id string) { o.trashed(id, restoring) }, false},
+		"name of another": {func(o *objects, id string) {
+			o.trashed(id, moving)
+			drivertest.Create(o.t, o.pool, "a", 8<<20)
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newObjects(t)
+			image := o.written("a")
+			o.remove("a", time.Hour)
+			o.aged(image.ID, 2*time.Hour)
+			row.cut(o, image.ID)
+			if !row.purge {
+				o.purge()
+				if !o.inTrash(image.ID) || len(o.data(image.ID)) == 0 {
+					t.Error("it is gone")
+				}
+				return
+			}
+			o.purge("a")
+			o.gone(image.ID)
+			if there, err := o.pool.Exists(t.Context(), "a"); err != nil || there != (name == "name of another") {
+				t.Errorf("exists: %v, %v", there, err)
+			}
+		})
+	}
+}
+
+// A mark is that of one image, once in the trash: not of its copies, nor of what an
+// operator puts there later.
+func TestAMarkIsOfOneEntryOfTheTrash(t *testing.T) {
+	o := newObjects(t)
+	image := o.written("a")
+	o.remove("a", time.Hour)
+	o.rbd("trash", "restore", o.spec(image.ID))
+	o.rbd("snap", "create", o.spec("a@s"))
+	o.rbd("clone", "--rbd-default-clone-format", "2", o.spec("a@s"), o.spec("b"))
+	copied := o.id("b")
+	o.rbd("trash", "mv", "--expires-at", "now", o.spec("b"))
+	o.rbd("snap", "rm", "--no-progress", o.spec("a@s"))
+	o.rbd("trash", "mv", "--expires-at", "now", o.spec("a"))
+	for _, id := range []string{image.ID, copied} { // for longer than who is just at it needs
+		entry := o.get("rbd_trash", "id_"+id)
+		for _, at := range []int{len(entry) - 17, len(entry) - 9} {
+			binary.LittleEndian.PutUint32(entry[at:], binary.LittleEndian.Uint32(entry[at:])-7200)
+		}
+		o.set("rbd_trash", "id_"+id, entry)
+	}
+	o.purge()
+	if !o.inTrash(image.ID) || !o.inTrash(copied) {
+		t.Error("what an operator put into the trash was deleted")
+	}
+}
+
+// What was not to be kept, and was when its removal died, goes.
+func TestWhatIsNotToBeKeptIsPurged(t *testing.T) {
+	o := newObjects(t)
+	image := o.written("a")
+	o.remove("a", time.Second)
+	o.aged(image.ID, time.Hour)
+	entry := o.get("rbd_trash", "id_"+image.ID)
+	copy(entry[len(entry)-17:], entry[len(entry)-9:len(entry)-1]) // to be deleted when it was put there
+	o.set("rbd_trash", "id_"+image.ID, entry)
+	o.purge("a")
+	o.gone(image.ID)
+}
+
+// A removal that died at its first step, and another one after it: the times are of the
+// second.
+func TestARemovalAfterOneThatDied(t *testing.T) {
+	for name, state := range map[string]byte{"moving": moving, "restoring": restoring} {
+		t.Run(name, func(t *testing.T) {
+			o := newObjects(t)
+			image := o.written("a")
+			o.remove("a", time.Hour)
+			o.aged(image.ID, 2*time.Hour)
+			o.list("a", image.ID)
+			o.name("a", image.ID)
+			o.trashed(image.ID, state)
+			o.remove("a", time.Hour)
+			o.purge()
+			if !o.inTrash(image.ID) || len(o.data(image.ID)) == 0 {
+				t.Error("it is gone, before its time")
+			}
+			o.rbd("trash", "restore", o.spec(image.ID))
+		})
+	}
+}

@@ -7,9 +7,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
-	"github.com/ceph/go-ceph/rbd/admin"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -37,12 +35,17 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 		if err := h.inPlace(); err != nil {
 			return err
 		}
-		if keep > 0 {
-			if err := setMeta(h.img, map[string]string{removed: time.Now().UTC().Format(time.RFC3339)}); err != nil {
-				return err
-			}
+		if err := h.takeBack(); err != nil {
+			return err
 		}
-		err = rbd.GetImage(h.ioctx, h.image.Name).Trash(keep)
+		delay, err := deferral(h.ioctx, keep)
+		if err != nil {
+			return err
+		}
+		if err := setMeta(h.img, map[string]string{removed: mark(h.image.ID, time.Now().Add(delay))}); err != nil {
+			return err
+		}
+		err = rbd.GetImage(h.ioctx, h.image.Name).Trash(delay)
 		// The first removal of a pool makes its trash. Without space for that librbd
 		// says ENOENT (seen with 16.2), and the image is where it was.
 		if errno(err) == syscall.ENOENT && h.inPlace() == nil {
@@ -67,90 +70,6 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	return nil
 }
 
-// removed marks an image that the plugin put into the trash: what others put there,
-// with a time before which it must not go, is for them to delete.
-const removed = "removed"
-
-// Purge empties the trash of what its time is up for; see driver.Images. Whether
-// it is, the clocks of who put it there and of the manager say: an entry is some
-// hours older or younger where they differ by hours.
-func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
-	var trash []rbd.TrashInfo
-	err = p.do(ctx, "list the trash", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
-		trash, err = rbd.GetTrashList(ioctx)
-		return err
-	})
-	if errors.Is(err, driver.ErrNotFound) { // nothing was ever removed here
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var errs []error
-	for _, entry := range trash {
-		if !entry.DefermentEndTime.After(entry.DeletionTime) || time.Now().Before(entry.DefermentEndTime) {
-			continue
-		}
-		ours, waits, err := p.freeClones(ctx, entry.Id)
-		if err == nil && !ours {
-			continue
-		}
-		if err == nil && !waits {
-			err = p.emptyTrash(ctx, entry.Id)
-		}
-		switch {
-		case errors.Is(err, driver.ErrNotFound): // another node was faster
-		case err != nil:
-			errs = append(errs, fmt.Errorf("%s (%s/%s, in the trash): %w", entry.Name, p.place(), entry.Id, err))
-		case !waits:
-			names = append(names, entry.Name)
-		}
-	}
-	return names, errors.Join(errs...)
-}
-
-// freeClones has the manager make clones independent of an image in the trash, if
-// that is ours. It tells whether there are any. A copy that was never mounted is left:
-// it has yet to be made complete, as a copy.
-func (p *Pool) freeClones(ctx context.Context, id string) (ours, any bool, err error) {
-	var clones []rbd.ImageSpec
-	err = p.do(ctx, "list clones", reads, func(_ *client, ioctx *rados.IOContext) error {
-		img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = img.Close() }()
-		if _, err := img.GetMetadata(prefix + removed); errno(err) == syscall.ENOENT {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		ours = true
-		clones, err = img.ListChildrenAttributes()
-		return err
-	})
-	if err != nil || !ours {
-		return false, false, err
-	}
-	for _, c := range clones {
-		if c.Trash { // it is flattened by nobody, but its own time will come
-			continue
-		}
-		at := p.Beside(driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
-		err := at.do(ctx, "look for a promise", reads, func(_ *client, ioctx *rados.IOContext) error {
-			_, err := ioctx.Stat(prefix + "blank." + c.ImageName)
-			return err
-		})
-		if errors.Is(err, driver.ErrNotFound) {
-			err = at.flatten(ctx, c.ImageName)
-		}
-		if err != nil {
-			return true, true, err
-		}
-	}
-	return true, len(clones) > 0, nil
-}
-
 // inPlace makes sure that the name is still that of this image.
 func (h *handle) inPlace() error {
 	there, err := rbd.OpenImageReadOnly(h.ioctx, h.image.Name, rbd.NoSnapshot)
@@ -167,16 +86,17 @@ func (h *handle) inPlace() error {
 	return nil
 }
 
-// emptyTrash deletes an image that is in the trash, and has been long enough.
-func (p *Pool) emptyTrash(ctx context.Context, id string) error {
-	err := p.byManager(ctx, func(t *admin.TaskAdmin) error {
-		_, err := t.AddTrashRemove(admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id))
+// takeBack ends what a removal, or a restoration, that was killed has left of this image
+// in the trash, though it has its name: the next removal would keep the times of then.
+func (h *handle) takeBack() error {
+	state, trashed, err := trashState(h.ioctx, h.image.ID)
+	switch {
+	case err != nil || !trashed:
 		return err
-	})
-	if err == nil {
-		return nil
+	case state == restoring:
+		return rbd.TrashRestore(h.ioctx, h.image.ID, h.image.Name)
+	case state == moving:
+		return tell(h.ioctx, trashList, "trash_remove", text(h.image.ID))
 	}
-	return p.do(ctx, "empty the trash", reads, func(_ *client, ioctx *rados.IOContext) error {
-		return rbd.TrashRemove(ioctx, id, false)
-	})
+	return fmt.Errorf("%w: the image is in the trash, and yet there under its name; see rbd trash ls --all %s", driver.ErrBusy, h.pool.place())
 }

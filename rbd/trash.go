@@ -1,0 +1,196 @@
+package rbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+	"github.com/ceph/go-ceph/rbd/admin"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// removed marks an image that the plugin put into the trash: what others put there is
+// for them to delete. The mark names the image, as a copy has it too, and the time at
+// which it may go, as it stays when the image is restored: it is of that one entry.
+const removed = "removed"
+
+func mark(id string, until time.Time) string { return id + " " + until.UTC().Format(time.RFC3339) }
+
+// isOurs tells whether the mark of an image is of this entry. The times are of one clock,
+// a call apart.
+func isOurs(mark string, entry rbd.TrashInfo) bool {
+	id, until, _ := strings.Cut(mark, " ")
+	end, err := time.Parse(time.RFC3339, until)
+	return err == nil && id == entry.Id && end.Sub(entry.DefermentEndTime).Abs() < 5*time.Minute
+}
+
+// deferral is for how long an image is to be kept, by the clock of this node, so that its
+// time is up by Ceph's: librbd notes when that will be by the clock of who puts it there.
+func deferral(ioctx *rados.IOContext, keep time.Duration) (time.Duration, error) {
+	if keep == 0 {
+		return 0, nil
+	}
+	now, err := cephNow(ioctx)
+	if err != nil {
+		return 0, err
+	}
+	return max(0, now.Add(keep).Sub(time.Now()).Round(time.Second)), nil
+}
+
+// grace is the time for who is just at it: for the manager that is to delete what is not
+// to be kept, for librbd on another node that moves an image to the trash.
+const grace = time.Minute
+
+// Purge empties the trash of what its time is up for, by Ceph's clock, and of what a
+// removal that was cut short has left; see driver.Images.
+func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
+	var trash []rbd.TrashInfo
+	var now time.Time
+	err = p.do(ctx, "list the trash", changes, func(_ *client, ioctx *rados.IOContext) (err error) {
+		if trash, err = rbd.GetTrashList(ioctx); err == nil && len(trash) > 0 {
+			now, err = cephNow(ioctx)
+		}
+		return err
+	})
+	if errors.Is(err, driver.ErrNotFound) { // nothing was ever removed here
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, entry := range trash {
+		due := entry.DefermentEndTime
+		if !due.After(entry.DeletionTime) {
+			due = due.Add(grace)
+		}
+		if now.Before(due) {
+			continue
+		}
+		var ours, waits bool
+		err := p.do(ctx, "look at what is in the trash", changes, func(_ *client, ioctx *rados.IOContext) (err error) {
+			ours, err = p.deletable(ioctx, entry, now)
+			return err
+		})
+		if err == nil && !ours {
+			continue
+		}
+		if err == nil {
+			waits, err = p.freeClones(ctx, entry.Id)
+		}
+		if err == nil && !waits {
+			err = p.emptyTrash(ctx, entry.Id)
+		}
+		switch {
+		case errors.Is(err, driver.ErrNotFound): // another node was faster
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s (%s/%s, in the trash): %w", entry.Name, p.place(), entry.Id, err))
+		case !waits:
+			names = append(names, entry.Name)
+		}
+	}
+	return names, errors.Join(errs...)
+}
+
+// deletable tells whether an image, whose time in the trash is up, is ours to delete. A
+// move to the trash that was cut short is completed, if the image is not there any more
+// under its name.
+func (p *Pool) deletable(ioctx *rados.IOContext, entry rbd.TrashInfo, now time.Time) (bool, error) {
+	state, found, err := trashState(ioctx, entry.Id)
+	if err != nil || !found {
+		return false, err
+	}
+	held, err := heldID(ioctx, entry.Name)
+	if err != nil || held == entry.Id { // killed as it began to go, or to come back: it may be in use
+		return false, err
+	}
+	is, err := metadata(ioctx, entry.Id, removed)
+	if err != nil {
+		return false, err
+	}
+	ours := isOurs(is, entry)
+	switch state {
+	case inTrash:
+		return ours, nil
+	case removing: // it has been decided, and the header, with its mark, may be gone already
+		there, err := exists(ioctx, headerObject(entry.Id))
+		return ours || !there, err
+	case moving:
+		if !ours || now.Sub(entry.DefermentEndTime) < grace {
+			return false, nil
+		}
+		t := traces{name: entry.Name, id: entry.Id, trashed: true, state: state}
+		if t.listed, err = askText(ioctx, directory, "dir_get_id", entry.Name); err != nil {
+			return false, err
+		}
+		if t.listed != entry.Id { // the name is another's by now
+			t.listed = ""
+		}
+		return true, t.drop(ioctx)
+	}
+	return false, nil
+}
+
+// freeClones has the manager make clones independent of an image in the trash, and tells
+// whether there are any. A copy that was never mounted is left: it has yet to be made
+// complete, as a copy.
+func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) {
+	var clones []rbd.ImageSpec
+	err = p.do(ctx, "list clones", reads, func(_ *client, ioctx *rados.IOContext) error {
+		img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
+		if errno(err) == syscall.ENOENT { // its header is gone already
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer func() { _ = img.Close() }()
+		clones, err = img.ListChildrenAttributes()
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, c := range clones {
+		if c.Trash { // it is flattened by nobody, but its own time will come
+			continue
+		}
+		at := p.Beside(driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
+		promised := false
+		err := at.do(ctx, "look for a promise", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
+			if promised, err = exists(ioctx, prefix+"blank."+c.ImageName); err == nil && promised {
+				var complete string
+				complete, err = metadata(ioctx, c.ImageID, "complete")
+				promised = complete != c.ImageID // else it is one that came back late
+			}
+			return err
+		})
+		if err == nil && !promised {
+			err = at.flatten(ctx, c.ImageName)
+		}
+		if err != nil {
+			return true, err
+		}
+	}
+	return len(clones) > 0, nil
+}
+
+// emptyTrash deletes an image that is in the trash, and has been long enough.
+func (p *Pool) emptyTrash(ctx context.Context, id string) error {
+	err := p.byManager(ctx, func(t *admin.TaskAdmin) error {
+		_, err := t.AddTrashRemove(admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id))
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	return p.do(ctx, "empty the trash", reads, func(_ *client, ioctx *rados.IOContext) error {
+		return rbd.TrashRemove(ioctx, id, true) // whatever this node's clock says
+	})
+}

@@ -20,6 +20,9 @@ type blank struct {
 	// Begun is the id of the image on which a filesystem was begun: that image
 	// may hold remains of it. "" = not begun, so the image must be empty.
 	Begun string `json:"begun,omitempty"`
+	// Removed is the id of an image that is about to go, and its promise with it: it is
+	// not that of the next image of the name, though it were the same.
+	Removed string `json:"removed,omitempty"`
 }
 
 func blankKey(volume string) string { return "blank." + volume }
@@ -35,7 +38,7 @@ func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version
 // promised finds the promise that is not kept yet, of an image with this metadata;
 // nil if there is none. What is left of another image of the name is none.
 func (d *Driver) promised(ctx context.Context, image Image, meta map[string]string) (*blank, Version, error) {
-	if meta[metaFSType] != "" && image.Parent == nil { // no clone, and complete
+	if meta[metaComplete] == image.ID || meta[metaFSType] != "" && image.Parent == nil { // no clone, and complete
 		return nil, 0, nil
 	}
 	b, version, err := d.loadBlank(ctx, image.Name)
@@ -44,7 +47,7 @@ func (d *Driver) promised(ctx context.Context, image Image, meta map[string]stri
 		return nil, 0, nil
 	case err != nil:
 		return nil, 0, err
-	case from == nil && meta[metaFSType] != "", from != nil && !from.same(image.Parent):
+	case from == nil && meta[metaFSType] != "", from != nil && image.Parent != nil && !from.same(image.Parent):
 		return nil, 0, nil
 	case from == nil:
 		maps.Copy(b.Meta, meta) // what an operator has said since
@@ -66,6 +69,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, er
 		switch {
 		case err != nil && !errors.Is(err, ErrNotFound):
 			return 0, err
+		case err == nil && there.Removed != "": // nobody is at it who would make an image
 		case err == nil && there.Begun == "" && there.equal(b):
 			return version, nil
 		case err == nil && first:
@@ -173,6 +177,9 @@ func (d *Driver) keep(ctx context.Context, l *lease, m Mapping, version Version,
 		}
 	}
 	if err := l.SetMeta(ctx, map[string]string{metaFSType: fstype}); err != nil {
+		return err
+	}
+	if err := l.SetMeta(ctx, map[string]string{metaComplete: l.Image().ID}); err != nil {
 		return err
 	}
 	if err := d.records.Delete(ctx, blankKey(l.Image().Name), version); err != nil {

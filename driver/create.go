@@ -43,6 +43,11 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 	default:
 		err = d.make(ctx, name, o, origin)
 	}
+	if errors.Is(err, errHalfMade) {
+		if err = d.discard(ctx, name); err == nil {
+			err = d.make(ctx, name, o, origin)
+		}
+	}
 	if err == nil {
 		d.record.put(name, d.now())
 	}
@@ -50,7 +55,7 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 }
 
 // make writes the blank and makes the image.
-func (d *Driver) make(ctx context.Context, name string, o options, origin *Driver) error {
+func (d *Driver) make(ctx context.Context, name string, o options, origin *Driver) (err error) {
 	b := blank{Image: ImageSpec{
 		Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
 		StripeUnit: o.stripeUnit, StripeCount: o.stripeCount,
@@ -64,11 +69,15 @@ func (d *Driver) make(ctx context.Context, name string, o options, origin *Drive
 		}
 	}
 	if o.from.volume != "" {
-		done, err := d.copyOf(ctx, &b, o, origin)
-		if err != nil {
-			return err
+		done, cannot := d.copyOf(ctx, &b, o, origin)
+		if cannot != nil {
+			return cannot
 		}
-		defer done()
+		defer func() {
+			if !errors.Is(err, ErrUnavailable) { // else the clone may yet be made: the snapshot goes with a sweep
+				done()
+			}
+		}()
 	}
 	promised, err := d.promise(ctx, name, b)
 	if err != nil {
@@ -130,7 +139,7 @@ func needed(spec ImageSpec, o options) []string {
 }
 
 // agree compares an existing volume with what is asked for; ErrNotFound if
-// there is none.
+// there is none, errHalfMade if it was not made to its end.
 func (d *Driver) agree(ctx context.Context, name string, o options) error {
 	h, err := d.images.Open(ctx, name, ReadOnly)
 	if err != nil {
@@ -141,7 +150,10 @@ func (d *Driver) agree(ctx context.Context, name string, o options) error {
 	if err != nil {
 		return err
 	}
-	return o.agree(sizeOf(h.Image(), promised), meta)
+	if err := o.agree(sizeOf(h.Image(), promised), meta); err != nil {
+		return err
+	}
+	return d.finished(ctx, h, promised)
 }
 
 // sizeOf is the size of a volume's image, in bytes, or what a copy is to become. Of a

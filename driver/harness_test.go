@@ -253,7 +253,7 @@ func (p *tap) call(name string, effect func() error) error {
 	if then != nil {
 		then(name)
 	}
-	if now {
+	if now || errors.Is(err, memory.ErrCut) {
 		p.die()
 		return errCrashed
 	}
@@ -366,6 +366,11 @@ type tappedHandle struct {
 
 func (h tappedHandle) SetMeta(ctx context.Context, m map[string]string) error {
 	return h.tap.call("setmeta", func() error { return h.Handle.SetMeta(ctx, m) })
+}
+
+func (h tappedHandle) Whole(ctx context.Context) (whole bool, err error) {
+	err = h.tap.call("whole", func() (err error) { whole, err = h.Handle.Whole(ctx); return err })
+	return whole, err
 }
 
 func (h tappedHandle) Watchers(ctx context.Context) (addrs []string, err error) {

@@ -12,7 +12,8 @@ import (
 // rbd image-meta. It is never taken back there, so that a write that comes late
 // does no harm.
 const (
-	metaFSType       = "fstype" // there means: the filesystem is complete
+	metaFSType       = "fstype"   // there means: the filesystem is complete; a clone has its parent's
+	metaComplete     = "complete" // id of the image that is complete, whatever promise of one comes back
 	metaMkfsOptions  = "mkfsOptions"
 	metaMountOptions = "mountOptions"
 	metaUID          = "uid"

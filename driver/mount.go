@@ -55,7 +55,13 @@ func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string,
 		if err := d.answers(ctx, name); err != nil {
 			return "", err
 		}
-		if err := d.stage(ctx, name); err != nil {
+		err := d.stage(ctx, name)
+		if errors.Is(err, errHalfMade) {
+			if err = d.makeAnew(ctx, name); err == nil {
+				err = d.stage(ctx, name)
+			}
+		}
+		if err != nil {
 			return "", err
 		}
 	}
@@ -173,6 +179,9 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	}
 	promised, version, err := d.promised(ctx, l.Image(), meta)
 	if err != nil {
+		return err
+	}
+	if err := d.finished(ctx, l, promised); err != nil {
 		return err
 	}
 	if promised != nil {

@@ -50,6 +50,10 @@ type Handle interface {
 	Image() Image
 	// Client is the address ("ip:0/nonce") of the control client that opened it.
 	Client() string
+	// Whole tells whether the making of the image came to its end. An image whose
+	// making was cut short lacks what the kernel needs to map it, or is a clone
+	// that its parent does not know, and is lost with the parent's snapshot.
+	Whole(ctx context.Context) (bool, error)
 	// Watchers are the addresses of all who have the image open read-write or
 	// mapped; asked afresh at each call. Ceph drops a watcher 30 s after its
 	// last sign of life, and at once when it is fenced.

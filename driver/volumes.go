@@ -148,10 +148,10 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	keep, err := d.removable(ctx, l)
 	var promised Version
 	if err == nil {
-		_, promised, err = d.loadBlank(ctx, name) // before the name is free for another's
-	}
-	if err == nil || errors.Is(err, ErrNotFound) {
 		err = d.swap(ctx, l, guardRemoving, l.Client())
+	}
+	if err == nil {
+		promised, err = d.goes(ctx, l.Image())
 	}
 	if err == nil {
 		err = d.dropOwn(ctx, l)
@@ -191,7 +191,7 @@ func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, e
 			ErrBusy, d.place, l.Image().Name)
 	case promised == nil:
 		return d.trash, nil
-	case promised.Image.From != nil || promised.Begun == l.Image().ID:
+	case promised.Image.From != nil && l.Image().Parent != nil, promised.Begun == l.Image().ID:
 		return 0, nil
 	}
 	// Of a blank that was left for the name of an image with something on it.

@@ -17,9 +17,18 @@
 //
 //   - the image itself, made by librbd.
 //   - docker_volume.* in the image's metadata (rbd image-meta).
+//   - docker_volume.clock, on which an OSD writes its time: when it is up for what is in
+//     the trash, Ceph's clock says.
 //   - docker_volume.<record>: the guard of an image and the blank of a volume,
 //     JSON. Every change is one write operation that asserts the version of
 //     the object that was read: an atomic compare-and-swap.
+//
+// # Half made
+//
+// librbd makes an image of several objects, one after the other, and takes it away so:
+// killed in between it leaves some of them. What they are is in traces.go, and what is
+// done about them. An image whose header is there is whole, and never deleted because of
+// what is missing of it. See cls.go for how they are read.
 //
 // # Who is alive
 //

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 
@@ -261,5 +262,37 @@ func TestManagers(t *testing.T) {
 	}
 	if _, err := managers([]byte("nonsense")); err == nil {
 		t.Error("understood")
+	}
+}
+
+// An image stays in the trash for its time by Ceph's clock, whatever that of the node is:
+// librbd adds what it is told to the node's.
+func TestTheTimeInTheTrashIsCephs(t *testing.T) {
+	ceph := time.Date(2026, 11, 30, 9, 0, 0, 0, time.UTC)
+	end := ceph.Add(time.Hour)
+	for name, node := range map[string]time.Time{
+		"right": ceph.Add(20 * time.Millisecond), "a bit slow": ceph.Add(-time.Minute), "of 1970": time.Unix(3600, 0), "a bit fast": ceph.Add(time.Minute),
+	} {
+		if until := node.Add(between(node, end)); until.Sub(end).Abs() > time.Second {
+			t.Errorf("%s: until %s", name, until)
+		}
+	}
+	if fast := ceph.Add(24 * time.Hour); fast.Add(between(fast, end)).Before(end) {
+		t.Error("a fast clock shortens it")
+	}
+}
+
+// What Ceph answers is read to its end and no further.
+func TestAnswersThatAreTooShort(t *testing.T) {
+	for _, data := range [][]byte{nil, {5, 0, 0}, {5, 0, 0, 0, 'a'}, {255, 255, 255, 255}} {
+		d := &decoder{rest: data}
+		if text := d.text(); text != "" || d.err() == nil {
+			t.Errorf("%v: %q, %v", data, text, d.err())
+		}
+	}
+	d := &decoder{rest: []byte{2, 1, 6, 0, 0, 0, 1, 0, 0, 0, 'a', 'b', 'c'}}
+	version, inner := d.versioned()
+	if text := inner.text(); version != 2 || text != "a" || inner.err() != nil || string(d.rest) != "c" {
+		t.Errorf("version %d, %q, rest %q, %v", version, text, d.rest, inner.err())
 	}
 }

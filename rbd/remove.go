@@ -38,6 +38,9 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 		if err := h.takeBack(); err != nil {
 			return err
 		}
+		if err := h.attach(); err != nil {
+			return err
+		}
 		delay, err := deferral(h.ioctx, keep)
 		if err != nil {
 			return err

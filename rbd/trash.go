@@ -37,11 +37,12 @@ func deferral(ioctx *rados.IOContext, keep time.Duration) (time.Duration, error)
 		return 0, nil
 	}
 	now, err := cephNow(ioctx)
-	if err != nil {
-		return 0, err
-	}
-	return max(0, now.Add(keep).Sub(time.Now()).Round(time.Second)), nil
+	return between(time.Now(), now.Add(keep)), err
 }
+
+// between is never less than nothing: an image that is removed by a node whose clock is
+// ahead stays for longer.
+func between(now, end time.Time) time.Duration { return max(0, end.Sub(now).Round(time.Second)) }
 
 // grace is the time for who is just at it: for the manager that is to delete what is not
 // to be kept, for librbd on another node that moves an image to the trash.

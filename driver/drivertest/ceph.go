@@ -87,6 +87,9 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		if got := slices.Sorted(slices.Values(image.Features)); !slices.Equal(got, slices.Sorted(slices.Values(Features))) {
 			t.Errorf("features: got %v", got)
 		}
+		if whole, err := h.Whole(ctx); err != nil || !whole {
+			t.Errorf("it is whole: %v, %v", whole, err)
+		}
 		used, known, err := h.Used(ctx)
 		must(t, err)
 		empty, sure, err := h.Empty(ctx)

@@ -75,6 +75,9 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		if p := b.Image().Parent; b.Image().Size != 8*mib || p == nil || p.Place != place || p.ID != from.ID || p.SnapID != from.SnapID || p.Image != "a" {
 			t.Errorf("the clone is %+v, its parent %+v", b.Image(), b.Image().Parent)
 		}
+		if whole, err := b.Whole(ctx); err != nil || !whole {
+			t.Errorf("a new clone is whole: %v, %v", whole, err)
+		}
 		meta, err := b.Meta(ctx)
 		must(t, err)
 		if meta["x"] != "1" {

@@ -3,6 +3,7 @@ package memory
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -70,13 +71,10 @@ func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
 		},
 		spec: spec, meta: map[string]string{}, watchers: map[string]int{},
 	}
-	if spec.From != nil {
-		if err := c.cluster.clone(made, *spec.From); err != nil {
-			return err
-		}
+	if spec.From == nil {
+		return c.cluster.make(made, nil, nil)
 	}
-	c.cluster.images[spec.Name] = made
-	return nil
+	return c.cluster.clone(made, *spec.From)
 }
 
 // Purge empties the trash; see driver.Images.
@@ -121,7 +119,11 @@ func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	defer leave()
-	return c.cluster.images[name] != nil, nil
+	_, err = c.cluster.find(name)
+	if errors.Is(err, driver.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // HasID looks for an image; see driver.Images.
@@ -141,7 +143,8 @@ func (c *Client) Names(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer leave()
-	names := slices.Sorted(maps.Keys(c.cluster.images))
+	names := slices.AppendSeq(slices.Collect(maps.Keys(c.cluster.images)), maps.Keys(c.cluster.names))
+	slices.Sort(names)
 	return slices.DeleteFunc(names, func(n string) bool { return !driver.ValidName(n) }), nil
 }
 
@@ -152,9 +155,9 @@ func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (d
 		return nil, err
 	}
 	defer leave()
-	i := c.cluster.images[name]
-	if i == nil {
-		return nil, fmt.Errorf("open image: %w", driver.ErrNoVolume)
+	i, err := c.cluster.find(name)
+	if err != nil {
+		return nil, err
 	}
 	if mode == driver.ReadWrite {
 		i.watchers[c.addr]++

@@ -2,7 +2,6 @@ package memory
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -15,6 +14,7 @@ type Cluster struct {
 	*shared
 	place   driver.Place
 	images  map[string]*image // by name
+	names   map[string]bool   // taken, and no image has them
 	trash   []trashed
 	records map[string]entry
 }
@@ -27,6 +27,7 @@ type shared struct {
 	secrets map[string]string
 	next    uint64 // ids, versions and nonces
 	flatten []string
+	cut     *int // how many steps the next call has; nil = all
 }
 
 type image struct {
@@ -39,6 +40,9 @@ type image struct {
 
 	unaccounted bool // its object map is not valid
 	snaps       []snapshot
+
+	mapped   bool // its object map is made
+	attached bool // its parent, if it has one, knows it
 }
 
 // disk is what is on an image.
@@ -72,7 +76,7 @@ func NewCluster() *Cluster {
 func (c *Cluster) Beside(place driver.Place) *Cluster {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pools[place] = &Cluster{shared: c.shared, place: place, images: map[string]*image{}, records: map[string]entry{}}
+	c.pools[place] = &Cluster{shared: c.shared, place: place, images: map[string]*image{}, names: map[string]bool{}, records: map[string]entry{}}
 	return c.pools[place]
 }
 
@@ -119,8 +123,7 @@ func (c *Cluster) clone(made *image, from driver.Origin) error {
 	}
 	for _, s := range parent.snaps {
 		if s.ID == from.SnapID && s.Name == from.Snap {
-			made.Parent, made.Size, made.disk, made.locked, made.meta = &from, s.Size, s.disk, parent.locked, maps.Clone(parent.meta)
-			return nil
+			return c.make(made, parent, &s)
 		}
 	}
 	return fmt.Errorf("%w: the snapshot to be cloned is gone", driver.ErrInvalid)
@@ -149,7 +152,7 @@ func (c *Cluster) byID(place driver.Place, id string) *image {
 func (c *Cluster) clones(of *image) (names []string) {
 	for place, pool := range c.pools {
 		for _, i := range pool.images {
-			if i.Parent != nil && c.byID(i.Parent.Place, i.Parent.ID) == of {
+			if i.Parent != nil && i.attached && c.byID(i.Parent.Place, i.Parent.ID) == of {
 				names = append(names, place.String()+"/"+i.Name)
 			}
 		}

@@ -110,10 +110,17 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 		err = fmt.Errorf("remove image: %w: it has snapshots", driver.ErrBusy)
 	default:
 		needed := len(c.clones(h.image)) > 0
-		delete(c.images, h.image.Name)
-		if keep > 0 || needed {
-			c.trash = append(c.trash, trashed{h.image, time.Now().Add(keep)})
-		}
+		err = c.steps(
+			func() {}, // entry in the trash, of which nobody knows
+			func() {
+				delete(c.images, h.image.Name)
+				c.names[h.image.Name] = true
+				if keep > 0 || needed {
+					c.trash = append(c.trash, trashed{h.image, time.Now().Add(keep)})
+				}
+			},
+			func() { delete(c.names, h.image.Name) },
+		)
 	}
 	leave()
 	if err != nil {

@@ -163,7 +163,10 @@ func (h *Host) Map(ctx context.Context, img driver.Image, mode driver.OpenMode) 
 		if err != nil {
 			return driver.Mapping{}, fmt.Errorf("map: %w", err)
 		}
-		i = &image{Image: i.Image, disk: i.snaps[n].disk, locked: i.locked}
+		i = &image{Image: i.Image, disk: i.snaps[n].disk, locked: i.locked, mapped: true}
+	}
+	if !i.mapped {
+		return driver.Mapping{}, errors.New("map: the image has no object map")
 	}
 	if img.Encryption != nil && (i.locked == nil || !bytes.Equal(i.locked.Passphrase, img.Encryption.Passphrase)) {
 		return driver.Mapping{}, errors.New("the passphrase does not open the encrypted image")

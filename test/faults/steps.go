@@ -89,6 +89,14 @@ type handle struct {
 	step Step
 }
 
+func (w handle) Whole(ctx context.Context) (r0 bool, err error) {
+	err = w.step(ctx, "Handle.Whole", func() (err error) {
+		r0, err = w.Handle.Whole(ctx)
+		return err
+	})
+	return r0, err
+}
+
 func (w handle) Watchers(ctx context.Context) (r0 []string, err error) {
 	err = w.step(ctx, "Handle.Watchers", func() (err error) {
 		r0, err = w.Handle.Watchers(ctx)

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"slices"
 
-	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 )
 
@@ -94,12 +93,10 @@ func (h *handle) accounted() (bool, error) {
 	if !slices.Contains(h.image.Features, "fast-diff") {
 		return false, nil
 	}
-	op := rados.CreateReadOp()
-	defer op.Release()
-	asked := op.Exec("rbd", "get_flags", binary.LittleEndian.AppendUint64(nil, head))
-	if err := op.Operate(h.ioctx, h.header(), rados.OperationNoFlag); err != nil {
+	flags, err := ask(h.ioctx, h.header(), "get_flags", binary.LittleEndian.AppendUint64(nil, head))
+	if err != nil {
 		return false, err
 	}
-	flags, err := asked.Bytes()
-	return len(flags) == 8 && binary.LittleEndian.Uint64(flags)&invalid == 0, err
+	valid := flags.number(8)&invalid == 0
+	return valid && flags.err() == nil, nil
 }

@@ -354,28 +354,50 @@ func TestPurgeEndsWhatWasCutShort(t *testing.T) {
 	}
 }
 
-// A mark is that of one image, once in the trash: not of its copies, nor of what an
-// operator puts there later.
+// trashedBefore has an operator put an image into the trash, two hours ago.
+func (o *objects) trashedBefore(name, id string) (end time.Time) {
+	o.t.Helper()
+	o.rbd("trash", "mv", "--expires-at", "now", o.spec(name))
+	entry := o.get("rbd_trash", "id_"+id)
+	for _, at := range []int{len(entry) - 17, len(entry) - 9} {
+		seconds := binary.LittleEndian.Uint32(entry[at:]) - 7200
+		binary.LittleEndian.PutUint32(entry[at:], seconds)
+		end = time.Unix(int64(seconds), 0)
+	}
+	o.set("rbd_trash", "id_"+id, entry)
+	return end
+}
+
+// A mark is that of one image, once in the trash: not of what an operator puts there
+// after it was restored.
 func TestAMarkIsOfOneEntryOfTheTrash(t *testing.T) {
+	o := newObjects(t)
+	image := o.written("a")
+	o.remove("a", time.Hour)
+	o.rbd("trash", "restore", o.spec(image.ID))
+	o.trashedBefore("a", image.ID)
+	o.purge()
+	if !o.inTrash(image.ID) {
+		t.Error("what an operator put into the trash was deleted")
+	}
+}
+
+// A copy has the mark of its original, which is none of its own.
+func TestAMarkIsNotThatOfACopy(t *testing.T) {
 	o := newObjects(t)
 	image := o.written("a")
 	o.remove("a", time.Hour)
 	o.rbd("trash", "restore", o.spec(image.ID))
 	o.rbd("snap", "create", o.spec("a@s"))
 	o.rbd("clone", "--rbd-default-clone-format", "2", o.spec("a@s"), o.spec("b"))
-	copied := o.id("b")
-	o.rbd("trash", "mv", "--expires-at", "now", o.spec("b"))
-	o.rbd("snap", "rm", "--no-progress", o.spec("a@s"))
-	o.rbd("trash", "mv", "--expires-at", "now", o.spec("a"))
-	for _, id := range []string{image.ID, copied} { // for longer than who is just at it needs
-		entry := o.get("rbd_trash", "id_"+id)
-		for _, at := range []int{len(entry) - 17, len(entry) - 9} {
-			binary.LittleEndian.PutUint32(entry[at:], binary.LittleEndian.Uint32(entry[at:])-7200)
-		}
-		o.set("rbd_trash", "id_"+id, entry)
+	id := o.id("b")
+	if inherited := o.rados("getomapval", "rbd_header."+id, "metadata_docker_volume.removed"); !strings.Contains(inherited, "value") {
+		t.Fatalf("the copy has no mark: %s", inherited)
 	}
+	end := o.trashedBefore("b", id)
+	o.set("rbd_header."+id, "metadata_docker_volume.removed", []byte(image.ID+" "+end.UTC().Format(time.RFC3339)))
 	o.purge()
-	if !o.inTrash(image.ID) || !o.inTrash(copied) {
+	if !o.inTrash(id) {
 		t.Error("what an operator put into the trash was deleted")
 	}
 }
@@ -409,6 +431,10 @@ func TestARemovalAfterOneThatDied(t *testing.T) {
 			o.purge()
 			if !o.inTrash(image.ID) || len(o.data(image.ID)) == 0 {
 				t.Error("it is gone, before its time")
+			}
+			entry := o.get("rbd_trash", "id_"+image.ID)
+			if end := time.Unix(int64(binary.LittleEndian.Uint32(entry[len(entry)-9:])), 0); time.Until(end) < 50*time.Minute {
+				t.Errorf("it is kept until %s", end)
 			}
 			o.rbd("trash", "restore", o.spec(image.ID))
 		})

@@ -440,3 +440,27 @@ func TestARemovalAfterOneThatDied(t *testing.T) {
 		})
 	}
 }
+
+// A rename that was killed leaves an image with two names, of which one is listed: under
+// the other it is not removed.
+func TestARenameThatWasKilled(t *testing.T) {
+	for _, listed := range []string{"a", "b"} {
+		o := newObjects(t)
+		image := o.written("a")
+		o.name("b", image.ID)
+		other := "b"
+		if listed == "b" {
+			o.unlist("a", image.ID)
+			o.list("b", image.ID)
+			other = "a"
+		}
+		h := o.open(other)
+		err := h.Remove(t.Context(), time.Hour)
+		if !errors.Is(err, driver.ErrBusy) || !strings.Contains(err.Error(), `lists the image as "`+listed+`"`) || !strings.Contains(err.Error(), "rm rbd_id."+other) {
+			t.Error(err)
+		}
+		_ = h.Close(t.Context())
+		o.unname(other)
+		o.remove(listed, time.Hour)
+	}
+}

@@ -52,6 +52,10 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 		// The first removal of a pool makes its trash. Without space for that librbd
 		// says ENOENT (seen with 16.2), and the image is where it was.
 		if errno(err) == syscall.ENOENT && h.inPlace() == nil {
+			if is, err := askText(h.ioctx, directory, "dir_get_name", h.image.ID); err != nil || is != h.image.Name {
+				return errors.Join(err, fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
+					"wanted goes with rados -p %s --namespace '%s' rm %s", driver.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name)))
+			}
 			return fmt.Errorf("it cannot be moved to the trash: is the cluster full? See ceph health detail (%s)", err.Error())
 		}
 		return err

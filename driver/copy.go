@@ -149,6 +149,12 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m Mapping, b *blank, 
 	for _, key := range metaOfVolume { // empty, too: those of the original are there already
 		meta[key] = b.Meta[key]
 	}
+	// For each key that is set, Ceph's exclusive lock comes from the mapping, and goes back.
+	has, err := l.Meta(ctx)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(meta, func(key, value string) bool { return has[key] == value })
 	if err := d.keep(ctx, l, m, version, meta, fstype); err != nil {
 		return err
 	}

@@ -41,7 +41,11 @@ func (d *Driver) discard(ctx context.Context, name string) error {
 			return foundOrNot(err)
 		}
 	}
-	l, err := d.idle(ctx, name)
+	// Who was killed while it made a clone watches it for as long as Ceph takes to miss it.
+	if err := d.letGo(ctx, name); err != nil {
+		return err
+	}
+	l, err := d.acquire(ctx, name, toChange)
 	if err != nil {
 		return foundOrNot(err)
 	}

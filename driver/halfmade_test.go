@@ -60,6 +60,23 @@ func TestACreateThatIsKilledWithinCephsCall(t *testing.T) {
 	}
 }
 
+// Who died while it made a copy watches that until Ceph misses it.
+func TestAKilledCopyIsStillWatched(t *testing.T) {
+	t.Parallel()
+	c, one, two := origin(t)
+	c.Cut(4)
+	if err := one.Create(within(t, ever), "w", map[string]string{"from": "v@s"}); !errors.Is(err, errCrashed) {
+		t.Fatal(err)
+	}
+	one.crash()
+	stop := c.Watch("w", "10.0.0.1:0/99")
+	ended := time.AfterFunc(6*time.Second, stop) // longer than who removes a volume waits
+	defer ended.Stop()
+	two.create("w", map[string]string{"from": "v@s"})
+	two.mount("w", "1")
+	two.holds("w", "ext4 data")
+}
+
 // Of a copy that its parent does not know nothing would be left with the snapshot.
 func TestACopyThatItsParentDoesNotKnow(t *testing.T) {
 	c, _, two := origin(t)

@@ -140,6 +140,9 @@ func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, err
 	if err != nil {
 		return false, err
 	}
+	if err := d.alone(image, all); err != nil {
+		return false, err
+	}
 	for _, m := range all {
 		switch {
 		case m.ID != image.ID:

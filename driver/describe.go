@@ -30,7 +30,11 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 		d.describeLayout(ctx, h, v),
 	})
 	v.Mountpoint = d.Path(ctx, name)
-	d.describeHere(ctx, v)
+	if other := d.other(ctx, image); other != nil {
+		v.show("error", other.Error())
+	} else {
+		d.describeHere(ctx, v)
+	}
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
@@ -63,7 +67,7 @@ func (d *Driver) describeMeta(ctx context.Context, h Handle, v Volume) error {
 	if halfway := halfRolledBack(meta); halfway != nil {
 		v.show("error", halfway.Error())
 	}
-	if d.Path(ctx, v.Name) == "" {
+	if d.Path(ctx, v.Name) == "" || d.other(ctx, h.Image()) != nil {
 		return nil
 	}
 	return d.useDirectory(v.Name, meta)

@@ -278,6 +278,11 @@ func (p *tap) Names(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
+func (p *tap) ID(ctx context.Context, name string) (id string, err error) {
+	err = p.call("id", func() (err error) { id, err = p.client.ID(ctx, name); return err })
+	return id, err
+}
+
 func (p *tap) HasID(ctx context.Context, id string) (ok bool, err error) {
 	err = p.call("has id", func() (err error) { ok, err = p.client.HasID(ctx, id); return err })
 	return ok, err

@@ -121,10 +121,10 @@ func (d *Driver) staged(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	mount, found, err := d.mounted(ctx, name)
-	if err != nil || !found || mount.Device != m.Device {
+	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.Sound(ctx, mount), ErrContent) {
 		return false, err
 	}
-	return !errors.Is(d.fs.Sound(ctx, mount), ErrContent), nil
+	return true, d.current(ctx, m)
 }
 
 // renew takes a mount away that errors have made read-only, for a new one; the
@@ -155,6 +155,9 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		return err
 	}
 	if err := d.renew(ctx, name); err != nil {
+		return err
+	}
+	if err := d.letGoReplaced(ctx, name); err != nil {
 		return err
 	}
 	l, err := d.acquire(ctx, name, toMount)

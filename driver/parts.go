@@ -17,6 +17,9 @@ type Images interface {
 	Create(ctx context.Context, spec ImageSpec) error
 	// Exists tells whether the name is taken; much faster than to open in vain.
 	Exists(ctx context.Context, name string) (bool, error)
+	// ID is the id of the image that has the name now; ErrNotFound if there is none.
+	// It takes one question, and is no look at the image.
+	ID(ctx context.Context, name string) (string, error)
 	// HasID tells whether there is an image of this id, be it in the trash.
 	HasID(ctx context.Context, id string) (bool, error)
 	// Open opens an image; ErrNoVolume if there is none, ErrUnusable if there is one

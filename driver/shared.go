@@ -67,6 +67,13 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	if !sealed(meta, image) {
 		return fmt.Errorf("%w: the volume was made writable again meanwhile; try again", ErrInUse)
 	}
+	mapped, err := d.mappings(ctx)
+	if err == nil {
+		err = d.alone(image, mapped)
+	}
+	if err != nil {
+		return err
+	}
 	if err := d.useDirectory(name, meta); err != nil {
 		return err
 	}
@@ -148,8 +155,15 @@ func (d *Driver) rewatch(ctx context.Context, m Mapping) error {
 		}
 	}
 	h, err := d.images.Open(ctx, m.Name, ReadWrite)
+	if errors.Is(err, ErrNotFound) { // renamed or removed, and mapped all the same
+		return nil
+	}
 	if err != nil {
 		return err
+	}
+	if h.Image().ID != m.ID {
+		d.closeHandle(ctx, h)
+		return nil
 	}
 	d.closeWatch(ctx, d.watches.swap(m.Name, h))
 	return nil

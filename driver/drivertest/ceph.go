@@ -232,6 +232,9 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("an image is found by its id as long as there is anything of it", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
 		id := Create(t, c, "a", 8*mib).ID
+		if now, err := c.ID(ctx, "a"); err != nil || now != id {
+			t.Errorf("the id of a is %q, %v; want %s", now, err, id)
+		}
 		for id, want := range map[string]bool{id: true, id + "0": false} {
 			if there, err := c.HasID(ctx, id); err != nil || there != want {
 				t.Errorf("id %s is there: %v, %v", id, there, err)
@@ -240,6 +243,8 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		h, err := c.Open(ctx, "a", driver.ReadWrite)
 		must(t, err)
 		must(t, h.Remove(ctx, 0))
+		_, err = c.ID(ctx, "a")
+		want(t, err, driver.ErrNotFound)
 		for ctx.Err() == nil { // the manager empties the trash when it has time
 			there, err := c.HasID(ctx, id)
 			must(t, err)

@@ -126,6 +126,20 @@ func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
+// ID looks for an image; see driver.Images.
+func (c *Client) ID(ctx context.Context, name string) (string, error) {
+	leave, err := c.enter(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	i := c.cluster.images[name]
+	if i == nil {
+		return "", fmt.Errorf("id of image: %w", driver.ErrNotFound)
+	}
+	return i.ID, nil
+}
+
 // HasID looks for an image; see driver.Images.
 func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
 	leave, err := c.enter(ctx)

@@ -198,6 +198,16 @@ func (c *Cluster) Resize(image string, size uint64) {
 	c.images[image].Size = size
 }
 
+// Rename gives an image another name, as rbd mv does: mapped or not.
+func (c *Cluster) Rename(from, to string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.images[from]
+	delete(c.images, from)
+	i.Name = to
+	c.images[to] = i
+}
+
 // Restore takes an image out of the trash, as rbd trash restore does.
 func (c *Cluster) Restore(name string) bool {
 	c.mu.Lock()

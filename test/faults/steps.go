@@ -38,6 +38,14 @@ func (w images) Exists(ctx context.Context, a0 string) (r0 bool, err error) {
 	return r0, err
 }
 
+func (w images) ID(ctx context.Context, a0 string) (r0 string, err error) {
+	err = w.step(ctx, "Images.ID", func() (err error) {
+		r0, err = w.Images.ID(ctx, a0)
+		return err
+	})
+	return r0, err
+}
+
 func (w images) HasID(ctx context.Context, a0 string) (r0 bool, err error) {
 	err = w.step(ctx, "Images.HasID", func() (err error) {
 		r0, err = w.Images.HasID(ctx, a0)

@@ -1,0 +1,71 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// A name may be another image's by now: rbd mv, rbd trash mv and a new image leave
+// what is mapped as it is, under the name of before. So ids are compared.
+
+// errReplaced tells that the mapping of a name is not of the image that has it now.
+var errReplaced = errors.New("the image was renamed, removed or replaced under the mount")
+
+// current is errReplaced if the image of a mapping has its name no longer. While
+// Ceph is away nothing is known, and what is mounted is used on.
+func (d *Driver) current(ctx context.Context, m Mapping) error {
+	if d.outage.why() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.patience/2)
+	defer cancel()
+	id, err := d.images.ID(ctx, m.Name)
+	switch {
+	case err == nil && id == m.ID, errors.Is(err, ErrUnavailable):
+		return nil
+	case err == nil, errors.Is(err, ErrNotFound):
+		return d.replaced(m)
+	}
+	return err
+}
+
+func (d *Driver) replaced(m Mapping) error {
+	return fmt.Errorf("%w: %w (%s is the image with id %s, not the %s of now); stop the containers on this node (%s) that use it",
+		ErrInUse, errReplaced, m.Device, m.ID, m.Name, d.node.Name)
+}
+
+// letGoReplaced lets go of what is mapped here of an image that had the name
+// before, unless containers have it.
+func (d *Driver) letGoReplaced(ctx context.Context, name string) error {
+	m, found, err := d.mapping(ctx, name)
+	if err != nil || !found {
+		return err
+	}
+	err = d.current(ctx, m)
+	if !errors.Is(err, errReplaced) {
+		return err
+	}
+	if letGoErr := d.letGo(ctx, name); letGoErr != nil {
+		return also(err, "let go of it", letGoErr)
+	}
+	d.refs.forget(name)
+	return nil
+}
+
+// alone makes sure that an image which is about to be mounted shares its name with
+// nothing that is mapped here.
+func (d *Driver) alone(image Image, mapped []Mapping) error {
+	other := slices.IndexFunc(mapped, func(m Mapping) bool { return m.Name == image.Name && m.ID != image.ID })
+	if other < 0 {
+		return nil
+	}
+	return d.replaced(mapped[other])
+}
+
+// other is an error if what is mapped here under the name of an image is another one.
+func (d *Driver) other(ctx context.Context, image Image) error {
+	mapped, _ := d.mappings(ctx)
+	return d.alone(image, mapped)
+}

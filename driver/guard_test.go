@@ -770,3 +770,31 @@ func TestASnapshotIsNotTakenForItsImage(t *testing.T) {
 		t.Errorf("mappings: %v, %v", all, err)
 	}
 }
+
+// A mapper that did not find the device, for want of an open file perhaps, and took
+// it for unmapped.
+func TestTheGuardStaysUntilTheDeviceIsSeenToBeGone(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.tap.then = func(call string) {
+		if call == "unmap" {
+			if _, err := one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := one.Driver.Unmount(within(t, ever), "v", "1"); err == nil || !strings.Contains(err.Error(), one.device("v")) {
+		t.Errorf("got %v", err)
+	}
+	if g, _, held := one.guard("v"); !held || g.Node != "one" {
+		t.Errorf("the guard is %+v, %v", g, held)
+	}
+	one.tap.then = nil
+	one.Reconcile(within(t, ever))
+	two.mount("v", "2")
+}

@@ -117,14 +117,28 @@ func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
 }
 
 // unmap gives a device that is about to be free a moment: udev looks into what
-// was just closed, and a dead container's mounts go a little after it.
+// was just closed, and a dead container's mounts go a little after it. It is
+// unmapped when it is seen to be gone: what could not be found was not unmapped.
 func (d *Driver) unmap(ctx context.Context, m Mapping) error {
 	for end := time.Now().Add(2 * time.Second); ; {
 		err := d.mapper.Unmap(ctx, m.ID)
+		if err == nil {
+			return d.gone(ctx, m.ID)
+		}
 		if !errors.Is(err, ErrBusy) || time.Now().After(end) || !sleep(ctx, 50*time.Millisecond) {
 			return err
 		}
 	}
+}
+
+func (d *Driver) gone(ctx context.Context, id string) error {
+	all, err := d.mappings(ctx)
+	for _, m := range all {
+		if m.ID == id {
+			return fmt.Errorf("%s (%s) is there after it was unmapped", m.Device, m.Addr)
+		}
+	}
+	return err
 }
 
 // drop takes a mapping away that may not write any more, whoever uses it.

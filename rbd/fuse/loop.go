@@ -14,6 +14,9 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
 
+// sysBlock is where sysfs has the block devices.
+const sysBlock = "/sys/block"
+
 // attachLoop returns a loop device on the file, open. Direct I/O: else the
 // pages would be cached twice, and a flush would not reach the file. Autoclear:
 // closed by everybody, the device is free again.
@@ -94,8 +97,8 @@ func clearFd(dev *os.File) error {
 }
 
 // attribute reads one of a loop device, a number.
-func attribute(device, name string) (n uint64, err error) {
-	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), name))
+func attribute(block, device, name string) (n uint64, err error) {
+	text, err := os.ReadFile(filepath.Join(block, filepath.Base(device), name))
 	if err != nil {
 		return 0, err
 	}
@@ -104,7 +107,7 @@ func attribute(device, name string) (n uint64, err error) {
 
 // loopSize is the size of a loop device in bytes.
 func loopSize(device string) (uint64, error) {
-	sectors, err := attribute(device, "size")
+	sectors, err := attribute(sysBlock, device, "size")
 	return sectors * 512, err
 }
 
@@ -135,22 +138,30 @@ func growLoop(device, file string) (size uint64, err error) {
 // loopOf finds the loop device on a file, "" if there is none. The name is all
 // that may be asked for: LOOP_GET_STATUS asks the filesystem of the file, and
 // waits for a server that has stopped.
-func loopOf(file string) (string, error) {
-	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+func loopOf(block, file string) (string, error) {
+	devices, err := os.ReadDir(block)
 	if err != nil {
 		return "", err
 	}
-	for _, path := range backing {
-		name, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
-			continue // freed since
+	for _, device := range devices {
+		if !strings.HasPrefix(device.Name(), "loop") {
+			continue
+		}
+		name, err := os.ReadFile(filepath.Join(block, device.Name(), "loop", "backing_file"))
+		if free(err) {
+			continue
 		}
 		if err != nil {
 			return "", err
 		}
 		if strings.TrimSuffix(string(name), "\n") == file {
-			return "/dev/" + strings.Split(path, "/")[3], nil
+			return "/dev/" + device.Name(), nil
 		}
 	}
 	return "", nil
+}
+
+// free tells of a loop device whose attribute was read that it is, or was freed since.
+func free(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
 }

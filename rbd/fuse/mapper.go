@@ -197,7 +197,7 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if s.Pool != m.Ceph.Pool || s.Namespace != m.Ceph.Namespace {
 			continue
 		}
-		device, err := loopOf(filepath.Join(mount.Mountpoint, fileName(s.Addr)))
+		device, err := loopOf(sysBlock, filepath.Join(mount.Mountpoint, fileName(s.Addr)))
 		if err != nil {
 			return nil, err
 		}
@@ -205,15 +205,27 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if found.Alive, err = childAlive(m.lockfile(found.Key())); err != nil {
 			return nil, err
 		}
-		found.Mode = driver.ReadWrite
-		if found.Snap != "" {
-			found.Mode = driver.ReadOnly
-		} else if ro, err := attribute(device, "ro"); device != "" && err == nil && ro == 1 {
-			found.Mode = driver.ReadOnly
+		if found.Mode, err = modeOf(sysBlock, found); err != nil {
+			return nil, err
 		}
 		all = append(all, found)
 	}
 	return all, nil
+}
+
+// modeOf is what the loop device of a mapping allows.
+func modeOf(block string, found driver.Mapping) (driver.OpenMode, error) {
+	if found.Snap != "" {
+		return driver.ReadOnly, nil
+	}
+	if found.Device == "" {
+		return driver.ReadWrite, nil
+	}
+	ro, err := attribute(block, found.Device, "ro")
+	if err != nil && !free(err) {
+		return driver.ReadWrite, err
+	}
+	return ro != 1, nil
 }
 
 // Maps allows everything: librbd knows all its features; see driver.Mapper.

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
 
@@ -29,19 +31,27 @@ func (m *Mapper) plains() (map[string]string, error) {
 		if !strings.HasPrefix(entry.Name(), "dm-") {
 			continue
 		}
-		if number, err := m.below(entry.Name()); err == nil && number != "" { // gone since, or not ours
+		number, err := m.below(entry.Name())
+		if err != nil {
+			return nil, err
+		}
+		if number != "" {
 			plains[number] = "/dev/" + entry.Name()
 		}
 	}
 	return plains, err
 }
 
-// below is the number of the /dev/rbdN of which dm-M is the plain text, "" if of none.
+// below is the number of the /dev/rbdN of which dm-M is the plain text, "" if of none,
+// or if it is going away: EINVAL then (Linux, drivers/md/dm-sysfs.c).
 func (m *Mapper) below(plain string) (number string, err error) {
 	name, err := os.ReadFile(filepath.Join(m.block(), plain, "dm", "name"))
+	if err != nil && !gone(err) && !errors.Is(err, unix.EINVAL) {
+		return "", fmt.Errorf("look at /dev/%s: %w", plain, err)
+	}
 	number, found := strings.CutPrefix(strings.TrimSpace(string(name)), cryptName(""))
 	if !found {
-		return "", err
+		return "", nil
 	}
 	return number, nil
 }

@@ -555,3 +555,33 @@ func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
 		})
 	}
 }
+
+// What cannot be read, here as it is a directory, is not gone.
+func TestWhatCannotBeReadIsNotGone(t *testing.T) {
+	image := driver.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"layering", "exclusive-lock"}}
+	for _, file := range []string{
+		"devices/7/pool", "devices/7/pool_ns", "devices/7/config_info", "devices/7/cluster_fsid", "devices/7/name", "devices/7/image_id",
+		"devices/7/client_addr", "devices/7/current_snap", "block/dm-3/dm/name",
+	} {
+		tr := newTree(t, "add", "add_single_major", "remove", "remove_single_major")
+		tr.device("7", nil)
+		tr.file("block/dm-3/dm/name", "docker-volume-rbd7\n")
+		path := filepath.Join(tr.dir, file)
+		if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		m := tr.mapper()
+		m.Block = filepath.Join(tr.dir, "block")
+		if all, err := m.Mappings(t.Context()); err == nil || len(all) > 0 {
+			t.Errorf("%s cannot be read, and mapped is %+v, %v", file, all, err)
+		}
+		if _, err := m.Map(t.Context(), image, driver.ReadWrite); err == nil {
+			t.Errorf("%s cannot be read, and the image was mapped once more", file)
+		}
+		if err := m.Unmap(t.Context(), image.ID); err == nil {
+			t.Errorf("%s cannot be read, and nothing to unmap was found", file)
+		}
+		tr.want("add_single_major", "")
+		tr.want("remove_single_major", "")
+	}
+}

@@ -2,12 +2,16 @@ package krbd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -41,12 +45,13 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 		return nil, err
 	}
 	for _, dir := range dirs {
-		attr := func(name string) string {
-			text, _ := os.ReadFile(m.sys("devices", dir.Name(), name)) // gone since: empty
-			return strings.TrimSuffix(string(text), "\n")
+		attrs, there, err := m.attributes(dir.Name())
+		if err != nil {
+			return nil, err
 		}
+		attr := func(name string) string { return attrs[name] }
 		line := attr("config_info")
-		if attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(line) {
+		if !there || attr("pool") != m.Pool || attr("pool_ns") != m.Namespace || !ours(line) {
 			continue
 		}
 		fsid, err := m.Ceph.FSID(ctx)
@@ -74,6 +79,27 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 	return all, nil
 }
 
+// attributes reads those of a device; there is false if the device has gone since.
+func (m *Mapper) attributes(number string) (attrs map[string]string, there bool, err error) {
+	attrs = map[string]string{}
+	for _, name := range []string{"pool", "pool_ns", "config_info", "cluster_fsid", "name", "image_id", "client_addr", "current_snap"} {
+		text, err := os.ReadFile(m.sys("devices", number, name))
+		switch {
+		case gone(err) && name == "pool_ns": // there is none before Linux 4.19
+		case gone(err):
+			return nil, false, nil
+		case err != nil:
+			return nil, false, fmt.Errorf("look at /dev/rbd%s: %w", number, err)
+		}
+		attrs[name] = strings.TrimSuffix(string(text), "\n")
+	}
+	return attrs, true, nil
+}
+
+// gone tells that what sysfs was asked for is there no longer. Anything else, such as
+// too many open files, says nothing: what is mapped must not pass for free.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
 // ours tells a device that this plugin mapped, from the line that was written
 // for it (monitors, options, pool, image, snapshot): what an admin has mapped is
 // none of our business. It may be under the key of earlier settings.
@@ -95,6 +121,9 @@ func (m *Mapper) Size(ctx context.Context, mapping driver.Mapping) (uint64, erro
 		return sizeOf(m.block(), name)
 	}
 	number, err := m.below(name)
+	if err == nil && number == "" {
+		err = fmt.Errorf("%s: %w", mapping.Device, fs.ErrNotExist)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -55,7 +55,7 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, nil, err
 	}
-	mine, err := d.isMine(held)
+	mine, err := d.isMine(ctx, h.Image().ID, held)
 	if err != nil {
 		return nil, nil, err
 	}

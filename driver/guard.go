@@ -83,9 +83,20 @@ func (d *Driver) giveBack(ctx context.Context, id string, version Version) error
 	return err
 }
 
-// isMine: same name, and an address of this host. Cloned machines share names
-// and machine-ids; two live hosts never share an address.
-func (d *Driver) isMine(g Guard) (bool, error) {
+// isMine: the kernel here has a mapping of the image that the guard covers, whatever
+// this node and its address are called by now; or, of what is not mapped, it has this
+// node's name and an address of this host. Cloned machines share names and
+// machine-ids; two live hosts never share an address.
+func (d *Driver) isMine(ctx context.Context, imageID string, g Guard) (bool, error) {
+	if named, err := d.isNamed(g); err != nil || named || len(g.Addrs) == 0 {
+		return named, err
+	}
+	mapped, err := d.mappings(ctx)
+	return slices.ContainsFunc(mapped, func(m Mapping) bool { return m.ID == imageID && g.covers(m) }), err
+}
+
+// isNamed tells whether a guard has this node's name and an address of this host.
+func (d *Driver) isNamed(g Guard) (bool, error) {
 	if g.Node != d.node.Name {
 		return false, nil
 	}

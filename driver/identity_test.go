@@ -126,3 +126,35 @@ func TestAnImageThatIsReplacedDuringAMountIsRefused(t *testing.T) {
 	}
 	two.mount("db", "1")
 }
+
+// The plugin comes back with another name, or its host with another address (a new
+// lease, NAT): the kernel knows what is this node's.
+func TestAGuardOfWhatIsMappedHereIsOwn(t *testing.T) {
+	for _, row := range []struct{ name, ip string }{{"uno", "10.0.0.1"}, {"one", "10.0.0.77"}, {"uno", "10.0.0.77"}} {
+		t.Run(row.name+" "+row.ip, func(t *testing.T) {
+			_, one, two := twoNodes(t)
+			one.create("v", nil)
+			one.mount("v", "1")
+			release, err := one.Hold(one.path("v"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			device := one.device("v")
+			one.crash()
+			one.name, one.IP = row.name, row.ip
+			one.start()
+			one.mount("v", "2")
+			if one.device("v") != device {
+				t.Error("it was mapped anew under the container that has it")
+			}
+			one.Reconcile(within(t, ever))
+			two.refused("v", "3", driver.ErrInUse, "node "+row.name)
+			release()
+			one.unmount("v", "2")
+			two.mount("v", "3")
+			if strings.Contains(one.log.String()+two.log.String(), "fenced") {
+				t.Error("somebody was fenced")
+			}
+		})
+	}
+}

@@ -234,8 +234,11 @@ func (d *Driver) lost(ctx context.Context, m Mapping, known map[string]bool) (bo
 	if known[m.Addr] {
 		return true, nil
 	}
-	guard, _, err := d.loadGuard(ctx, m.ID)
+	guard, version, err := d.loadGuard(ctx, m.ID)
 	missing := errors.Is(err, ErrNotFound)
+	if err == nil && guard.covers(m) && guard.Node != d.node.Name {
+		err = d.rename(ctx, m, guard, version)
+	}
 	if err != nil && !missing {
 		return false, err
 	}
@@ -257,4 +260,16 @@ func (d *Driver) lost(ctx context.Context, m Mapping, known map[string]bool) (bo
 		d.log.WithField("volume", m.Name).Warn("the guard was missing although the volume is mapped here: put back")
 	}
 	return errors.Is(err, ErrLost), err
+}
+
+// rename gives the guard of a mapping the name that this node has by now: by it an
+// operator finds what the node has.
+func (d *Driver) rename(ctx context.Context, m Mapping, guard Guard, version Version) error {
+	before := guard.Node
+	guard.Node, guard.Boot = d.node.Name, d.node.Boot
+	_, err := d.records.Swap(ctx, guardKey(m.ID), version, guard)
+	if err == nil {
+		d.log.WithField("volume", m.Name).Infof("the guard named this node %s, as it was called before: it is %s now", before, d.node.Name)
+	}
+	return err
 }

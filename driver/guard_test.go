@@ -486,7 +486,7 @@ func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 			opened = true
 		case call == "load" && opened: // it has seen the other watcher
 			one.tap.before = nil
-			if _, err := two.FenceNode(within(t, ever), "one"); err != nil {
+			if _, err := two.FenceNode(within(t, ever), "one", ""); err != nil {
 				t.Error(err)
 			}
 			one.tap.client = one.cluster.Connect(one.IP)

@@ -159,7 +159,7 @@ func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
 	check(t, err, driver.ErrUnusable)
 	taken := map[string]bool{}
 	for range 2 {
-		now, _ := one.FenceNode(within(t, ever), "two")
+		now, _ := one.FenceNode(within(t, ever), "two", "")
 		for _, h := range now {
 			taken[h.Volume] = true
 		}

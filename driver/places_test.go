@@ -87,12 +87,24 @@ func TestOnePlaceIsAway(t *testing.T) {
 }
 
 func TestFencingANodeInTwoPlaces(t *testing.T) {
-	places, _, _ := twoPlaces(t)
+	places, rbd, ssd := twoPlaces(t)
 	ctx := within(t, ever)
-	_, err := places.FenceNode(ctx, "dead")
+	_, err := places.FenceNode(ctx, "dead", "")
 	check(t, err, driver.ErrNotFound, "fence node dead")
-	_, err = places.FenceNode(ctx, "one")
+	_, err = places.FenceNode(ctx, "one", "")
 	check(t, err, driver.ErrInvalid, "one is this very node")
+	// Two machines of a name, one in each place.
+	first, second := newNode(t, rbd.client.Cluster(), "two", "10.0.0.2"), newNode(t, ssd.Cluster(), "two", "10.0.0.3")
+	for volume, n := range map[string]*node{"v": first, "w": second} {
+		n.create(volume, nil)
+		n.mount(volume, "1")
+	}
+	_, err = places.FenceNode(ctx, "two", "")
+	check(t, err, driver.ErrInvalid, "10.0.0.2 and 10.0.0.3")
+	taken, err := places.FenceNode(ctx, "two", "10.0.0.3")
+	if err != nil || len(taken) != 1 || taken[0].Volume != "w" {
+		t.Errorf("%+v, %v", taken, err)
+	}
 }
 
 // Two nodes make a volume at the same time, each in another place.

@@ -40,7 +40,9 @@ func (b Broken) Remove(context.Context, string) error { return b.Reason }
 func (b Broken) Holdings(context.Context) ([]driver.Holding, error) { return nil, b.Reason }
 
 // FenceNode tells the reason.
-func (b Broken) FenceNode(context.Context, string) ([]driver.Holding, error) { return nil, b.Reason }
+func (b Broken) FenceNode(context.Context, string, string) ([]driver.Holding, error) {
+	return nil, b.Reason
+}
 
 // Snapshots tells the reason.
 func (b Broken) Snapshots(context.Context, string) ([]driver.Snapshot, error) { return nil, b.Reason }

@@ -7,8 +7,11 @@ import (
 )
 
 // FenceRequest names the node that an operator knows to be dead.
+// Where two machines have the name, an address tells which: an IP address of its
+// Ceph clients, or a client of it as Guard.List shows them.
 type FenceRequest struct {
-	Node string `json:"node"`
+	Node    string `json:"node"`
+	Address string `json:"address,omitempty"`
 }
 
 // GuardResponse answers Guard.List with the volumes that nodes have, and
@@ -24,7 +27,7 @@ func (s *Server) guards(ctx context.Context, _ empty) (GuardResponse, error) {
 }
 
 func (s *Server) fence(ctx context.Context, r FenceRequest) (GuardResponse, error) {
-	return s.answer(s.Driver.FenceNode(ctx, r.Node))
+	return s.answer(s.Driver.FenceNode(ctx, r.Node, r.Address))
 }
 
 // answer sends what there is: in an emergency half of it is better than none.

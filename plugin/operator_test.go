@@ -19,14 +19,21 @@ func TestOperator(t *testing.T) {
 	var trouble error
 	asked := ""
 	c := serve(t, fake{
-		holdings:  func(context.Context) ([]driver.Holding, error) { return all, trouble },
-		fenceNode: func(_ context.Context, node string) ([]driver.Holding, error) { asked = node; return all, trouble },
+		holdings: func(context.Context) ([]driver.Holding, error) { return all, trouble },
+		fenceNode: func(_ context.Context, node, address string) ([]driver.Holding, error) {
+			asked = node + " " + address
+			return all, trouble
+		},
 	})
 	c.want("Guard.List", "", 200, `{"guards":[]}`)
 	all = held
 	c.want("Guard.List", "{}", 200, `{"guards":`+db+`}`)
 	c.want("Guard.Fence", `{"node":"one"}`, 200, `{"guards":`+db+`}`)
-	if asked != "one" {
+	if asked != "one " {
+		t.Errorf("asked for node %q", asked)
+	}
+	c.want("Guard.Fence", `{"node":"one","address":"10.0.0.1"}`, 200, `{"guards":`+db+`}`)
+	if asked != "one 10.0.0.1" {
 		t.Errorf("asked for node %q", asked)
 	}
 	trouble = errors.New("half of it does not work")

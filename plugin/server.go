@@ -26,7 +26,7 @@ type Driver interface {
 	Unmount(ctx context.Context, name, id string) error
 	Remove(ctx context.Context, name string) error
 	Holdings(ctx context.Context) ([]driver.Holding, error)
-	FenceNode(ctx context.Context, node string) ([]driver.Holding, error)
+	FenceNode(ctx context.Context, node, address string) ([]driver.Holding, error)
 	Snapshots(ctx context.Context, name string) ([]driver.Snapshot, error)
 	Snap(ctx context.Context, name, snapshot string) (frozen bool, err error)
 	Unsnap(ctx context.Context, name, snapshot string) error

@@ -36,7 +36,7 @@ type fake struct {
 	remove  func(ctx context.Context, name string) error
 
 	holdings  func(ctx context.Context) ([]driver.Holding, error)
-	fenceNode func(ctx context.Context, node string) ([]driver.Holding, error)
+	fenceNode func(ctx context.Context, node, address string) ([]driver.Holding, error)
 
 	snapshots func(ctx context.Context, name string) ([]driver.Snapshot, error)
 	snap      func(ctx context.Context, name, snapshot string) (bool, error)
@@ -114,12 +114,12 @@ func (f fake) Holdings(ctx context.Context) ([]driver.Holding, error) {
 	return f.holdings(ctx)
 }
 
-func (f fake) FenceNode(ctx context.Context, node string) ([]driver.Holding, error) {
+func (f fake) FenceNode(ctx context.Context, node, address string) ([]driver.Holding, error) {
 	if f.fenceNode == nil {
 		f.unexpected("FenceNode", node)
 		return nil, errUnexpected
 	}
-	return f.fenceNode(ctx, node)
+	return f.fenceNode(ctx, node, address)
 }
 
 func (f fake) Snapshots(ctx context.Context, name string) ([]driver.Snapshot, error) {

@@ -24,6 +24,9 @@ type Client struct {
 // Addr is the address of the client.
 func (c *Client) Addr() string { return c.addr }
 
+// Cluster is the pool that the client is connected to.
+func (c *Client) Cluster() *Cluster { return c.cluster }
+
 // Kill ends the client as the death of its process does, once Ceph has noticed:
 // its watches are gone.
 func (c *Client) Kill() {

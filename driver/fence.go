@@ -1,0 +1,214 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// FenceNode takes all volumes from a node that is known to be dead, without
+// waiting for Ceph to miss it, and returns them. Its clients are barred for
+// years before their guards are given back, so a node that was alive after all
+// can do no harm; its containers get I/O errors. It is refused for this node, and
+// for a name that two machines have, until an address tells which is meant: an IP
+// address of its Ceph clients, or a client as Holdings shows it. "" = whichever.
+func (d *Driver) FenceNode(ctx context.Context, node, address string) ([]Holding, error) {
+	taken, err := d.fenceNode(ctx, node, address)
+	return taken, wrap("fence node "+node, "", err)
+}
+
+func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []Holding, err error) {
+	ip, err := parseAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	if node == "" {
+		return nil, invalidf("request: it must name the node")
+	}
+	// A node that was called dead and is not may just be mounting.
+	for range 3 {
+		// What hangs, as the dead node had OSDs, must leave time for the rest.
+		look, cancel := context.WithTimeout(ctx, 15*time.Second)
+		all, lookErr := d.holdings(look)
+		cancel()
+		held, chooseErr := d.choose(ctx, node, ip, all)
+		if chooseErr != nil {
+			return taken, errors.Join(chooseErr, lookErr)
+		}
+		if len(held) == 0 {
+			if len(taken) == 0 && lookErr == nil {
+				lookErr = fmt.Errorf("volumes of this node: %w; nodes with volumes: %s", ErrNotFound, nodes(all))
+			}
+			return taken, lookErr // a volume that cannot be looked at may be the node's, too
+		}
+		now, takeErr := d.fenceAll(ctx, held)
+		taken = append(taken, now...)
+		if takeErr != nil {
+			return taken, errors.Join(lookErr, takeErr)
+		}
+	}
+	return taken, fmt.Errorf("%w: the node goes on mounting volumes, so it is alive; power it off and ask again", ErrInUse)
+}
+
+// fenceAll takes volumes from their holders. One whose guard has changed
+// meanwhile is left, and not returned.
+func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding, err error) {
+	var addrs []string
+	for _, h := range held {
+		addrs = append(addrs, h.Addrs...)
+	}
+	if err := d.fences.Fence(ctx, addrs...); err != nil {
+		return nil, err
+	}
+	for _, h := range held {
+		deleteErr := d.records.Delete(ctx, guardKey(h.imageID), h.version)
+		if errors.Is(deleteErr, ErrLost) || errors.Is(deleteErr, ErrNotFound) {
+			continue
+		}
+		if deleteErr != nil {
+			err = errors.Join(err, fmt.Errorf("volume %s: %w", h.Volume, deleteErr))
+			continue
+		}
+		d.log.WithField("volume", h.Volume).Warnf("fenced %s of node %s (%s since %s) for an operator",
+			strings.Join(h.Addrs, ", "), h.Node, h.State, h.Since.Format(time.RFC3339))
+		taken = append(taken, h)
+	}
+	return taken, err
+}
+
+// parseAddress takes an IP address, or that of a client; not valid if there is none.
+func parseAddress(address string) (netip.Addr, error) {
+	if address == "" {
+		return netip.Addr{}, nil
+	}
+	ip, err := netip.ParseAddr(address)
+	if err == nil {
+		return ip.Unmap(), nil
+	}
+	ip, ok := addrIP(address)
+	if !ok {
+		return netip.Addr{}, invalidf("request: address %.60q: give an IP address, or a client as Guard.List shows it", address)
+	}
+	return ip, nil
+}
+
+// choose picks what is to be taken from a node; an error if that cannot be told from
+// what another machine of the name has, or this one.
+func (d *Driver) choose(ctx context.Context, node string, ip netip.Addr, all []Holding) ([]Holding, error) {
+	if !ip.IsValid() {
+		if err := oneMachine(node, all); err != nil {
+			return nil, err
+		}
+	}
+	mapped, err := d.mappings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var held []Holding
+	either := node == d.node.Name && !ip.IsValid() // this node, or another that is called so
+	for _, h := range all {
+		if h.Node != node || ip.IsValid() && !h.at(ip) {
+			continue
+		}
+		own, err := d.isOwn(h, mapped)
+		switch {
+		case err != nil:
+			return nil, err
+		case own && either:
+			continue
+		case own:
+			return nil, invalidf("request: %s is this very node: volume %s is in use here, by client %s; ask the plugin of another one",
+				node, h.Volume, strings.Join(h.Addrs, ", "))
+		}
+		held = append(held, h)
+	}
+	if !either {
+		return held, nil
+	}
+	if len(held) == 0 {
+		return nil, invalidf("request: %s is this very node; ask the plugin of another one", node)
+	}
+	return nil, invalidf("request: %s is the name of this very node, too; say which is meant: the other has the address %s",
+		node, strings.Join(addressesOf(held), " or "))
+}
+
+// isOwn tells whether this node has a volume: by its name and address, or whatever
+// these are, as the clients are its own.
+func (d *Driver) isOwn(h Holding, mapped []Mapping) (bool, error) {
+	if slices.Contains(h.Addrs, h.client) || slices.ContainsFunc(mapped, func(m Mapping) bool { return slices.Contains(h.Addrs, m.Addr) }) {
+		return true, nil
+	}
+	return d.isNamed(h.Guard)
+}
+
+// at tells whether one of the clients has the address.
+func (h Holding) at(ip netip.Addr) bool {
+	return slices.ContainsFunc(h.Addrs, func(a string) bool {
+		is, ok := addrIP(a)
+		return ok && is == ip
+	})
+}
+
+// oneMachine refuses a name that clients of two addresses have which are both alive:
+// cloned machines share their name.
+func oneMachine(node string, all []Holding) error {
+	live := addressesOf(slices.DeleteFunc(slices.Clone(all), func(h Holding) bool { return h.Node != node || !h.Alive }))
+	if len(live) > 1 {
+		return invalidf("request: machines with the addresses %s are called %s, and alive; say which is meant, by node and address",
+			strings.Join(live, " and "), node)
+	}
+	return nil
+}
+
+// addressesOf are the IP addresses of clients.
+func addressesOf(all []Holding) []string {
+	addrs := map[string]bool{}
+	for _, h := range all {
+		for _, a := range h.Addrs {
+			if ip, ok := addrIP(a); ok {
+				addrs[ip.String()] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(addrs))
+}
+
+// nodes names the nodes of holdings.
+func nodes(all []Holding) string {
+	names := map[string]bool{}
+	for _, h := range all {
+		names[h.Node] = true
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(slices.Sorted(maps.Keys(names)), ", ")
+}
+
+// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
+// it has none is no error, as long as there is one where it has.
+func (p Places) FenceNode(ctx context.Context, node, address string) ([]Holding, error) {
+	if len(p) > 1 && address == "" { // one machine may be in one place, the other in another
+		look, cancel := context.WithTimeout(ctx, 10*time.Second)
+		all, _ := p.Holdings(look)
+		cancel()
+		if err := oneMachine(node, all); err != nil {
+			return nil, wrap("fence node "+node, "", err)
+		}
+	}
+	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node, address) })
+	taken := slices.Concat(lists...)
+	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) })
+	for i, err := range errs {
+		if errors.Is(err, ErrNotFound) && (!nowhere || i > 0) {
+			errs[i] = nil
+		}
+	}
+	return taken, together(errs)
+}

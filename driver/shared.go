@@ -25,25 +25,39 @@ func sealed(meta map[string]string, image Image) bool {
 }
 
 // seal makes a volume that is mounted under the guard ready to be shared, and
-// mounts it so.
+// mounts it so. Until the guard is given back one of the clients that it names is a
+// watcher: else another node, which waits for the volume, would take this one for
+// dead and fence its control client.
 func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
-	if err := d.takeDown(ctx, m); err != nil {
+	h, err := d.images.Open(ctx, m.Name, ReadWrite)
+	if err != nil {
 		return err
 	}
-	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
+	before := l.Handle
+	l.Handle = h
+	d.closeHandle(ctx, before) // it may be open, or not, by the way that the volume came
+	if h.Image().ID != m.ID {
+		return d.replaced(m)
+	}
+	if err := d.swap(ctx, l, guardMapped, m.Addr, h.Client()); err != nil {
 		return err
 	}
-	d.closeHandle(ctx, l) // it may be open, or not, by the way that the volume came
-	if err := d.openUnder(ctx, l, guardMapped); err != nil {
+	if err := d.takeDown(ctx, m); err != nil { // it is mounted as before
+		ctx, cancel := aftermath(ctx)
+		defer cancel()
+		return also(err, "leave the guard to the mapping", d.swap(ctx, l, guardMapped, m.Addr))
+	}
+	l.adopted = false
+	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
 		return err
 	}
-	if err := l.SetMeta(ctx, map[string]string{metaSealed: l.Image().ID}); err != nil {
+	if err := l.SetMeta(ctx, map[string]string{metaSealed: m.ID}); err != nil {
+		return err
+	}
+	if err := d.giveBack(ctx, m.ID, l.version); err != nil {
 		return err
 	}
 	d.closeHandle(ctx, l)
-	if err := d.giveBack(ctx, l.Image().ID, l.version); err != nil {
-		return err
-	}
 	return d.stageShared(ctx, m.Name)
 }
 

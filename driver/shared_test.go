@@ -1,8 +1,10 @@
 package driver_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -116,5 +118,68 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 	one.mount("x", "1")
 	if err := one.write("x", "ext4 own"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever waits for a volume whose holder is no watcher takes that for dead.
+func TestWhoSealsAVolumeIsAWatcherThroughout(t *testing.T) {
+	for name, options := range map[string]map[string]string{"w": {"snapshot": "v@s"}, "x": {"from": "v", "readonly": "true"}} {
+		_, one, two := origin(t)
+		one.create(name, options)
+		looked := 0
+		look := func(call string) {
+			g, _, held := two.guard(name)
+			if !held || g.State != "mapped" {
+				return
+			}
+			looked++
+			watchers := watchersOf(t, two, name)
+			if !slices.ContainsFunc(g.Addrs, func(a string) bool { return slices.Contains(watchers, a) }) {
+				t.Errorf("%s, at %s: the guard names %v, and watchers are %v", name, call, g.Addrs, watchers)
+			}
+			_, err := two.Driver.Mount(within(t, 20*time.Millisecond), name, "2") // swarm asks again and again
+			check(t, err, driver.ErrInUse, "node one")
+		}
+		one.tap.before = func(call string) error { look("before " + call); return nil }
+		one.tap.then = func(call string) { look("after " + call) }
+		one.mount(name, "1")
+		one.tap.before, one.tap.then = nil, nil
+		if looked < 10 || strings.Contains(two.log.String(), "fenced") {
+			t.Errorf("%s: looked %d times; the log of the node that waits:\n%s", name, looked, two.log)
+		}
+		two.mount(name, "1")
+	}
+}
+
+// Made read-only while a container writes to it, it stays as it is, and so does its guard.
+func TestAVolumeIsNotSealedUnderAContainer(t *testing.T) {
+	_, one, _ := origin(t)
+	one.create("x", map[string]string{"from": "v"})
+	one.mount("x", "1")
+	h, err := one.client.Open(within(t, ever), "x", driver.ReadOnly)
+	if err == nil {
+		err = h.SetMeta(within(t, ever), map[string]string{"readonly": "true"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := one.Hold(one.path("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := one.guardOf("x")
+	one.restart()
+	one.mount("x", "2")
+	if after := one.guardOf("x"); !slices.Equal(before.Addrs, after.Addrs) {
+		t.Errorf("the guard names %v, and named %v", after.Addrs, before.Addrs)
+	}
+	if err := one.write("x", "ext4 more"); err != nil {
+		t.Error(err)
+	}
+	release()
+	one.unmount("x", "2")
+	one.mount("x", "3")
+	if err := one.write("x", "ext4 spoilt"); err == nil {
+		t.Error("it was written")
 	}
 }

@@ -43,9 +43,9 @@ func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.O
 // hold opens the loop device of a mapping that an earlier process made.
 func (m *Mapper) hold(key, device string) error {
 	m.mu.Lock()
-	_, ok := m.held[key]
+	held := m.held[key]
 	m.mu.Unlock()
-	if ok {
+	if held != nil && held.Name() == device {
 		return nil
 	}
 	dev, err := os.OpenFile(device, os.O_RDWR|unix.O_CLOEXEC, 0)
@@ -83,7 +83,7 @@ func (m *Mapper) letGo(key string) {
 // time does: a server may have stopped.
 func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, err error) {
 	done := make(chan struct{})
-	for before := m.ask(found.Device, done); before != nil; before = m.ask(found.Device, done) {
+	for before := m.ask(found.Addr, done); before != nil; before = m.ask(found.Addr, done) {
 		select {
 		case <-before:
 		case <-ctx.Done():
@@ -95,7 +95,7 @@ func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, e
 		defer func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			delete(m.asked, found.Device)
+			delete(m.asked, found.Addr)
 			close(done)
 		}()
 		size, err := growLoop(found.Device, filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)))
@@ -108,16 +108,16 @@ func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, e
 	return <-answer, nil
 }
 
-// ask takes the turn to ask for the size of a device, or returns who has it.
-func (m *Mapper) ask(device string, done chan struct{}) (before chan struct{}) {
+// ask takes the turn to ask a server for its size, or returns who has it.
+func (m *Mapper) ask(addr string, done chan struct{}) (before chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if before = m.asked[device]; before != nil {
+	if before = m.asked[addr]; before != nil {
 		return before
 	}
 	if m.asked == nil {
 		m.asked = map[string]chan struct{}{}
 	}
-	m.asked[device] = done
+	m.asked[addr] = done
 	return nil
 }

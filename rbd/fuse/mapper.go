@@ -32,7 +32,7 @@ type Mapper struct {
 
 	mu    sync.Mutex
 	held  map[string]*os.File      // loop devices kept open, by key
-	asked map[string]chan struct{} // loop devices whose servers have not told their size yet
+	asked map[string]chan struct{} // by client address: servers that have not told their size yet
 }
 
 var _ driver.Mapper = (*Mapper)(nil)

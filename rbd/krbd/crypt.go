@@ -112,9 +112,9 @@ func (m *Mapper) lock(ctx context.Context, found device, force bool) error {
 }
 
 // growPlain gives the plain text the size that its device has by now.
-func (m *Mapper) growPlain(ctx context.Context, number string, size uint64) error {
+func (m *Mapper) growPlain(ctx context.Context, addr, number string, size uint64) error {
 	m.mu.Lock()
-	known := m.grown[number]
+	known := m.grown[addr]
 	m.mu.Unlock()
 	if known == size {
 		return nil
@@ -130,7 +130,7 @@ func (m *Mapper) growPlain(ctx context.Context, number string, size uint64) erro
 	if m.grown == nil {
 		m.grown = map[string]uint64{}
 	}
-	m.grown[number] = size
+	m.grown[addr] = size
 	return nil
 }
 

@@ -82,3 +82,26 @@ func TestOnlyACryptsetupThatHasEndedFindsADeviceBusy(t *testing.T) {
 		tr.want("remove", "")
 	}
 }
+
+// A number of the kernel's comes again: what was done for an encrypted device says
+// nothing of the next one of that number.
+func TestThePlainTextOfEachDeviceIsMadeLarger(t *testing.T) {
+	tr, log := newTree(t), filepath.Join(t.TempDir(), "log")
+	cryptsetupIs(t, `echo "$@" >>`+log)
+	tr.file("block/dm-3/dm/name", "docker-volume-rbd0\n")
+	tr.file("block/dm-3/size", "1000\n")
+	tr.file("block/rbd0/size", "2000\n")
+	m := tr.mapper()
+	m.Block = filepath.Join(tr.dir, "block")
+	for n, addr := range []string{"10.0.0.1:0/1", "10.0.0.1:0/2"} {
+		for range 2 {
+			if size, err := m.Size(t.Context(), driver.Mapping{Device: "/dev/dm-3", Addr: addr}); err != nil || size != 1000*512 {
+				t.Errorf("size %d, %v", size, err)
+			}
+		}
+		said, err := os.ReadFile(log)
+		if err != nil || strings.Count(string(said), "resize docker-volume-rbd0\n") != n+1 {
+			t.Errorf("client %s: cryptsetup was told %q, %v", addr, said, err)
+		}
+	}
+}

@@ -38,7 +38,7 @@ type Mapper struct {
 
 	mu       sync.Mutex
 	underway map[string]*underway // by key: calls that have not ended, even if their requests have
-	grown    map[string]uint64    // by number: the size for which the plain text of an encrypted device was made larger
+	grown    map[string]uint64    // by client address, as a number comes again: the size for which the plain text of an encrypted device was made larger
 }
 
 var _ driver.Mapper = (*Mapper)(nil)
@@ -191,7 +191,13 @@ func (m *Mapper) remove(ctx context.Context, key, force string) error {
 			return err
 		}
 		u.at(unmap)
-		return m.removeDevice(found, force)
+		if err := m.removeDevice(found, force); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.grown, found.Addr)
+		return nil
 	})
 }
 

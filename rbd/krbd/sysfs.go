@@ -131,7 +131,7 @@ func (m *Mapper) Size(ctx context.Context, mapping driver.Mapping) (uint64, erro
 	if err != nil {
 		return 0, err
 	}
-	if err := m.growPlain(ctx, number, size); err != nil {
+	if err := m.growPlain(ctx, mapping.Addr, number, size); err != nil {
 		return 0, err
 	}
 	return sizeOf(m.block(), name)

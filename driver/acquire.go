@@ -60,12 +60,8 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 		return nil, nil, err
 	}
 	if version == 0 && to == toMount {
-		meta, err := h.Meta(ctx)
-		if err != nil {
+		if err := d.notShared(ctx, h); err != nil {
 			return nil, nil, err
-		}
-		if sealed(meta, h.Image()) {
-			return nil, nil, errShared
 		}
 	}
 	l = &lease{Handle: h, guard: held, version: version}
@@ -78,8 +74,14 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 	if err != nil || inUse != nil {
 		return nil, inUse, err
 	}
-	if !l.adopted {
-		err = d.take(ctx, l, mine || held.State != guardMapping)
+	fence := mine || held.State != guardMapping
+	if !l.adopted && version != 0 && to == toMount {
+		if err = d.notShared(ctx, h); errors.Is(err, errShared) {
+			return nil, nil, d.clear(ctx, l, fence)
+		}
+	}
+	if err == nil && !l.adopted {
+		err = d.take(ctx, l, fence)
 	}
 	if errors.Is(err, ErrLost) {
 		d.pause(ctx, d.glance())
@@ -89,6 +91,29 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 		return nil, nil, err
 	}
 	return l, nil, nil
+}
+
+// notShared is errShared if the volume is mounted without a guard.
+func (d *Driver) notShared(ctx context.Context, h Handle) error {
+	meta, err := h.Meta(ctx)
+	if err == nil && sealed(meta, h.Image()) {
+		err = errShared
+	}
+	return err
+}
+
+// clear takes the guard that a dead node has left on a volume without one away: it
+// was about to remove it, say. There may be readers, so that nobody may write.
+func (d *Driver) clear(ctx context.Context, l *lease, fence bool) error {
+	if fence {
+		if err := d.fence(ctx, l, l.guard); err != nil {
+			return err
+		}
+	}
+	if err := d.giveBack(ctx, l.Image().ID, l.version); err != nil {
+		return err
+	}
+	return errShared
 }
 
 // outlive waits for the death of the holder, a client of another node; nil

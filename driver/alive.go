@@ -34,7 +34,10 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		if len(others) == 0 {
 			return nil
 		}
-		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a read-only mount on another node, a virtual machine, rbd map, another plugin, a manager that flattens it?): "+
+		if err := d.readElsewhere(ctx, l.Image().ID); err != nil { // says which node it is
+			return err
+		}
+		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin, a manager that flattens it?): "+
 			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
 		if !d.pause(ctx, d.poll) {
 			return inUse

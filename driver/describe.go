@@ -67,10 +67,27 @@ func (d *Driver) describeMeta(ctx context.Context, h Handle, v Volume) error {
 	if halfway := halfRolledBack(meta); halfway != nil {
 		v.show("error", halfway.Error())
 	}
+	if flag(meta, metaReadOnly) {
+		if err := d.describeReaders(ctx, h.Image().ID, v); err != nil {
+			return err
+		}
+	}
 	if d.Path(ctx, v.Name) == "" || d.other(ctx, h.Image()) != nil {
 		return nil
 	}
 	return d.useDirectory(v.Name, meta)
+}
+
+func (d *Driver) describeReaders(ctx context.Context, id string, v Volume) error {
+	readers, _, err := d.loadReaders(ctx, id)
+	if len(readers) > 0 {
+		nodes := make([]string, len(readers))
+		for i, r := range readers {
+			nodes[i] = r.Node
+		}
+		v.Status["readers"] = nodes
+	}
+	return err
 }
 
 func (d *Driver) describeGuard(ctx context.Context, id string, v Volume) error {

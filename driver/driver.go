@@ -50,6 +50,7 @@ type Driver struct {
 	defaults map[string]string
 	mounts   string
 	frozen   string // directory of marks
+	reading  string // the same
 	record   *record
 	log      logrus.FieldLogger
 	unlock   bool
@@ -77,7 +78,7 @@ func New(c Config) (*Driver, error) {
 		images: c.Images, records: c.Records, fences: c.Fences, secrets: c.Secrets, mapper: c.Mapper, why: c.Why, fs: c.Filesystem,
 		node: c.Node, place: c.Place, trash: c.Trash, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
-		frozen: filepath.Join(c.Root, "frozen"),
+		frozen: filepath.Join(c.Root, "frozen"), reading: filepath.Join(c.Root, "reading"),
 		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
 		log:    c.Log, unlock: c.Unlock, restart: c.Restart, poll: c.Poll, patience: c.Patience,
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },

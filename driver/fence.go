@@ -60,13 +60,17 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding, err error) {
 	var addrs []string
 	for _, h := range held {
-		addrs = append(addrs, h.Addrs...)
+		if h.State != guardReading { // it has nothing to write with
+			addrs = append(addrs, h.Addrs...)
+		}
 	}
-	if err := d.fences.Fence(ctx, addrs...); err != nil {
-		return nil, err
+	if len(addrs) > 0 {
+		if err := d.fences.Fence(ctx, addrs...); err != nil {
+			return nil, err
+		}
 	}
 	for _, h := range held {
-		deleteErr := d.records.Delete(ctx, guardKey(h.imageID), h.version)
+		deleteErr := d.takeFrom(ctx, h)
 		if errors.Is(deleteErr, ErrLost) || errors.Is(deleteErr, ErrNotFound) {
 			continue
 		}
@@ -74,11 +78,21 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 			err = errors.Join(err, fmt.Errorf("volume %s: %w", h.Volume, deleteErr))
 			continue
 		}
-		d.log.WithField("volume", h.Volume).Warnf("fenced %s of node %s (%s since %s) for an operator",
+		d.log.WithField("volume", h.Volume).Warnf("took the volume from %s of node %s (%s since %s) for an operator",
 			strings.Join(h.Addrs, ", "), h.Node, h.State, h.Since.Format(time.RFC3339))
 		taken = append(taken, h)
 	}
 	return taken, err
+}
+
+// takeFrom takes a guard away, or the note of a reader.
+func (d *Driver) takeFrom(ctx context.Context, h Holding) error {
+	if h.State != guardReading {
+		return d.records.Delete(ctx, guardKey(h.imageID), h.version)
+	}
+	return d.changeReaders(ctx, h.imageID, func(all []Reader) []Reader {
+		return slices.DeleteFunc(all, func(r Reader) bool { return r.Node == h.Node && r.Addr == h.Addrs[0] })
+	})
 }
 
 // parseAddress takes an IP address, or that of a client; not valid if there is none.
@@ -142,6 +156,9 @@ func (d *Driver) choose(ctx context.Context, node string, ip netip.Addr, all []H
 func (d *Driver) isOwn(h Holding, mapped []Mapping) (bool, error) {
 	if slices.Contains(h.Addrs, h.client) || slices.ContainsFunc(mapped, func(m Mapping) bool { return slices.Contains(h.Addrs, m.Addr) }) {
 		return true, nil
+	}
+	if h.State == guardReading {
+		return d.ownReader(Reader{Node: h.Node, Boot: h.Boot, Addr: h.Addrs[0]})
 	}
 	return d.isNamed(h.Guard)
 }

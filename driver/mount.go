@@ -193,6 +193,9 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		return err
 	}
 	if meta[metaSealed] != "" && !flag(meta, metaReadOnly) && !l.adopted { // it is about to be written to again
+		if err := d.readElsewhere(ctx, l.Image().ID); err != nil {
+			return err
+		}
 		if err := l.SetMeta(ctx, map[string]string{metaSealed: ""}); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,8 @@ import (
 	"sync"
 )
 
-// Holding is a volume that a node has, as its guard says.
+// Holding is a volume that a node has, as its guard says, or reads: the state is
+// "reading" then, and the address that of its control client.
 type Holding struct {
 	Volume string `json:"volume"`
 	Guard
@@ -45,39 +47,56 @@ func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
 		}
 		wg.Go(func() {
 			defer func() { <-free }()
-			var h Holding
+			var these []Holding
 			err := Survive(func() (err error) {
-				h, err = d.holding(ctx, name)
+				these, err = d.holding(ctx, name)
 				return err
 			})
 			mu.Lock()
 			defer mu.Unlock()
+			all = append(all, these...)
 			switch {
 			case err == nil:
-				all = append(all, h)
 			case !errors.Is(err, ErrNotFound): // free or just removed
 				errs = append(errs, fmt.Errorf("volume %s: %w", name, err))
 			}
 		})
 	}
 	wg.Wait()
-	slices.SortFunc(all, func(a, b Holding) int { return strings.Compare(a.Volume, b.Volume) })
+	slices.SortFunc(all, func(a, b Holding) int {
+		return cmp.Or(strings.Compare(a.Volume, b.Volume), strings.Compare(a.Node, b.Node))
+	})
 	return all, errors.Join(errs...)
 }
 
-// holding looks at one volume; ErrNotFound if no node has it.
-func (d *Driver) holding(ctx context.Context, name string) (Holding, error) {
+// holding looks at one volume: who has its guard, or who reads it without one.
+func (d *Driver) holding(ctx context.Context, name string) (all []Holding, err error) {
 	h, err := d.images.Open(ctx, name, ReadOnly)
 	if err != nil {
-		return Holding{}, err
+		return nil, err
 	}
 	defer d.closeHandle(ctx, h)
-	guard, version, err := d.loadGuard(ctx, h.Image().ID)
-	if err != nil {
-		return Holding{}, err
+	has := func(guard Guard, version Version) error {
+		alive, err := seen(ctx, h, guard)
+		if err == nil {
+			all = append(all, Holding{Volume: name, Guard: guard, Alive: alive, imageID: h.Image().ID, version: version, client: h.Client()})
+		}
+		return err
 	}
-	alive, err := seen(ctx, h, guard)
-	return Holding{Volume: name, Guard: guard, Alive: alive, imageID: h.Image().ID, version: version, client: h.Client()}, err
+	guard, version, err := d.loadGuard(ctx, h.Image().ID)
+	if err == nil {
+		err = has(guard, version)
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	readers, _, err := d.loadReaders(ctx, h.Image().ID)
+	for _, r := range readers {
+		if err == nil {
+			err = has(r.guard(), 0)
+		}
+	}
+	return all, err
 }
 
 // Holdings tells which node has which volume; see Driver.Holdings.

@@ -108,6 +108,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 		wg.Go(func() { d.survive("reconcile", name, func() { d.settle(ctx, name, fenced) }) })
 	}
 	wg.Wait()
+	d.tidyReaders(ctx)
 }
 
 // LetGo gives up, at the end of the plugin, all that no container holds. What
@@ -129,36 +130,52 @@ func (d *Driver) LetGo(ctx context.Context) {
 }
 
 // Sweep takes away what nobody else would:
-//   - the guards of images that are gone: a removal died at its very end, or an
-//     image was deleted by hand. An id never comes again.
+//   - the guards of images that are gone, and the notes of their readers: a removal
+//     died at its very end, or an image was deleted by hand. An id never comes again.
 //   - the snapshots that were made for a copy, by a plugin that was killed then.
 func (d *Driver) Sweep(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Hour) // it goes through the whole pool
 	defer cancel()
-	keys, err := d.records.Keys(ctx, guardKey(""))
+	keys, err := d.records.Keys(ctx, "")
 	for _, key := range keys {
-		id := strings.TrimPrefix(key, guardKey(""))
+		kind, id, _ := strings.Cut(key, ".")
+		if kind+"." != guardKey("") && kind+"." != readersKey("") {
+			continue
+		}
 		there, lookErr := d.images.HasID(ctx, id)
-		if there || lookErr != nil {
-			err = errors.Join(err, lookErr)
-			continue
+		if lookErr == nil && !there {
+			lookErr = d.sweepRecord(ctx, key, id)
 		}
-		guard, version, loadErr := d.loadGuard(ctx, id)
-		if errors.Is(loadErr, ErrNotFound) {
-			continue
-		}
-		if loadErr == nil {
-			loadErr = d.giveBack(ctx, id, version)
-		}
-		if loadErr == nil {
-			d.log.Infof("sweep: removed the guard of image id %s, which is gone; node %s had it (%s since %s)",
-				id, guard.Node, guard.State, guard.Since.Format(time.RFC3339))
-		}
-		err = errors.Join(err, loadErr)
+		err = errors.Join(err, lookErr)
 	}
 	if err = errors.Join(err, d.sweepSnapshots(ctx)); err != nil {
 		d.log.Warn(wrap("sweep", "", err))
 	}
+}
+
+// sweepRecord takes away a record of an image that is gone.
+func (d *Driver) sweepRecord(ctx context.Context, key, id string) error {
+	var is struct {
+		Guard
+		readerList
+	}
+	version, err := d.records.Load(ctx, key, &is)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = d.records.Delete(ctx, key, version)
+	}
+	if errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err == nil && key == guardKey(id) {
+		d.log.Infof("sweep: removed the guard of image id %s, which is gone; node %s had it (%s since %s)",
+			id, is.Node, is.State, is.Since.Format(time.RFC3339))
+	} else if err == nil {
+		d.log.Infof("sweep: removed the note of %d readers of image id %s, which is gone", len(is.Readers), id)
+	}
+	return err
 }
 
 // purgeInterval is an hour, or less where nobody wants to keep anything for so long:

@@ -15,7 +15,8 @@ import (
 // the image, so that a copy, which has its original's metadata, is not sealed.
 //
 // A read-only mapping is no watcher of its image. So that whoever wants to remove
-// or to write it sees that it is in use, the control client watches it meanwhile.
+// or to write it sees that it is in use, the control client watches it meanwhile,
+// and a note says so, of which readers.go tells more.
 
 // errShared is the answer to who wants the guard of a sealed volume.
 var errShared = errors.New("the volume is read-only, and mounted without a guard")
@@ -70,9 +71,16 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	d.closeWatch(ctx, d.watches.swap(name, h))
 	defer func() {
 		if err != nil {
+			d.unread(ctx, name, h.Image().ID)
 			d.unwatch(ctx, name)
 		}
 	}()
+	if err := d.noteReader(ctx, name, h.Image().ID, h.Client()); err != nil {
+		return err
+	}
+	if err := d.unguarded(ctx, h.Image().ID); err != nil {
+		return err
+	}
 	meta, err := h.Meta(ctx)
 	if err != nil {
 		return err
@@ -119,6 +127,7 @@ func (d *Driver) letGoShared(ctx context.Context, m Mapping) error {
 	if err := d.takeDown(ctx, m); err != nil {
 		return err
 	}
+	d.unread(ctx, m.Name, m.ID)
 	d.unwatch(ctx, m.Name)
 	return nil
 }
@@ -159,26 +168,27 @@ func (d *Driver) unwatch(ctx context.Context, name string) {
 	d.closeWatch(ctx, d.watches.swap(name, nil))
 }
 
-// rewatch sees to it that a read-only mapping is seen: after a restart, or when the
-// control client was replaced.
+// rewatch sees to it that a read-only mapping is seen, and noted: after a restart, or
+// when the control client was replaced. An image that has another name by now is not
+// watched, and noted all the same.
 func (d *Driver) rewatch(ctx context.Context, m Mapping) error {
 	if h := d.watches.get(m.Name); h != nil {
 		watchers, err := h.Watchers(ctx)
 		if err == nil && slices.Contains(watchers, h.Client()) {
-			return nil
+			return d.noteReader(ctx, m.Name, m.ID, h.Client())
 		}
 	}
 	h, err := d.images.Open(ctx, m.Name, ReadWrite)
-	if errors.Is(err, ErrNotFound) { // renamed or removed, and mapped all the same
+	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if h.Image().ID != m.ID {
+	if h.Image().ID == m.ID {
+		d.closeWatch(ctx, d.watches.swap(m.Name, h))
+	} else {
 		d.closeHandle(ctx, h)
-		return nil
 	}
-	d.closeWatch(ctx, d.watches.swap(m.Name, h))
-	return nil
+	return d.noteReader(ctx, m.Name, m.ID, h.Client())
 }

@@ -23,7 +23,7 @@ func TestSharedVolumes(t *testing.T) {
 	check(t, one.Rollback(within(t, soon), "w", "x"), driver.ErrNotFound)
 	one.unmount("w", "1")
 	one.unmount("w", "2")
-	check(t, one.Driver.Remove(within(t, soon), "w"), driver.ErrInUse, two.client.Addr(), "a read-only mount on another node")
+	check(t, one.Driver.Remove(within(t, soon), "w"), driver.ErrInUse, two.client.Addr(), "read-only by node two", "Guard.Fence")
 	// The plugin comes back, and so does its watch; a container has it meanwhile.
 	release, err := two.Hold(two.path("w"))
 	if err != nil {

@@ -277,5 +277,13 @@ func (d *Driver) idle(ctx context.Context, name string) (*lease, error) {
 	}
 	wait, cancel := context.WithTimeout(ctx, removePatience)
 	defer cancel()
-	return d.acquire(wait, name, toChange)
+	l, err := d.acquire(wait, name, toChange)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.readElsewhere(ctx, l.Image().ID); err != nil {
+		defer d.closeHandle(ctx, l)
+		return nil, d.unguard(ctx, l, err)
+	}
+	return l, nil
 }

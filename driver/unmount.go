@@ -170,7 +170,11 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
 		return err
 	}
-	return d.mapper.Drop(ctx, m.ID)
+	err = d.mapper.Drop(ctx, m.ID)
+	if err == nil && m.Mode == ReadOnly {
+		d.unread(ctx, m.Name, m.ID)
+	}
+	return err
 }
 
 func sleep(ctx context.Context, t time.Duration) bool {

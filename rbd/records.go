@@ -16,8 +16,8 @@ import (
 
 var _ driver.Records = (*Pool)(nil)
 
-// maxRecord is many times the size of a record.
-const maxRecord = 16 << 10
+// maxRecord is many times the size of a record, and that of a list of some 400 nodes.
+const maxRecord = 64 << 10
 
 // Load reads a record; see driver.Records.
 func (p *Pool) Load(ctx context.Context, key string, into any) (driver.Version, error) {

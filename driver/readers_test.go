@@ -193,6 +193,36 @@ func TestAReaderAndAWriterSeeEachOther(t *testing.T) {
 	}
 }
 
+// A node is about to remove the volume, and has seen no reader, when one comes that
+// has seen no guard.
+func TestAReaderThatComesDuringARemovalIsRefused(t *testing.T) {
+	_, one, two := shared(t)
+	reached, goOn, removed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	one.tap.on(func(call string) error {
+		if call == "remove" {
+			close(reached)
+			<-goOn
+		}
+		return nil
+	})
+	two.tap.on(func(call string) error {
+		if call == "open" {
+			two.tap.on(nil)
+			go func() { removed <- one.Driver.Remove(within(t, ever), "w") }()
+			<-reached
+		}
+		return nil
+	})
+	two.refused("w", "1", driver.ErrInUse, "node one", "removing")
+	close(goOn)
+	if err := <-removed; err != nil {
+		t.Error(err)
+	}
+	if two.device("w") != "" || len(two.marks()) > 0 {
+		t.Errorf("left: %s, %v", two.device("w"), two.marks())
+	}
+}
+
 func (n *node) deviceMode(volume string) driver.OpenMode {
 	all, _ := n.Host.Mappings(n.t.Context())
 	for _, m := range all {

@@ -201,15 +201,19 @@ func (d *Driver) tidyReaders(ctx context.Context) {
 // unguarded waits until nobody has the guard of an image: it may be about to be
 // removed, or to be written to.
 func (d *Driver) unguarded(ctx context.Context, imageID string) error {
+	var inUse error
 	for {
 		guard, _, err := d.loadGuard(ctx, imageID)
 		switch {
 		case errors.Is(err, ErrNotFound):
 			return nil
-		case err != nil:
+		case err != nil && (inUse == nil || ctx.Err() == nil):
 			return err
-		case !d.pause(ctx, d.glance()):
-			return inUseBy(guard)
+		case err != nil:
+			return inUse // says more than that the time was up
+		}
+		if inUse = inUseBy(guard); !d.pause(ctx, d.glance()) {
+			return inUse
 		}
 	}
 }

@@ -472,6 +472,11 @@ func (p *tap) Detach(ctx context.Context, path string) error {
 	return p.call("detach", func() error { return p.host.Detach(ctx, path) })
 }
 
+func (p *tap) Held(ctx context.Context, dir string, devices []string) (held map[string]bool, err error) {
+	err = p.call("held", func() (err error) { held, err = p.host.Held(ctx, dir, devices); return err })
+	return held, err
+}
+
 func (p *tap) Sound(ctx context.Context, m driver.Mount) error {
 	return p.call("sound", func() error { return p.host.Sound(ctx, m) })
 }

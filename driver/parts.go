@@ -229,6 +229,11 @@ type Filesystem interface {
 	// Mounted lists the mounts right under the directory, by path; Options are
 	// those of the mount, without those of the filesystem.
 	Mounted(ctx context.Context, dir string) (map[string]Mount, error)
+	// Held tells for each of the devices whether somebody on this node has it mounted
+	// elsewhere than right under the directory, as a container does. Copies of what is
+	// mounted there, in namespaces that have the host's tree, go with it and do not
+	// count. It only looks.
+	Held(ctx context.Context, dir string, devices []string) (map[string]bool, error)
 	// Sound looks, without touching the device, whether a mount can still be
 	// written to. ErrContent if errors have made the filesystem read-only or shut
 	// it down: no unmount of one of its mounts, but that of all, mends it.

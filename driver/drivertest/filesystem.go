@@ -15,6 +15,9 @@ type Devices struct {
 	Dir string
 	// Use keeps a file open under a mount point until release is called.
 	Use func(t *testing.T, path string) (release func())
+	// Hold mounts what is mounted there once more, as a container does, in a mount
+	// namespace of its own, until release is called.
+	Hold func(t *testing.T, path string) (release func())
 	// Larger makes a device of New larger.
 	Larger func(t *testing.T, device string, size uint64)
 	// Grows tells whether this machine may grow a mounted filesystem: for ext4 the
@@ -115,6 +118,31 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 		if len(mounts) != 0 {
 			t.Errorf("mounted: %v", mounts)
 		}
+	})
+	t.Run("what a container has mounted is held", func(t *testing.T) {
+		ctx, a, b := testContext(t), devices.New(t, 8*mib), devices.New(t, 8*mib)
+		held := func(want bool) {
+			t.Helper()
+			got, err := fs.Held(ctx, devices.Dir, []string{a, b})
+			must(t, err)
+			if _, looked := got[b]; got[a] != want || got[b] || !looked {
+				t.Errorf("held: %v, want %v of %s", got, want, a)
+			}
+		}
+		must(t, fs.Format(ctx, a, "ext4", nil, true))
+		m := driver.Mount{Device: a, Path: filepath.Join(devices.Dir, "held"), FSType: "ext4"}
+		held(false)
+		must(t, fs.Mount(ctx, m))
+		held(false)
+		release := devices.Hold(t, m.Path)
+		held(true)
+		must(t, fs.Unmount(ctx, m.Path))
+		held(true)
+		must(t, fs.Mount(ctx, m))
+		held(true)
+		release()
+		held(false)
+		must(t, fs.Unmount(ctx, m.Path))
 	})
 	t.Run("an option that mkfs refuses is an error", func(t *testing.T) {
 		ctx, device := testContext(t), devices.New(t, 8*mib)

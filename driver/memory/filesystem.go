@@ -161,6 +161,18 @@ func (h *Host) Unmount(_ context.Context, path string) error {
 // Detach unmounts; see driver.Filesystem.
 func (h *Host) Detach(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
 
+// Held looks whether Hold has been called; see driver.Filesystem.
+func (h *Host) Held(_ context.Context, _ string, devices []string) (map[string]bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	held := map[string]bool{}
+	for _, name := range devices {
+		d := h.byDevice(name)
+		held[name] = d != nil && d.held > 0
+	}
+	return held, nil
+}
+
 // Sound looks whether Spoil has been called; see driver.Filesystem.
 func (h *Host) Sound(_ context.Context, m driver.Mount) error {
 	h.mu.Lock()

@@ -56,6 +56,13 @@ func TestContracts(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
+			Hold: func(t *testing.T, path string) func() {
+				release, err := host.Hold(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return release
+			},
 			Use: func(t *testing.T, path string) func() {
 				release, err := host.Hold(path)
 				if err != nil {

@@ -493,6 +493,14 @@ func (w filesystem) Mounted(ctx context.Context, a0 string) (r0 map[string]drive
 	return r0, err
 }
 
+func (w filesystem) Held(ctx context.Context, a0 string, a1 []string) (r0 map[string]bool, err error) {
+	err = w.step(ctx, "Filesystem.Held", func() (err error) {
+		r0, err = w.Filesystem.Held(ctx, a0, a1)
+		return err
+	})
+	return r0, err
+}
+
 func (w filesystem) Sound(ctx context.Context, a0 driver.Mount) (err error) {
 	err = w.step(ctx, "Filesystem.Sound", func() (err error) {
 		err = w.Filesystem.Sound(ctx, a0)

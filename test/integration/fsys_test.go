@@ -56,6 +56,9 @@ func TestFilesystemContract(t *testing.T) {
 			testbed.Run(t, "losetup", "--set-capacity", device)
 		},
 		Grows: func(fstype string) bool { return fstype != "ext4" || testbed.Capable(t, unix.CAP_SYS_RESOURCE) },
+		Hold: func(t *testing.T, path string) func() {
+			return inNamespace(t, "slave", "mount --bind "+path+" "+t.TempDir())
+		},
 		Use: func(t *testing.T, path string) func() {
 			f, err := os.Create(filepath.Join(path, "open"))
 			if err != nil {

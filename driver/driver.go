@@ -32,37 +32,40 @@ type Config struct {
 
 	Poll     time.Duration // between two looks at whether a holder is alive; default 300 ms
 	Patience time.Duration // for Ceph before Get and List fall back to the record; default 5 s
+	Unheld   time.Duration // after which a volume that no container has is let go, though Docker has it mounted; default 10 min
 }
 
 // Driver holds the policy: who may mount what, in which order, and what is
 // undone when a step fails. Its methods may be called at the same time.
 type Driver struct {
-	images   Images
-	records  Records
-	fences   Fences
-	secrets  Secrets
-	mapper   Mapper
-	why      string
-	fs       Filesystem
-	node     Node
-	place    Place
-	trash    time.Duration
-	defaults map[string]string
-	mounts   string
-	frozen   string // directory of marks
-	reading  string // the same
-	record   *record
-	log      logrus.FieldLogger
-	unlock   bool
-	restart  func()
-	poll     time.Duration
-	patience time.Duration
-	now      func() time.Time
+	images     Images
+	records    Records
+	fences     Fences
+	secrets    Secrets
+	mapper     Mapper
+	why        string
+	fs         Filesystem
+	node       Node
+	place      Place
+	trash      time.Duration
+	defaults   map[string]string
+	mounts     string
+	frozen     string // directory of marks
+	reading    string // the same
+	record     *record
+	log        logrus.FieldLogger
+	unlock     bool
+	restart    func()
+	poll       time.Duration
+	patience   time.Duration
+	unheldTime time.Duration
+	now        func() time.Time
 
 	locks   locks
 	refs    refs
 	outage  outage
 	sizes   sizes
+	unheld  unheld
 	watches watches
 	works   works
 	purging sync.Mutex
@@ -88,6 +91,9 @@ func New(c Config) (*Driver, error) {
 	}
 	if d.patience == 0 {
 		d.patience = 5 * time.Second
+	}
+	if d.unheldTime = c.Unheld; d.unheldTime == 0 {
+		d.unheldTime = 10 * time.Minute
 	}
 	return d, nil
 }

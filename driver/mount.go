@@ -72,6 +72,7 @@ func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string,
 		return "", d.withdraw(ctx, name)
 	}
 	d.refs.add(name, id)
+	d.unheld.forget(name)
 	d.record.note(name)
 	return path, nil
 }
@@ -284,21 +285,4 @@ func (d *Driver) encryption(ctx context.Context, meta map[string]string) (*Encry
 		return nil, err
 	}
 	return &Encryption{Format: meta[metaEncryption], Passphrase: passphrase}, nil
-}
-
-// detachStale takes away a mount whose mapping is gone or dead, as a crash of
-// the userspace mapper leaves it. Its containers have lost the volume already.
-func (d *Driver) detachStale(ctx context.Context, name string) error {
-	mount, found, err := d.mounted(ctx, name)
-	if err != nil || !found {
-		return err
-	}
-	m, mapped, err := d.mapping(ctx, name)
-	if err != nil || mapped && m.Alive && m.Device == mount.Device {
-		return err
-	}
-	d.log.WithField("volume", name).Warnf("detaching %s: its device %s has no working mapping; "+
-		"containers that still use it must be restarted", mount.Path, mount.Device)
-	d.refs.forget(name)
-	return d.fs.Detach(ctx, mount.Path)
 }

@@ -50,8 +50,8 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 //     while this node was away. Mount, device and client go, at once and by
 //     force, so that nothing is left to write when the fence expires.
 //   - mapped and used by nobody: forgotten by a crashed engine, or the last
-//     unmount met a container that still held it. It is let go; if the kernel
-//     says that a container has it, it stays.
+//     unmount met a container that still held it. It is let go, unless a mount
+//     table says that a container has it; what Docker has mounted, after a while.
 //   - mounted without a mapping: what a dead userspace mapper leaves.
 //   - nothing mapped, and mounts would not reach the host: the plugin ends, to
 //     be started afresh, before somebody wants to mount.
@@ -103,9 +103,10 @@ func (d *Driver) Reconcile(ctx context.Context) {
 			}
 		}
 	}
+	held := d.held(ctx, mappings)
 	var wg sync.WaitGroup
 	for name := range volumes {
-		wg.Go(func() { d.survive("reconcile", name, func() { d.settle(ctx, name, fenced) }) })
+		wg.Go(func() { d.survive("reconcile", name, func() { d.settle(ctx, name, fenced, held) }) })
 	}
 	wg.Wait()
 	d.tidyReaders(ctx)
@@ -119,11 +120,12 @@ func (d *Driver) LetGo(ctx context.Context) {
 	if err != nil {
 		d.log.Warnf("stop: mappings of this node: %v", err)
 	}
+	held := d.held(ctx, mappings)
 	var wg sync.WaitGroup
 	for _, m := range mappings {
 		wg.Go(func() {
 			d.refs.forget(m.Name)
-			d.survive("let go of", m.Name, func() { d.settle(ctx, m.Name, nil) })
+			d.survive("let go of", m.Name, func() { d.settle(ctx, m.Name, nil, held) })
 		})
 	}
 	wg.Wait()
@@ -196,16 +198,16 @@ func (d *Driver) Purge(ctx context.Context) {
 }
 
 // settle puts one volume of this node right. Which clients are fenced may have
-// been asked for many volumes at once; nil = not.
-func (d *Driver) settle(ctx context.Context, name string, fenced map[string]bool) {
+// been asked for many volumes at once, and which devices containers have; nil = not.
+func (d *Driver) settle(ctx context.Context, name string, fenced, held map[string]bool) {
 	log := d.log.WithField("volume", name)
 	unlock, err := d.locks.lock(ctx, name, "reconcile")
 	if err != nil {
 		return // somebody works on it; next time
 	}
 	defer unlock()
-	if err = d.reclaim(ctx, name, fenced); err == nil && d.refs.count(name) == 0 {
-		err = d.letGo(ctx, name)
+	if err = d.reclaim(ctx, name, fenced); err == nil {
+		err = d.letGoUnheld(ctx, name, held)
 	}
 	switch {
 	case errors.Is(err, ErrBusy):

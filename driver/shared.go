@@ -30,6 +30,9 @@ func sealed(meta map[string]string, image Image) bool {
 // watcher: else another node, which waits for the volume, would take this one for
 // dead and fence its control client.
 func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
+	if err := d.waitUnheld(ctx, m); err != nil {
+		return err
+	}
 	h, err := d.images.Open(ctx, m.Name, ReadWrite)
 	if err != nil {
 		return err

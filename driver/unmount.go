@@ -69,10 +69,14 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 }
 
 // takeDown unmounts and unmaps. ErrBusy if a container holds the volume, in a mount
-// namespace of its own; it is then mounted as before.
+// namespace of its own: that is looked up. What no mount table shows, a file that is
+// open in what was detached say, the kernel still refuses; it is then mounted as before.
 func (d *Driver) takeDown(ctx context.Context, m Mapping) error {
 	mount, mounted, err := d.mounted(ctx, m.Name)
 	if err != nil {
+		return err
+	}
+	if err := d.waitUnheld(ctx, m); err != nil {
 		return err
 	}
 	if err := d.fs.Unmount(ctx, d.path(m.Name)); err != nil {
@@ -175,6 +179,23 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 		d.unread(ctx, m.Name, m.ID)
 	}
 	return err
+}
+
+// detachStale takes away a mount whose mapping is gone or dead, as a crash of
+// the userspace mapper leaves it. Its containers have lost the volume already.
+func (d *Driver) detachStale(ctx context.Context, name string) error {
+	mount, found, err := d.mounted(ctx, name)
+	if err != nil || !found {
+		return err
+	}
+	m, mapped, err := d.mapping(ctx, name)
+	if err != nil || mapped && m.Alive && m.Device == mount.Device {
+		return err
+	}
+	d.log.WithField("volume", name).Warnf("detaching %s: its device %s has no working mapping; "+
+		"containers that still use it must be restarted", mount.Path, mount.Device)
+	d.refs.forget(name)
+	return d.fs.Detach(ctx, mount.Path)
 }
 
 func sleep(ctx context.Context, t time.Duration) bool {

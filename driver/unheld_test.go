@@ -1,0 +1,148 @@
+package driver_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+)
+
+// Docker has forgotten to unmount: a crash of the engine, or a request that was given
+// up just when it had been answered.
+func TestWhatNoContainerHasIsLetGoAfterAWhile(t *testing.T) {
+	for name, options := range map[string]map[string]string{"writable": nil, "read-only": {"snapshot": "v@s"}} {
+		t.Run(name, func(t *testing.T) {
+			_, one, two := origin(t)
+			one.unheld = 200 * time.Millisecond
+			one.start()
+			one.create("w", options)
+			one.mount("w", "1")
+			release, err := one.Hold(one.path("w"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			reconcile := func() {
+				one.Reconcile(within(t, ever))
+				time.Sleep(one.unheld)
+				one.Reconcile(within(t, ever))
+			}
+			reconcile()
+			if one.device("w") == "" {
+				t.Fatal("it was taken from the container that has it")
+			}
+			release()
+			one.Reconcile(within(t, ever))
+			time.Sleep(one.unheld)
+			one.mount("w", "2") // its container is about to start
+			one.Reconcile(within(t, ever))
+			if one.device("w") == "" {
+				t.Fatal("it was taken from a container that was about to start")
+			}
+			time.Sleep(one.unheld)
+			one.Reconcile(within(t, ever))
+			if d := one.device("w"); d != "" {
+				t.Fatalf("still mapped as %s", d)
+			}
+			if !strings.Contains(one.log.String(), "no container has had it") {
+				t.Errorf("the log:\n%s", one.log)
+			}
+			two.mount("w", "1")
+			one.unmount("w", "2") // Docker remembers after all
+			two.unmount("w", "1")
+			one.mount("w", "3")
+		})
+	}
+}
+
+// Not even for a moment: what a container has is looked up.
+func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
+	for name, options := range map[string]map[string]string{"writable": nil, "read-only": {"snapshot": "v@s"}} {
+		t.Run(name, func(t *testing.T) {
+			_, one, _ := origin(t)
+			one.create("w", options)
+			one.mount("w", "1")
+			release, err := one.Hold(one.path("w"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			one.restart()
+			one.tap.before = func(call string) error {
+				switch call {
+				case "unmount", "detach", "unmap", "drop":
+					t.Errorf("%s, under a container", call)
+				}
+				return nil
+			}
+			one.Reconcile(within(t, ever))
+			one.unmount("w", "1")
+			one.mount("w", "2")
+			one.unmount("w", "2")
+			check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrBusy, "a container on this node (one)", one.device("w"))
+			one.LetGo(within(t, ever))
+			one.tap.before = nil
+			release()
+			one.Reconcile(within(t, ever))
+			if d := one.device("w"); d != "" {
+				t.Errorf("still mapped as %s", d)
+			}
+		})
+	}
+}
+
+// One look for all volumes, and none if nothing is mapped.
+func TestContainersAreLookedForOnceForAllVolumes(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	seen := order(one, "held")
+	one.Reconcile(within(t, ever))
+	if len(*seen) != 0 {
+		t.Errorf("%d looks for no volume", len(*seen))
+	}
+	for _, v := range []string{"a", "b", "c"} {
+		one.create(v, nil)
+		one.mount(v, "1")
+	}
+	seen = order(one, "held")
+	one.Reconcile(within(t, ever))
+	if len(*seen) != 1 {
+		t.Errorf("%d looks", len(*seen))
+	}
+}
+
+// Where nothing can be known of containers Docker is believed, and else the kernel asked.
+func TestWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.unheld = time.Nanosecond
+	one.start()
+	blind := func(call string) error {
+		if call == "held" {
+			return errors.New("the host's processes are not visible")
+		}
+		return nil
+	}
+	one.tap.before = blind
+	one.create("v", nil)
+	one.mount("v", "1")
+	one.Reconcile(within(t, ever))
+	one.Reconcile(within(t, ever))
+	if one.device("v") == "" {
+		t.Fatal("it was taken from Docker")
+	}
+	release, err := one.Hold(one.path("v"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.restart()
+	one.tap.before = blind
+	one.Reconcile(within(t, ever))
+	if one.device("v") == "" || one.Path(context.Background(), "v") == "" {
+		t.Fatal("it was taken from the container that has it")
+	}
+	release()
+	one.Reconcile(within(t, ever))
+	if d := one.device("v"); d != "" {
+		t.Errorf("still mapped as %s", d)
+	}
+}

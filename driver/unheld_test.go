@@ -109,6 +109,17 @@ func TestContainersAreLookedForOnceForAllVolumes(t *testing.T) {
 	if len(*seen) != 1 {
 		t.Errorf("%d looks", len(*seen))
 	}
+	for _, v := range []string{"a", "b", "c"} {
+		if _, err := one.Hold(one.path(v)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one.restart()
+	seen = order(one, "held")
+	one.Reconcile(within(t, ever))
+	if len(*seen) != 1 {
+		t.Errorf("%d looks for what containers have", len(*seen))
+	}
 }
 
 // Where nothing can be known of containers Docker is believed, and else the kernel asked.

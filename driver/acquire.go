@@ -120,7 +120,10 @@ func (d *Driver) clear(ctx context.Context, l *lease, fence bool) error {
 // when it is dead. When its guard changes, or the time is up, it returns who
 // that was.
 func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
-	for {
+	for looks := 0; ; looks++ {
+		if looks == 10 { // a planned move is over by then
+			defer d.want(ctx, l.Image().ID)()
+		}
 		alive, err := d.alive(ctx, l.Handle, l.guard)
 		if err != nil {
 			return inUse, err

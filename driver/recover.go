@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -141,7 +142,7 @@ func (d *Driver) Sweep(ctx context.Context) {
 	keys, err := d.records.Keys(ctx, "")
 	for _, key := range keys {
 		kind, id, _ := strings.Cut(key, ".")
-		if kind+"." != guardKey("") && kind+"." != readersKey("") {
+		if !slices.Contains([]string{guardKey(""), readersKey(""), wishKey("")}, kind+".") {
 			continue
 		}
 		there, lookErr := d.images.HasID(ctx, id)
@@ -174,7 +175,7 @@ func (d *Driver) sweepRecord(ctx context.Context, key, id string) error {
 	if err == nil && key == guardKey(id) {
 		d.log.Infof("sweep: removed the guard of image id %s, which is gone; node %s had it (%s since %s)",
 			id, is.Node, is.State, is.Since.Format(time.RFC3339))
-	} else if err == nil {
+	} else if err == nil && key == readersKey(id) {
 		d.log.Infof("sweep: removed the note of %d readers of image id %s, which is gone", len(is.Readers), id)
 	}
 	return err

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -63,7 +64,8 @@ func (d *Driver) held(ctx context.Context, mappings []Mapping) map[string]bool {
 }
 
 // letGoUnheld lets go of a volume that no container has, as the look at all mappings
-// said: at once if Docker does not say that it is mounted, else after a while. Where
+// said: at once if Docker does not say that it is mounted, else after a while, which is
+// shorter if another node waits for it. Where
 // nothing is known of containers, and Docker does not say so, the kernel refuses to
 // let go of what they have.
 func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]bool) error {
@@ -84,7 +86,12 @@ func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]b
 	}
 	since := d.unheld.see(m)
 	if since < d.unheldTime {
-		return nil
+		if since < d.unheldTime/10 || m.Mode == ReadOnly {
+			return nil
+		}
+		if wanted, err := d.wanted(ctx, m.ID); err != nil || !wanted {
+			return err
+		}
 	}
 	if err := d.letGo(ctx, name); err != nil {
 		return err
@@ -104,6 +111,41 @@ func (d *Driver) waitUnheld(ctx context.Context, m Mapping) error {
 		}
 		if time.Now().After(end) || !sleep(ctx, 100*time.Millisecond) {
 			return fmt.Errorf("%w: a container on this node (%s) has %s mounted", ErrBusy, d.node.Name, m.Device)
+		}
+	}
+}
+
+// wish is the record of a node that waits for a volume: its holder then lets go of what
+// no container has earlier.
+type wish struct {
+	Node  string    `json:"node"`
+	Since time.Time `json:"since"`
+}
+
+func wishKey(imageID string) string { return "wish." + imageID }
+
+// wanted tells whether another node waits for an image.
+func (d *Driver) wanted(ctx context.Context, imageID string) (bool, error) {
+	var w wish
+	_, err := d.records.Load(ctx, wishKey(imageID), &w)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// want says that this node waits for an image, until done is called. Another that
+// waits has said it already, or else it is no more than a later end of the wait.
+func (d *Driver) want(ctx context.Context, imageID string) (done func()) {
+	version, err := d.records.Swap(ctx, wishKey(imageID), 0, wish{Node: d.node.Name, Since: d.now()})
+	if err != nil {
+		return func() {}
+	}
+	return func() {
+		ctx, cancel := aftermath(ctx)
+		defer cancel()
+		if err := d.records.Delete(ctx, wishKey(imageID), version); err != nil && !errors.Is(err, ErrLost) {
+			d.log.Debugf("take back the wish for image id %s: %v", imageID, err)
 		}
 	}
 }

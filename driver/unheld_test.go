@@ -57,6 +57,36 @@ func TestWhatNoContainerHasIsLetGoAfterAWhile(t *testing.T) {
 	}
 }
 
+// Another node waits for it: it need not wait for as long.
+func TestWhatNoContainerHasIsLetGoEarlierIfAnotherNodeAsks(t *testing.T) {
+	_, one, two := twoNodes(t)
+	one.unheld = 2 * ever
+	one.start()
+	one.create("v", nil)
+	one.mount("v", "1")
+	one.Reconcile(within(t, ever))
+	time.Sleep(one.unheld / 10)
+	one.Reconcile(within(t, ever))
+	if one.device("v") == "" {
+		t.Fatal("it was let go though nobody asks")
+	}
+	got := make(chan error, 1)
+	go func() {
+		_, err := two.Driver.Mount(within(t, ever), "v", "2")
+		got <- err
+	}()
+	for len(got) == 0 {
+		one.Reconcile(within(t, ever))
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := one.client.Keys(within(t, ever), "wish."); err != nil || len(keys) > 0 {
+		t.Errorf("left: %v, %v", keys, err)
+	}
+}
+
 // Not even for a moment: what a container has is looked up.
 func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 	for name, options := range map[string]map[string]string{"writable": nil, "read-only": {"snapshot": "v@s"}} {

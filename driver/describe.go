@@ -30,8 +30,9 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 		d.describeLayout(ctx, h, v),
 	})
 	v.Mountpoint = d.Path(ctx, name)
-	if other := d.other(ctx, image); other != nil {
-		v.show("error", other.Error())
+	mapped, _ := d.mappings(ctx)
+	if m, replaced := other(image, mapped); replaced {
+		v.show("error", d.replaced(m).Error())
 	} else {
 		d.describeHere(ctx, v)
 	}
@@ -72,7 +73,8 @@ func (d *Driver) describeMeta(ctx context.Context, h Handle, v Volume) error {
 			return err
 		}
 	}
-	if d.Path(ctx, v.Name) == "" || d.other(ctx, h.Image()) != nil {
+	mapped, _ := d.mappings(ctx)
+	if _, replaced := other(h.Image(), mapped); replaced || d.Path(ctx, v.Name) == "" {
 		return nil
 	}
 	return d.useDirectory(v.Name, meta)

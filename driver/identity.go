@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // A name may be another image's by now: rbd mv, rbd trash mv and a new image leave
@@ -57,15 +56,18 @@ func (d *Driver) letGoReplaced(ctx context.Context, name string) error {
 // alone makes sure that an image which is about to be mounted shares its name with
 // nothing that is mapped here.
 func (d *Driver) alone(image Image, mapped []Mapping) error {
-	other := slices.IndexFunc(mapped, func(m Mapping) bool { return m.Name == image.Name && m.ID != image.ID })
-	if other < 0 {
-		return nil
+	if m, there := other(image, mapped); there {
+		return d.replaced(m)
 	}
-	return d.replaced(mapped[other])
+	return nil
 }
 
-// other is an error if what is mapped here under the name of an image is another one.
-func (d *Driver) other(ctx context.Context, image Image) error {
-	mapped, _ := d.mappings(ctx)
-	return d.alone(image, mapped)
+// other is what is mapped here of another image under the name of this one.
+func other(image Image, mapped []Mapping) (Mapping, bool) {
+	for _, m := range mapped {
+		if m.Name == image.Name && m.ID != image.ID {
+			return m, true
+		}
+	}
+	return Mapping{}, false
 }

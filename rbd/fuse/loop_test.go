@@ -1,9 +1,12 @@
 package fuse
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -54,4 +57,21 @@ func TestALoopDeviceThatCannotBeReadIsNotFree(t *testing.T) {
 	if got, err := loopOf(filepath.Join(block, "none"), "/run/a"); err == nil {
 		t.Errorf("no devices at all: %q", got)
 	}
+}
+
+// A device's name comes again: what is known of it is known of its client.
+func TestNothingIsRememberedByTheNameOfALoopDevice(t *testing.T) {
+	stopped := make(chan struct{})
+	m := &Mapper{Dir: t.TempDir(), asked: map[string]chan struct{}{"10.0.0.1:0/1": stopped, "/dev/loop-none": stopped}}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := m.Size(ctx, driver.Mapping{ID: "2", Device: "/dev/loop-none", Addr: "10.0.0.1:0/2"}); err == nil || errors.Is(err, driver.ErrUnavailable) {
+		t.Errorf("it waited for the server of before: %v", err)
+	}
+	for _, device := range []string{"/dev/null", "/dev/zero"} {
+		if err := m.hold("1", device); err != nil || m.held["1"].Name() != device {
+			t.Errorf("%v is held, %v; want %s", m.held["1"].Name(), err, device)
+		}
+	}
+	m.letGo("1")
 }

@@ -10,7 +10,9 @@
 //
 // Ceph (images, their metadata, the records) and the kernel (mappings, mounts).
 // In memory there are only locks and reference counts; a restart without them
-// is harmless, because the kernel does not let go of what a container holds.
+// is harmless, because the kernel does not let go of what a container holds. Nor are
+// the counts the last word: what no container has for long is let go (unheld.go). Names
+// may change hands under a mount, so that ids are compared (identity.go).
 // The record on disk (record.go) is a cache for the time when Ceph is away.
 //
 // # The guard
@@ -32,7 +34,8 @@
 // so that Ceph never has a watcher of ours that no guard names: everybody would
 // have to wait for it.
 //
-// A guard of this node is taken without a look: its mapping is found and adopted,
+// A guard of this node, which one is whose mapping the kernel here has, whatever name
+// and address it bears, is taken without a look: its mapping is found and adopted,
 // or it is gone, with a boot or with the plugin, and its client is fenced. So the
 // boot id in the record is for people; design.md had decisions depend on it.
 //
@@ -66,8 +69,9 @@
 // They have no guard. Their first mount is one like others and writes what there is to
 // be written, a journal's replay say; then it notes in the image's metadata that the
 // image of this id is sealed, and from then on it is mapped and mounted read-only,
-// anywhere. The control client watches it for as long, so that whoever wants to
-// remove it, or to write to it, sees that it is in use. See shared.go.
+// anywhere. The control client watches it for as long, and the node is noted among its
+// readers (readers.go), so that whoever wants to remove it, or to write to it, sees that
+// it is in use, and by whom, even while that one's plugin is away. See shared.go.
 //
 // # When Ceph is away
 //

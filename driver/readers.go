@@ -72,10 +72,11 @@ func (d *Driver) changeReaders(ctx context.Context, imageID string, change func(
 	}
 }
 
-// ownReader tells whether a reader is this node, as long as that can be said: of
-// before a reboot after which it has another address it cannot.
+// ownReader tells whether a reader is this node: of its name, and since this boot or of
+// an address that it has. Nodes may share a kernel, and clones a name; where it is in
+// doubt the note is another's, and stays until an operator takes it away.
 func (d *Driver) ownReader(r Reader) (bool, error) {
-	if r.Boot == d.node.Boot {
+	if r.Node == d.node.Name && r.Boot == d.node.Boot {
 		return true, nil
 	}
 	return d.isNamed(Guard{Node: r.Node, Addrs: []string{r.Addr}})

@@ -342,3 +342,30 @@ func TestSweepTakesTheNotesOfImagesThatAreGone(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
+
+// Nodes of one kernel, as in containers, have one boot id.
+func TestNodesOfOneKernelAreReadersEachForItself(t *testing.T) {
+	_, one, two := shared(t)
+	two.boot = one.boot
+	two.start()
+	one.mount("w", "1")
+	two.mount("w", "1")
+	one.unmount("w", "1")
+	if got, want := one.readers("w"), "two "+two.client.Addr(); got != want {
+		t.Errorf("noted: %s, want %s", got, want)
+	}
+	check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrInUse, "read-only by node two")
+}
+
+// A lease of the network has ended, and there was no reboot.
+func TestAReaderWithAnotherAddressTakesItsNoteAway(t *testing.T) {
+	_, one, two := shared(t)
+	two.mount("w", "1")
+	two.crash()
+	two.IP = "10.0.0.77"
+	two.start()
+	two.Reconcile(within(t, ever))
+	if got := one.readers("w"); got != "" || two.device("w") != "" {
+		t.Errorf("left: %s, %s", got, two.device("w"))
+	}
+}

@@ -173,7 +173,7 @@ func TestASnapshotIsMountedOnTwoNodes(t *testing.T) {
 			t.Errorf("removed while it is mounted here: %v", err)
 		}
 		one.unmount("look")
-		if err := one.Remove(one.context(time.Minute), "look"); !errors.Is(err, driver.ErrInUse) || !strings.Contains(err.Error(), "a read-only mount on another node") {
+		if err := one.Remove(one.context(time.Minute), "look"); !errors.Is(err, driver.ErrInUse) || !strings.Contains(err.Error(), "read-only by node two") {
 			t.Errorf("removed while it is mounted elsewhere: %v", err)
 		}
 		has(t, b, before)

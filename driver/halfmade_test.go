@@ -72,7 +72,9 @@ func TestAKilledCopyIsStillWatched(t *testing.T) {
 	stop := c.Watch("w", "10.0.0.1:0/99")
 	ended := time.AfterFunc(6*time.Second, stop) // longer than who removes a volume waits
 	defer ended.Stop()
-	two.create("w", map[string]string{"from": "v@s"})
+	if err := two.Create(within(t, time.Minute), "w", map[string]string{"from": "v@s"}); err != nil {
+		t.Fatal(err)
+	}
 	two.mount("w", "1")
 	two.holds("w", "ext4 data")
 }

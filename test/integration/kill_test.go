@@ -28,21 +28,15 @@ type plugin struct {
 	name           string
 	root, run, log string
 	socket         string
-	env            []string // more than every plugin of the tests has
+	env            []string // for test/faults: more than every plugin of the tests has
+	settings       []string // as an operator makes them
 	cmd            *exec.Cmd
 	http           http.Client
 }
 
 func newPlugin(tb testing.TB, cfg rbd.Config, name string) *plugin {
 	tb.Helper()
-	dir := tb.TempDir()
-	p := &plugin{
-		tb: tb, cfg: cfg, name: name,
-		root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"), log: filepath.Join(dir, "log"), socket: filepath.Join(dir, "sock"),
-	}
-	p.http.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", p.socket)
-	}}
+	p := unstarted(tb, cfg, name)
 	tb.Cleanup(func() {
 		if p.cmd != nil {
 			p.stop(unix.SIGTERM)
@@ -57,15 +51,35 @@ func newPlugin(tb testing.TB, cfg rbd.Config, name string) *plugin {
 	return p
 }
 
+func unstarted(tb testing.TB, cfg rbd.Config, name string) *plugin {
+	tb.Helper()
+	dir := tb.TempDir()
+	p := &plugin{
+		tb: tb, cfg: cfg, name: name,
+		root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"), log: filepath.Join(dir, "log"), socket: filepath.Join(dir, "sock"),
+	}
+	p.http.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", p.socket)
+	}}
+	return p
+}
+
 func (p *plugin) start() {
 	p.tb.Helper()
+	if err := p.launch(); err != nil {
+		p.tb.Fatal(err)
+	}
+}
+
+// launch starts the process and waits until it answers.
+func (p *plugin) launch() error {
 	path := testbed.Program(p.tb)
 	if p.env != nil {
 		path = testbed.Sabotaged(p.tb)
 	}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		p.tb.Fatal(err)
+		return err
 	}
 	defer func() { _ = log.Close() }()
 	p.cmd = exec.Command(path, "-socket", p.socket, "-root", p.root, "-run", p.run, "-conf", p.cfg.ConfFile)
@@ -73,17 +87,18 @@ func (p *plugin) start() {
 		"PATH=" + os.Getenv("PATH"), "NODE_NAME=" + p.name, "RBD_MAPPER=fuse", "VOLUME_TRASH=0", "LOG_LEVEL=debug",
 		"RBD_CONF_NAMESPACE=" + p.cfg.Namespace, "RBD_CONF_KEYRING_USER=" + p.cfg.User,
 	}
-	p.cmd.Env = append(p.cmd.Env, p.env...)
+	p.cmd.Env = append(append(p.cmd.Env, p.settings...), p.env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
-		p.tb.Fatal(err)
+		return err
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := p.call("Plugin.Activate", nil); err == nil {
-			return
+		_, err := p.call("Plugin.Activate", nil)
+		if err == nil {
+			return nil
 		}
 		if time.Now().After(end) {
-			p.tb.Fatal("the plugin does not answer")
+			return fmt.Errorf("the plugin does not answer: %w", err)
 		}
 	}
 }
@@ -97,11 +112,20 @@ func (p *plugin) stop(signal unix.Signal) {
 
 // call sends a request as Docker does and returns the answer.
 func (p *plugin) call(method string, request map[string]any) (answer map[string]any, err error) {
+	return p.callWithin(context.Background(), method, request)
+}
+
+// callWithin hangs up when its context ends.
+func (p *plugin) callWithin(ctx context.Context, method string, request map[string]any) (answer map[string]any, err error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return nil, err
 	}
-	r, err := p.http.Post("http://plugin/"+method, "application/json", bytes.NewReader(body))
+	post, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/"+method, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.http.Do(post)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,162 @@
+package integration
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	crbd "github.com/ceph/go-ceph/rbd"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+)
+
+// admin does beside the plugins what people do with rbd and rados.
+type admin struct {
+	conn  *rados.Conn
+	ioctx *rados.IOContext
+}
+
+func newAdmin(t *testing.T, cfg rbd.Config) *admin {
+	t.Helper()
+	cfg.User = "client.admin"
+	conn, err := rbd.Connect(cfg, map[string]string{"admin_socket": ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ioctx, err := conn.OpenIOContext(cfg.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ioctx.SetNamespace(cfg.Namespace)
+	t.Cleanup(func() {
+		ioctx.Destroy()
+		conn.Shutdown()
+	})
+	return &admin{conn, ioctx}
+}
+
+// id is that of the image of a name, "" if there is none.
+func (a *admin) id(name string) string {
+	data := make([]byte, 256)
+	n, err := a.ioctx.Read("rbd_id."+name, data, 0)
+	if err != nil || n < 5 {
+		return ""
+	}
+	return string(data[4:n])
+}
+
+// whole tells whether there is the header of an image.
+func (a *admin) whole(id string) bool {
+	_, err := a.ioctx.Stat("rbd_header." + id)
+	return !errors.Is(err, rados.ErrNotFound)
+}
+
+// trashed tells whether an image is in the trash.
+func (a *admin) trashed(id string) (bool, error) {
+	list, err := crbd.GetTrashList(a.ioctx)
+	if errors.Is(err, crbd.ErrNotFound) {
+		return false, nil
+	}
+	for _, e := range list {
+		if e.Id == id {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// text is a string as Ceph's objects hold it: behind its length.
+func text(s string) []byte {
+	return append([]byte{byte(len(s)), 0, 0, 0}, s...)
+}
+
+// what is at fault of an object that a damage has made.
+var garbage = []byte("\x00garbage")
+
+func (a *admin) isGarbage(object string) bool {
+	data := make([]byte, 64)
+	n, err := a.ioctx.Read(object, data, 0)
+	return err == nil && string(data[:n]) == string(garbage)
+}
+
+// damages are small objects that get lost, or hold nonsense.
+var damages = []string{"id", "directory", "guard", "pending"}
+
+// damage does one to an image.
+func (a *admin) damage(kind, name, id string) error {
+	switch kind {
+	case "id":
+		return a.ioctx.Delete("rbd_id." + name)
+	case "directory":
+		return a.ioctx.RmOmapKeys("rbd_directory", []string{"name_" + name, "id_" + id})
+	case "guard":
+		return a.ioctx.WriteFull("docker_volume.guard."+id, garbage)
+	case "pending":
+		return a.ioctx.WriteFull("docker_volume.blank."+name, garbage)
+	}
+	return nil
+}
+
+// repair undoes it, as far as nobody else has.
+func (a *admin) repair(kind, name, id string) (err error) {
+	switch kind {
+	case "id":
+		if a.id(name) == "" {
+			err = a.ioctx.WriteFull("rbd_id."+name, text(id))
+		}
+	case "directory":
+		err = a.ioctx.SetOmap("rbd_directory", map[string][]byte{"name_" + name: text(id), "id_" + id: text(name)})
+	case "guard":
+		err = a.clean("docker_volume.guard." + id)
+	case "pending":
+		err = a.clean("docker_volume.blank." + name)
+	}
+	return err
+}
+
+// clean takes garbage away.
+func (a *admin) clean(object string) error {
+	if !a.isGarbage(object) {
+		return nil
+	}
+	return a.ioctx.Delete(object)
+}
+
+// toTrash is rbd trash mv.
+func (a *admin) toTrash(name string, delay time.Duration) error {
+	return crbd.GetImage(a.ioctx, name).Trash(delay)
+}
+
+// resize makes an image larger by this much.
+func (a *admin) resize(name string, by, most uint64) error {
+	img, err := crbd.OpenImage(a.ioctx, name, crbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = img.Close() }()
+	size, err := img.GetSize()
+	if err != nil || size+by > most {
+		return err
+	}
+	return img.Resize(size + by)
+}
+
+// objects lists those of the plugin whose names begin like this.
+func (a *admin) objects(prefix string) (names []string, err error) {
+	iter, err := a.ioctx.Iter()
+	if err != nil {
+		return nil, err
+	}
+	defer iter.Close()
+	for iter.Next() {
+		if name := iter.Value(); len(name) > len(prefix) && name[:len(prefix)] == prefix {
+			names = append(names, name[len(prefix):])
+		}
+	}
+	return names, iter.Err()
+}
+
+func crbdRestore(a *admin, id, name string) error { return crbd.TrashRestore(a.ioctx, id, name) }
+
+func crbdRename(a *admin, from, to string) error { return crbd.GetImage(a.ioctx, from).Rename(to) }

@@ -1,0 +1,234 @@
+package integration
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// whole tells whether a volume is one to work with: not hurt, and not half another's.
+func (s *slot) whole() bool {
+	return s.image != nil && s.image.used && s.image.healthy() && !s.taken() && (s.user == nil || !s.user.dead())
+}
+
+// snapshot makes one.
+func (m *mix) snapshot(r *rand.Rand, s *slot) {
+	if !s.whole() || len(s.image.snaps) > 2 {
+		return
+	}
+	name := fmt.Sprintf("s%d", m.last.Add(1))
+	holds := slices.Clone(s.image.may)
+	_, err := m.ask(r, s, m.node(r), "Snapshot.Create", map[string]any{"volume": s.name, "snapshot": name}, func(text string, cut bool) verdict {
+		if cut && strings.Contains(text, "already exists") {
+			return done
+		}
+		return again
+	})
+	if err == nil {
+		s.image.snaps[name] = holds
+	}
+}
+
+func (i *image) someSnapshot(r *rand.Rand) string {
+	all := slices.Sorted(maps.Keys(i.snaps))
+	return all[r.IntN(len(all))]
+}
+
+// unsnapshot removes one.
+func (m *mix) unsnapshot(r *rand.Rand, s *slot) {
+	if !s.whole() || len(s.image.snaps) == 0 {
+		return
+	}
+	name := s.image.someSnapshot(r)
+	_, err := m.ask(r, s, m.node(r), "Snapshot.Remove", map[string]any{"volume": s.name, "snapshot": name}, func(text string, cut bool) verdict {
+		if cut && strings.Contains(text, "not found") {
+			return done
+		}
+		return again
+	})
+	if err == nil {
+		delete(s.image.snaps, name)
+	}
+}
+
+// rollback goes back to one.
+func (m *mix) rollback(r *rand.Rand, s *slot) {
+	if !s.whole() || len(s.image.snaps) == 0 || s.image.user != nil {
+		return
+	}
+	name := s.image.someSnapshot(r)
+	_, err := m.ask(r, s, m.node(r), "Snapshot.Rollback", map[string]any{"volume": s.name, "snapshot": name}, s.unless())
+	if err == nil {
+		s.image.may = slices.Clone(s.image.snaps[name])
+		m.note(s, "holds %v again", s.image.may)
+	}
+}
+
+// remove removes a volume, or is told why not.
+func (m *mix) remove(r *rand.Rand, s *slot) {
+	if s.image == nil || s.user != nil || s.image.moved {
+		return
+	}
+	n, began, i := m.node(r), time.Now(), s.image
+	_, err := m.ask(r, s, n, "Remove", map[string]any{"Name": s.name}, func(text string, cut bool) verdict {
+		if i.hurt != "" || len(i.snaps) > 0 && strings.Contains(text, "snapshots") {
+			return refused
+		}
+		return again
+	})
+	if err != nil {
+		m.stands(s)
+		return
+	}
+	if len(i.snaps) > 0 {
+		m.fault(s, "removed with snapshots")
+	}
+	if now := m.admin.id(s.name); now != "" {
+		m.fault(s, "it was removed, and its name still means image %s", now)
+	}
+	_ = m.admin.repair("pending", s.name, i.id) // it was the name's
+	s.image = nil
+	if !i.used {
+		return
+	}
+	there, err := m.admin.trashed(i.id)
+	if !there && err == nil && (n.keep > time.Minute || time.Since(began) < n.keep) {
+		m.note(s, "was image %s, which held %v", i.id, i.may)
+		m.fault(s, "it was removed, and its image %s is not in the trash", i.id)
+		return
+	}
+	m.discard(i, n.keep < time.Minute)
+}
+
+// discard notes what is in the trash now.
+func (m *mix) discard(i *image, short bool) {
+	i.hurt, i.short, i.trash = "", short, time.Now()
+	m.trashMu.Lock()
+	defer m.trashMu.Unlock()
+	m.trash = append(m.trash, i)
+}
+
+// fromTrash takes something out of the trash.
+func (m *mix) fromTrash(r *rand.Rand) *image {
+	m.trashMu.Lock()
+	defer m.trashMu.Unlock()
+	if len(m.trash) == 0 {
+		return nil
+	}
+	at := r.IntN(len(m.trash))
+	i := m.trash[at]
+	m.trash = slices.Delete(m.trash, at, at+1)
+	return i
+}
+
+// restore takes a volume out of the trash again.
+func (m *mix) restore(r *rand.Rand, s *slot) {
+	if s.image != nil || s.user != nil {
+		return
+	}
+	i := m.fromTrash(r)
+	if i == nil {
+		return
+	}
+	err := crbdRestore(m.admin, i.id, s.name)
+	if err != nil {
+		there, lookErr := m.admin.trashed(i.id)
+		switch {
+		case lookErr != nil || there: // it is just being purged, or flattened
+			m.note(s, "rbd trash restore %s: %v", i.id, err)
+			m.discard(i, i.short)
+		case !i.short:
+			m.note(s, "was image %s, which held %v", i.id, i.may)
+			m.fault(s, "image %s is not in the trash any more, where it was put %v ago: %v", i.id, time.Since(i.trash).Round(time.Second), err)
+		}
+		return
+	}
+	s.image = i
+	i.name, i.theirs, i.short = s.name, false, false
+	m.note(s, "restored from the trash: image %s", i.id)
+}
+
+// move is an admin's rbd mv, of what is mounted, too.
+func (m *mix) move(r *rand.Rand, s *slot) {
+	if !s.whole() {
+		return
+	}
+	for _, at := range r.Perm(len(m.slots)) {
+		to := m.slots[at]
+		if to == s || !to.TryLock() {
+			continue
+		}
+		if to.image != nil || to.user != nil {
+			to.Unlock()
+			continue
+		}
+		defer to.Unlock()
+		i := s.image
+		err := crbdRename(m.admin, s.name, to.name)
+		if m.admin.id(to.name) != i.id {
+			m.note(s, "rbd mv to %s: %v", to.name, err)
+			return
+		}
+		i.moved, i.name = i.user != nil, to.name
+		s.image, to.image = nil, i
+		m.note(s, "rbd mv to %s of image %s", to.name, i.id)
+		m.note(to, "by rbd mv from %s", s.name)
+		return
+	}
+}
+
+// discardBy is an admin's rbd trash mv.
+func (m *mix) discardBy(r *rand.Rand, s *slot) {
+	if !s.whole() || s.user != nil {
+		return
+	}
+	delay := time.Duration(r.IntN(2)) * time.Second
+	err := m.admin.toTrash(s.name, delay)
+	if there, lookErr := m.admin.trashed(s.image.id); !there || lookErr != nil {
+		m.note(s, "rbd trash mv: %v", err)
+		return
+	}
+	m.note(s, "rbd trash mv, to be kept for %v", delay)
+	i := s.image
+	s.image, i.theirs = nil, true
+	m.discard(i, false)
+}
+
+// resize is an admin's rbd resize.
+func (m *mix) resize(_ *rand.Rand, s *slot) {
+	if !s.whole() {
+		return
+	}
+	m.note(s, "rbd resize: %v", m.admin.resize(s.name, 4<<20, 64<<20))
+}
+
+// hurt damages a volume, or repairs one.
+func (m *mix) hurt(r *rand.Rand, s *slot) {
+	if s.image == nil || s.taken() {
+		return
+	}
+	if s.image.hurt != "" {
+		m.repair(s)
+		return
+	}
+	kind := damages[r.IntN(len(damages))]
+	if !s.whole() || s.image.user != nil {
+		return
+	}
+	err := m.admin.damage(kind, s.name, s.image.id)
+	if err == nil {
+		s.image.hurt = kind
+	}
+	m.note(s, "damage of its %s: %v", kind, err)
+}
+
+func (m *mix) repair(s *slot) {
+	err := m.admin.repair(s.image.hurt, s.name, s.image.id)
+	m.note(s, "repair of its %s: %v", s.image.hurt, err)
+	if err == nil {
+		s.image.hurt = ""
+	}
+}

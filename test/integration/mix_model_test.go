@@ -1,0 +1,125 @@
+package integration
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// image is what is known of one image, whatever its name is. What has been
+// acknowledged must stay true; what was cut short may be, or may not.
+type image struct {
+	id   string
+	name string // the last one
+	// may are the numbers that may be the last on it: the one that was synced last, and
+	// those whose write has failed since. 0 is none.
+	may    []int64
+	used   bool               // it was mounted, so that something may be lost
+	snaps  map[string][]int64 // by name: the numbers that may be the last on each
+	user   *user              // who has it mounted
+	hurt   string             // the damage that was done to it, until it is repaired
+	moved  bool               // by an admin, while it was mounted
+	theirs bool               // an admin has put it into the trash
+	short  bool               // what it has in the trash is not kept for long
+	trash  time.Time          // since when it is there
+}
+
+// healthy tells whether nothing was done to an image that a refusal could come from.
+func (i *image) healthy() bool { return i.hurt == "" && !i.moved }
+
+// user is a container that has an image mounted: it holds a file open there.
+type user struct {
+	node   *mixNode
+	id     string
+	deaths int64 // of the node's, before the mount began
+	file   *openFile
+}
+
+// dead tells whether the image servers of its node have died since it was begun: its
+// I/O fails then, and another node may have the volume.
+func (u *user) dead() bool { return u.node.deaths.Load() != u.deaths }
+
+// slot is a volume's name. Its lock makes an order of what is done to it.
+type slot struct {
+	sync.Mutex
+	name  string
+	image *image // nil = there is none
+	user  *user  // of the mount under this name, be it of an image that had it before
+	was   *image // which that is
+}
+
+// taken tells whether the name is still used for a mount of an image of before.
+func (s *slot) taken() bool { return s.user != nil && s.was != s.image }
+
+// entry is a line of the history.
+type entry struct {
+	at   time.Time
+	slot string // "" = everybody's
+	id   string
+	text string
+}
+
+// history remembers what was done, and what came of it.
+type history struct {
+	mu     sync.Mutex
+	began  time.Time
+	lines  []entry
+	faults []string
+	found  chan struct{} // closed with the first fault
+}
+
+// note writes a line about a slot, or about what concerns them all.
+func (h *history) note(s *slot, format string, args ...any) {
+	e := entry{at: time.Now(), text: fmt.Sprintf(format, args...)}
+	if s != nil {
+		e.slot = s.name
+		if s.image != nil {
+			e.id = s.image.id
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lines = append(h.lines, e)
+}
+
+// shown is how much of the history of a volume goes with a fault.
+const shown = 30
+
+// fault notes that something is not as it must be, with what happened to the volume.
+func (h *history) fault(s *slot, format string, args ...any) {
+	h.note(s, "FAULT: "+format, args...)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	name, id := "", ""
+	if s != nil {
+		name = s.name
+		if s.image != nil {
+			id = s.image.id
+		}
+	}
+	var lines []string
+	for _, e := range slices.Backward(h.lines) {
+		if e.slot == "" || e.slot == name || id != "" && e.id == id || strings.Contains(e.text, " "+name+" ") {
+			lines = append(lines, fmt.Sprintf("  %8.3fs %s (%s) %s", e.at.Sub(h.began).Seconds(), e.slot, e.id, e.text))
+		}
+		if len(lines) == shown {
+			break
+		}
+	}
+	slices.Reverse(lines)
+	h.faults = append(h.faults, fmt.Sprintf("volume %s: %s\n%s", name, fmt.Sprintf(format, args...), strings.Join(lines, "\n")))
+	if len(h.faults) == 1 {
+		close(h.found)
+	}
+}
+
+func (h *history) failed() bool {
+	select {
+	case <-h.found:
+		return true
+	default:
+		return false
+	}
+}

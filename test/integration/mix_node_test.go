@@ -1,0 +1,137 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
+)
+
+// mixNode is a node whose plugin dies now and then.
+type mixNode struct {
+	*plugin
+	keep   time.Duration // in the trash
+	deaths atomic.Int64  // of its image servers
+
+	mu     sync.Mutex
+	killed time.Time // for the last time
+}
+
+// newMixNode starts a node. Env is what takes its mends out.
+func newMixNode(t *testing.T, cfg rbd.Config, name string, keep time.Duration, env []string) *mixNode {
+	t.Helper()
+	n := &mixNode{plugin: unstarted(t, cfg, name), keep: keep}
+	n.env = env
+	n.settings = []string{"VOLUME_TRASH=" + keep.String(), "VOLUME_SIZE=24M", "LOG_LEVEL=info"}
+	t.Cleanup(func() {
+		if n.cmd != nil {
+			n.stop(unix.SIGTERM)
+		}
+		n.killServers()
+		n.clear()
+		if t.Failed() {
+			log, _ := os.ReadFile(n.log)
+			t.Logf("the end of the log of node %s:\n%s", name, log[max(0, len(log)-5000):])
+		}
+	})
+	n.start()
+	return n
+}
+
+// kill ends the plugin as kill -9 does and starts it again: with its image servers, as
+// they end with the plugin's container, or without.
+func (n *mixNode) kill(servers bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd == nil {
+		return nil
+	}
+	if servers {
+		n.deaths.Add(1)
+	}
+	n.stop(unix.SIGKILL)
+	if servers {
+		n.killServers()
+	}
+	n.killed = time.Now()
+	return n.launch()
+}
+
+// killServers ends those that have come up far enough to hold their lock; one on its
+// way ends by itself when it finds nobody to tell.
+func (n *mixNode) killServers() {
+	locks, _ := filepath.Glob(filepath.Join(n.run, "*.lock"))
+	for _, lock := range locks {
+		text, _ := os.ReadFile(lock)
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		if pid <= 1 {
+			continue
+		}
+		// The file outlives a server that was killed, and the number may be another's.
+		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(line), "serve-image") {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+// clear takes away by force what a test that failed leaves of mounts.
+func (n *mixNode) clear() {
+	for _, device := range testbed.Loops(n.tb, n.run) {
+		defer func() { _ = exec.Command("losetup", "-d", device).Run() }()
+	}
+	for _, dir := range []string{filepath.Join(n.root, "volumes"), n.run} {
+		files, _ := os.ReadDir(dir)
+		for _, f := range files {
+			_ = unix.Unmount(filepath.Join(dir, f.Name()), unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+			_ = unix.Unmount(filepath.Join(dir, f.Name()), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+	}
+}
+
+// leftovers are mappings, loop devices and mounts of the node.
+func (n *mixNode) leftovers(t *testing.T) (left []string) {
+	for _, dir := range []string{n.run, filepath.Join(n.root, "volumes")} {
+		left = append(left, testbed.Loops(t, dir)...)
+		files, _ := os.ReadDir(dir)
+		for _, f := range files {
+			left = append(left, filepath.Join(filepath.Base(dir), f.Name()))
+		}
+	}
+	return left
+}
+
+// executioner kills plugins, though not so often that nothing else comes about.
+type executioner struct {
+	mu           sync.Mutex
+	next         time.Time // not before
+	every        time.Duration
+	kills, whole int
+}
+
+// may tells whether it is time, and whether the image servers go, too.
+func (e *executioner) may(r *rand.Rand) (kill, servers bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.every == 0 || time.Now().Before(e.next) {
+		return false, false
+	}
+	e.next = time.Now().Add(e.every/2 + time.Duration(r.Int64N(int64(e.every))))
+	servers = r.IntN(4) == 0
+	e.kills++
+	if servers {
+		e.whole++
+	}
+	return true, servers
+}

@@ -19,13 +19,18 @@ import (
 // corruption must find it then. Or a step of it goes wrong: see test/faults. No
 // plugin that is installed is built like this.
 func sabotaged(c driver.Config, p *rbd.Pool, cfg rbd.Config) (driver.Config, error) {
-	switch os.Getenv("SABOTAGE") {
+	switch hole := os.Getenv("SABOTAGE"); hole {
+	case "":
 	case "guard":
 		c.Images, c.Records = blind{p}, &forgetful{Pool: p, guards: map[string]guard{}}
 	case "fence":
 		c.Fences = harmless{p}
 	case "brief":
 		c.Fences = brief{p, cfg}
+	default:
+		if err := takeOut(hole, &c, p, cfg); err != nil {
+			return c, err
+		}
 	}
 	layer, err := faults.FromEnvironment(os.Getenv)
 	if err != nil {

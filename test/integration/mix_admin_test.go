@@ -38,12 +38,11 @@ func newAdmin(t *testing.T, cfg rbd.Config) *admin {
 
 // id is that of the image of a name, "" if there is none.
 func (a *admin) id(name string) string {
-	data := make([]byte, 256)
-	n, err := a.ioctx.Read("rbd_id."+name, data, 0)
-	if err != nil || n < 5 {
+	data := a.read("rbd_id." + name)
+	if len(data) < 5 {
 		return ""
 	}
-	return string(data[4:n])
+	return string(data[4:])
 }
 
 // whole tells whether there is the header of an image.
@@ -71,13 +70,30 @@ func text(s string) []byte {
 	return append([]byte{byte(len(s)), 0, 0, 0}, s...)
 }
 
-// what is at fault of an object that a damage has made.
+// garbage is what a damaged record holds.
 var garbage = []byte("\x00garbage")
 
 func (a *admin) isGarbage(object string) bool {
-	data := make([]byte, 64)
+	return string(a.read(object)) == string(garbage)
+}
+
+// read reads a small object, nil if it is not there.
+func (a *admin) read(object string) []byte {
+	data := make([]byte, 64<<10)
 	n, err := a.ioctx.Read(object, data, 0)
-	return err == nil && string(data[:n]) == string(garbage)
+	if err != nil {
+		return nil
+	}
+	return data[:n]
+}
+
+// putBack writes an object that is not there.
+func (a *admin) putBack(object string, data []byte) error {
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Create(rados.CreateExclusive)
+	op.WriteFull(data)
+	return op.Operate(a.ioctx, object, rados.OperationNoFlag)
 }
 
 // damages are small objects that get lost, or hold nonsense.
@@ -157,6 +173,8 @@ func (a *admin) objects(prefix string) (names []string, err error) {
 	return names, iter.Err()
 }
 
-func crbdRestore(a *admin, id, name string) error { return crbd.TrashRestore(a.ioctx, id, name) }
+// restore is rbd trash restore.
+func (a *admin) restore(id, name string) error { return crbd.TrashRestore(a.ioctx, id, name) }
 
-func crbdRename(a *admin, from, to string) error { return crbd.GetImage(a.ioctx, from).Rename(to) }
+// rename is rbd mv.
+func (a *admin) rename(from, to string) error { return crbd.GetImage(a.ioctx, from).Rename(to) }

@@ -37,6 +37,9 @@ var limits = map[string]time.Duration{"Create": 2 * time.Minute, "Mount": 2 * ti
 // plugins start, and the machine may be busy with other things.
 const patience = 4 * time.Minute
 
+// slow is what is told of when it has come about.
+const slow = 20 * time.Second
+
 // verdict is what an error means.
 type verdict int
 
@@ -70,15 +73,22 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 	if slices.Contains([]string{"Create", "Mount", "Unmount", "Remove", "Rollback"}, verb) {
 		m.killSoon(r, n)
 	}
-	began, isCut, tries := time.Now(), false, 0
+	began, isCut, tries, first := time.Now(), false, 0, ""
 	for {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		answer, err = n.callWithin(ctx, path, request)
 		cancel()
 		tries++
 		if err == nil {
-			m.note(s, "%s on %s: ok after %v, %d tries", path, n.name, time.Since(began).Round(time.Millisecond), tries)
+			took := time.Since(began).Round(time.Millisecond)
+			m.note(s, "%s on %s: ok after %v, %d tries", path, n.name, took, tries)
+			if took > slow {
+				m.t.Logf("%8.3fs %s %s on %s: %v, %d tries, at first: %s", time.Since(m.began).Seconds(), s.name, path, n.name, took, tries, first)
+			}
 			return answer, nil
+		}
+		if tries == 1 {
+			first = err.Error()
 		}
 		if answer == nil {
 			isCut = true

@@ -106,6 +106,7 @@ func (m *mix) remove(r *rand.Rand, s *slot) {
 // discard notes what is in the trash now.
 func (m *mix) discard(i *image, short bool) {
 	i.hurt, i.short, i.trash = "", short, time.Now()
+	i.unlisted.Store(false) // the trash knows its id
 	m.trashMu.Lock()
 	defer m.trashMu.Unlock()
 	m.trash = append(m.trash, i)
@@ -133,7 +134,7 @@ func (m *mix) restore(r *rand.Rand, s *slot) {
 	if i == nil {
 		return
 	}
-	err := crbdRestore(m.admin, i.id, s.name)
+	err := m.admin.restore(i.id, s.name)
 	if err != nil {
 		there, lookErr := m.admin.trashed(i.id)
 		switch {
@@ -167,7 +168,7 @@ func (m *mix) move(r *rand.Rand, s *slot) {
 		}
 		defer to.Unlock()
 		i := s.image
-		err := crbdRename(m.admin, s.name, to.name)
+		err := m.admin.rename(s.name, to.name)
 		if m.admin.id(to.name) != i.id {
 			m.note(s, "rbd mv to %s: %v", to.name, err)
 			return
@@ -205,6 +206,14 @@ func (m *mix) resize(_ *rand.Rand, s *slot) {
 	m.note(s, "rbd resize: %v", m.admin.resize(s.name, 4<<20, 64<<20))
 }
 
+// late has the promise of a volume come back that was kept long ago: it means nothing.
+func (m *mix) late(_ *rand.Rand, s *slot) {
+	if s.whole() && s.image.user == nil && s.image.promise != nil && s.image.promised == s.name {
+		m.note(s, "its promise comes back: %v", m.admin.putBack("docker_volume.blank."+s.name, s.image.promise))
+		s.image.late = true
+	}
+}
+
 // hurt damages a volume, or repairs one.
 func (m *mix) hurt(r *rand.Rand, s *slot) {
 	if s.image == nil || s.taken() {
@@ -221,6 +230,7 @@ func (m *mix) hurt(r *rand.Rand, s *slot) {
 	err := m.admin.damage(kind, s.name, s.image.id)
 	if err == nil {
 		s.image.hurt = kind
+		s.image.unlisted.Store(kind == "directory")
 	}
 	m.note(s, "damage of its %s: %v", kind, err)
 }
@@ -230,5 +240,6 @@ func (m *mix) repair(s *slot) {
 	m.note(s, "repair of its %s: %v", s.image.hurt, err)
 	if err == nil {
 		s.image.hurt = ""
+		s.image.unlisted.Store(false)
 	}
 }

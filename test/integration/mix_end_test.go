@@ -42,7 +42,7 @@ func (m *mix) check(r *rand.Rand) {
 			continue
 		}
 		for _, snap := range slices.Sorted(maps.Keys(s.image.snaps)) {
-			m.make(r, spare, map[string]any{"from": s.name + "@" + snap}, s.image.snaps[snap])
+			m.make(r, spare, map[string]any{"from": s.name + "@" + snap}, s.image, s.image.snaps[snap])
 			if snaps++; !m.lookAndRemove(r, spare) {
 				return
 			}
@@ -57,9 +57,8 @@ func (m *mix) check(r *rand.Rand) {
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		for snap := range spare.image.snaps { // an admin put it there as it was
+		for n := len(spare.image.snaps); n > 0; n-- { // an admin put it there as it was
 			m.unsnapshot(r, spare)
-			delete(spare.image.snaps, snap)
 		}
 		if trashed++; !m.lookAndRemove(r, spare) {
 			return
@@ -104,7 +103,7 @@ func (m *mix) nothingLeft() {
 			if slices.Contains(guards, s.image.id) {
 				left = append(left, fmt.Sprintf("a guard of %s (%s)", s.name, s.image.id))
 			}
-			if slices.Contains(promises, s.name) {
+			if slices.Contains(promises, s.name) && !s.image.late {
 				left = append(left, "a promise of "+s.name)
 			}
 		}

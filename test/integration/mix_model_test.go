@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,12 +23,27 @@ type image struct {
 	hurt   string             // the damage that was done to it, until it is repaired
 	moved  bool               // by an admin, while it was mounted
 	theirs bool               // an admin has put it into the trash
-	short  bool               // what it has in the trash is not kept for long
-	trash  time.Time          // since when it is there
+	parent *image             // of which it is a copy, as far as it has not been made independent
+
+	promise  []byte // of its first mount, as a record
+	promised string // the name that it was made with
+	late     bool   // the record has come back
+
+	// librbd opens a parent by its id, and so no copy of an image that rbd_directory has lost.
+	unlisted atomic.Bool
+	short    bool      // what it has in the trash is not kept for long
+	trash    time.Time // since when it is there
 }
 
 // healthy tells whether nothing was done to an image that a refusal could come from.
-func (i *image) healthy() bool { return i.hurt == "" && !i.moved }
+func (i *image) healthy() bool {
+	for p := i.parent; p != nil; p = p.parent {
+		if p.unlisted.Load() {
+			return false
+		}
+	}
+	return i.hurt == "" && !i.moved
+}
 
 // user is a container that has an image mounted: it holds a file open there.
 type user struct {

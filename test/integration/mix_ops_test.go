@@ -12,11 +12,11 @@ import (
 
 // create makes a volume, or says once more that it is to be there.
 func (m *mix) create(r *rand.Rand, s *slot) {
-	m.make(r, s, map[string]any{}, []int64{0})
+	m.make(r, s, map[string]any{}, nil, []int64{0})
 }
 
 // make asks for a volume that holds this, if it is a new one.
-func (m *mix) make(r *rand.Rand, s *slot, options map[string]any, holds []int64) {
+func (m *mix) make(r *rand.Rand, s *slot, options map[string]any, parent *image, holds []int64) {
 	there := s.image
 	_, err := m.ask(r, s, m.node(r), "Create", map[string]any{"Name": s.name, "Opts": options}, s.unless())
 	if there != nil {
@@ -31,7 +31,8 @@ func (m *mix) make(r *rand.Rand, s *slot, options map[string]any, holds []int64)
 		m.fault(s, "it was created, and there is no image")
 		return
 	}
-	s.image = &image{id: id, name: s.name, may: slices.Clone(holds), snaps: map[string][]int64{}}
+	s.image = &image{id: id, name: s.name, may: slices.Clone(holds), snaps: map[string][]int64{}, parent: parent}
+	s.image.promised, s.image.promise = s.name, m.admin.read("docker_volume.blank."+s.name)
 	m.note(s, "is image %s, with %v %v", id, holds, options)
 }
 
@@ -64,7 +65,7 @@ func (m *mix) copy(r *rand.Rand, s *slot) {
 			snap := snaps[r.IntN(len(snaps))]
 			options["from"], holds = from.name+"@"+snap, from.image.snaps[snap]
 		}
-		m.make(r, s, options, holds)
+		m.make(r, s, options, from.image, holds)
 		m.note(from, "was copied to %s", s.name)
 		return
 	}

@@ -1,0 +1,171 @@
+//go:build sabotage
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	librbd "github.com/ceph/go-ceph/rbd"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+)
+
+// takeOut takes one mend out: the plugin does what it did before there was that. The
+// random mix of test/integration must find it.
+func takeOut(mend string, c *driver.Config, p *rbd.Pool, cfg rbd.Config) error {
+	raw, err := openRaw(cfg)
+	if err != nil {
+		return err
+	}
+	images := map[string]driver.Images{
+		"outage":   &touchy{Pool: p},
+		"create":   eager{p, raw},
+		"identity": nameless{p, c.Mapper},
+		"restored": greedy{p, raw},
+		"complete": gullible{p},
+	}[mend]
+	if images == nil {
+		return fmt.Errorf("SABOTAGE=%q: there is nothing of this name to take out", mend)
+	}
+	c.Images = images
+	return nil
+}
+
+// openRaw opens the pool as the plugin's user, for as long as the process lives.
+func openRaw(cfg rbd.Config) (*rados.IOContext, error) {
+	conn, err := rbd.Connect(cfg, map[string]string{"admin_socket": ""})
+	if err != nil {
+		return nil, err
+	}
+	ioctx, err := conn.OpenIOContext(cfg.Pool)
+	if err != nil {
+		return nil, err
+	}
+	ioctx.SetNamespace(cfg.Namespace)
+	return ioctx, nil
+}
+
+// touchy takes one image that cannot be opened for a Ceph that is away, until it can.
+type touchy struct {
+	*rbd.Pool
+	bad atomic.Pointer[string]
+}
+
+func (t *touchy) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	h, err := t.Pool.Open(ctx, name, mode)
+	if errors.Is(err, driver.ErrUnusable) {
+		t.bad.Store(&name)
+		err = fmt.Errorf("%w: %s", driver.ErrUnavailable, err.Error())
+	}
+	return h, err
+}
+
+func (t *touchy) Ping(ctx context.Context) error {
+	bad := t.bad.Load()
+	if bad == nil {
+		return t.Pool.Ping(ctx)
+	}
+	h, err := t.Open(ctx, *bad, driver.ReadOnly)
+	if err == nil {
+		err = h.Close(ctx)
+	}
+	return err
+}
+
+// eager takes a name without the object rbd_id.NAME for remains of a killed create.
+type eager struct {
+	*rbd.Pool
+	raw *rados.IOContext
+}
+
+func (e eager) lost(name string) bool {
+	_, err := e.raw.Stat("rbd_id." + name)
+	return errors.Is(err, rados.ErrNotFound)
+}
+
+func (e eager) Exists(ctx context.Context, name string) (bool, error) {
+	if e.lost(name) {
+		return false, nil
+	}
+	return e.Pool.Exists(ctx, name)
+}
+
+func (e eager) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	if e.lost(name) {
+		return nil, driver.ErrNoVolume
+	}
+	return e.Pool.Open(ctx, name, mode)
+}
+
+func (e eager) Create(ctx context.Context, spec driver.ImageSpec) error {
+	if e.lost(spec.Name) {
+		_ = librbd.RemoveImage(e.raw, spec.Name)
+	}
+	return e.Pool.Create(ctx, spec)
+}
+
+// nameless takes what is mapped under a name for the image of that name.
+type nameless struct {
+	*rbd.Pool
+	mapper driver.Mapper
+}
+
+func (n nameless) ID(ctx context.Context, name string) (string, error) {
+	all, _ := n.mapper.Mappings(ctx)
+	if at := slices.IndexFunc(all, func(m driver.Mapping) bool { return m.Name == name }); at >= 0 {
+		return all[at].ID, nil
+	}
+	return n.Pool.ID(ctx, name)
+}
+
+// greedy deletes all in the trash that was ever removed by a plugin.
+type greedy struct {
+	*rbd.Pool
+	raw *rados.IOContext
+}
+
+func (g greedy) Purge(ctx context.Context) ([]string, error) {
+	names, err := g.Pool.Purge(ctx)
+	trash, _ := librbd.GetTrashList(g.raw)
+	for _, e := range trash {
+		if !e.DefermentEndTime.After(e.DeletionTime) || time.Now().Before(e.DefermentEndTime) {
+			continue
+		}
+		img, err := librbd.OpenImageByIdReadOnly(g.raw, e.Id, librbd.NoSnapshot)
+		if err != nil {
+			continue
+		}
+		_, unmarked := img.GetMetadata("docker_volume.removed")
+		_ = img.Close()
+		if unmarked == nil {
+			_ = librbd.TrashRemove(g.raw, e.Id, true)
+		}
+	}
+	return names, err
+}
+
+// gullible believes a promise that comes back after it was kept.
+type gullible struct{ *rbd.Pool }
+
+func (g gullible) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	h, err := g.Pool.Open(ctx, name, mode)
+	if err != nil {
+		return nil, err
+	}
+	return incomplete{h}, nil
+}
+
+type incomplete struct{ driver.Handle }
+
+func (h incomplete) Meta(ctx context.Context) (map[string]string, error) {
+	meta, err := h.Handle.Meta(ctx)
+	delete(meta, "complete")
+	return meta, err
+}

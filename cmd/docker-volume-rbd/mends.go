@@ -28,8 +28,9 @@ func takeOut(mend string, c *driver.Config, p *rbd.Pool, cfg rbd.Config) error {
 		"outage":   &touchy{Pool: p},
 		"create":   eager{p, raw},
 		"identity": nameless{p, c.Mapper},
+		"copy":     changed{p, whole},
 		"restored": greedy{p, raw},
-		"complete": gullible{p},
+		"complete": changed{p, incomplete},
 	}[mend]
 	if images == nil {
 		return fmt.Errorf("SABOTAGE=%q: there is nothing of this name to take out", mend)
@@ -151,21 +152,35 @@ func (g greedy) Purge(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// gullible believes a promise that comes back after it was kept.
-type gullible struct{ *rbd.Pool }
+// changed has other handles.
+type changed struct {
+	*rbd.Pool
+	handle func(driver.Handle) driver.Handle
+}
 
-func (g gullible) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
-	h, err := g.Pool.Open(ctx, name, mode)
+func (c changed) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	h, err := c.Pool.Open(ctx, name, mode)
 	if err != nil {
 		return nil, err
 	}
-	return incomplete{h}, nil
+	return c.handle(h), nil
 }
 
-type incomplete struct{ driver.Handle }
+// credulous takes every image for whole.
+type credulous struct{ driver.Handle }
 
-func (h incomplete) Meta(ctx context.Context) (map[string]string, error) {
-	meta, err := h.Handle.Meta(ctx)
+func whole(h driver.Handle) driver.Handle { return credulous{h} }
+
+func (credulous) Whole(context.Context) (bool, error) { return true, nil }
+
+// forgotten has no note that it is complete, and so believes a promise that comes back
+// after it was kept.
+type forgotten struct{ driver.Handle }
+
+func incomplete(h driver.Handle) driver.Handle { return forgotten{h} }
+
+func (f forgotten) Meta(ctx context.Context) (map[string]string, error) {
+	meta, err := f.Handle.Meta(ctx)
 	delete(meta, "complete")
 	return meta, err
 }

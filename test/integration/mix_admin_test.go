@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/binary"
 	"errors"
 	"testing"
 	"time"
@@ -94,6 +95,30 @@ func (a *admin) putBack(object string, data []byte) error {
 	op.Create(rados.CreateExclusive)
 	op.WriteFull(data)
 	return op.Operate(a.ioctx, object, rados.OperationNoFlag)
+}
+
+// detach takes a clone out of the list of children that its parent has of a snapshot.
+func (a *admin) detach(parent, clone, snap string) error {
+	img, err := crbd.OpenImageByIdReadOnly(a.ioctx, parent, crbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	snapID, err := img.GetSnapID(snap)
+	if err := errors.Join(err, img.Close()); err != nil {
+		return err
+	}
+	namespace, err := a.ioctx.GetNamespace()
+	if err != nil {
+		return err
+	}
+	child := binary.LittleEndian.AppendUint64(nil, uint64(a.ioctx.GetPoolID()))
+	child = append(append(child, text(clone)...), text(namespace)...)
+	in := append(binary.LittleEndian.AppendUint64(nil, snapID), 2, 1) // versions of its encoding
+	in = append(binary.LittleEndian.AppendUint32(in, uint32(len(child))), child...)
+	op := rados.CreateWriteOp()
+	defer op.Release()
+	op.Exec("rbd", "child_detach", in)
+	return op.Operate(a.ioctx, "rbd_header."+parent, rados.OperationNoFlag)
 }
 
 // damages are small objects that get lost, or hold nonsense.

@@ -24,6 +24,9 @@ type mix struct {
 	slots []*slot
 	death executioner
 	last  atomic.Int64 // number written
+	// For what must come about in the end. Ceph misses a client after a while, plugins
+	// start, and the machine may be busy with other things.
+	waits time.Duration
 	count map[string]*atomic.Int64
 
 	trashMu sync.Mutex
@@ -32,10 +35,6 @@ type mix struct {
 
 // Docker's own limits, and then it asks again.
 var limits = map[string]time.Duration{"Create": 2 * time.Minute, "Mount": 2 * time.Minute, "Rollback": 2 * time.Minute}
-
-// patience is for what must come about in the end. Ceph misses a client after a while,
-// plugins start, and the machine may be busy with other things.
-const patience = 4 * time.Minute
 
 // slow is what is told of when it has come about.
 const slow = 20 * time.Second
@@ -70,6 +69,10 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 	if limit == 0 {
 		limit = time.Minute
 	}
+	patient := verb != "Mount" || s.image == nil || s.image.healthy()
+	if !patient { // what may be refused, and be told so only after as long as Docker waits
+		limit = 3 * time.Second
+	}
 	if slices.Contains([]string{"Create", "Mount", "Unmount", "Remove", "Rollback"}, verb) {
 		m.killSoon(r, n)
 	}
@@ -96,7 +99,7 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 		what := again
 		if answer != nil {
 			what = is(err.Error(), isCut)
-		} else if s.image != nil && !s.image.healthy() && tries > 5 {
+		} else if !patient && tries > 1 {
 			what = refused
 		}
 		if tries == 1 || what != again {
@@ -107,7 +110,7 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 			return answer, nil
 		case what == refused:
 			return answer, errRefused
-		case time.Since(began) > patience:
+		case time.Since(began) > m.waits:
 			m.fault(s, "%s on %s: %d tries in %v: %v", path, n.name, tries, time.Since(began).Round(time.Second), err)
 			return answer, errFault
 		}

@@ -42,7 +42,10 @@ func (m *mix) unsnapshot(r *rand.Rand, s *slot) {
 	if !s.whole() || len(s.image.snaps) == 0 {
 		return
 	}
-	name := s.image.someSnapshot(r)
+	m.unsnapshotOf(r, s, s.image.someSnapshot(r))
+}
+
+func (m *mix) unsnapshotOf(r *rand.Rand, s *slot, name string) {
 	_, err := m.ask(r, s, m.node(r), "Snapshot.Remove", map[string]any{"volume": s.name, "snapshot": name}, func(text string, cut bool) verdict {
 		if cut && strings.Contains(text, "not found") {
 			return done
@@ -206,11 +209,38 @@ func (m *mix) resize(_ *rand.Rand, s *slot) {
 	m.note(s, "rbd resize: %v", m.admin.resize(s.name, 4<<20, 64<<20))
 }
 
+// halfMade has a copy as librbd leaves it when it is killed right before it tells the
+// parent of it. Docker asks for it again, and then the snapshot can go.
+func (m *mix) halfMade(r *rand.Rand, s *slot) {
+	if s.image != nil || s.user != nil {
+		return
+	}
+	from := m.source(r, s, true)
+	if from == nil {
+		return
+	}
+	defer from.Unlock()
+	snap := from.image.someSnapshot(r)
+	options, holds := map[string]any{"from": from.name + "@" + snap}, from.image.snaps[snap]
+	m.make(r, s, options, from.image, holds)
+	if s.image == nil {
+		return
+	}
+	err := m.admin.detach(from.image.id, s.image.id, snap)
+	m.note(s, "the parent does not know it: %v", err)
+	if err != nil {
+		return
+	}
+	s.image = nil
+	m.make(r, s, options, from.image, holds)
+	m.unsnapshotOf(r, from, snap)
+}
+
 // late has the promise of a volume come back that was kept long ago: it means nothing.
 func (m *mix) late(_ *rand.Rand, s *slot) {
 	if s.whole() && s.image.user == nil && s.image.promise != nil && s.image.promised == s.name {
 		m.note(s, "its promise comes back: %v", m.admin.putBack("docker_volume.blank."+s.name, s.image.promise))
-		s.image.late = true
+		s.late = true
 	}
 }
 

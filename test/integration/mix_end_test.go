@@ -48,7 +48,7 @@ func (m *mix) check(r *rand.Rand) {
 			}
 		}
 	}
-	for end := time.Now().Add(patience); len(m.trash) > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(m.waits); len(m.trash) > 0 && time.Now().Before(end); {
 		m.restore(r, spare)
 		if m.failed() {
 			return
@@ -103,7 +103,8 @@ func (m *mix) nothingLeft() {
 			if slices.Contains(guards, s.image.id) {
 				left = append(left, fmt.Sprintf("a guard of %s (%s)", s.name, s.image.id))
 			}
-			if slices.Contains(promises, s.name) && !s.image.late {
+			// What came there in another way left that of an image of before as it was.
+			if slices.Contains(promises, s.name) && s.image.promised == s.name && !s.late {
 				left = append(left, "a promise of "+s.name)
 			}
 		}

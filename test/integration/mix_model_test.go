@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -27,7 +28,6 @@ type image struct {
 
 	promise  []byte // of its first mount, as a record
 	promised string // the name that it was made with
-	late     bool   // the record has come back
 
 	// librbd opens a parent by its id, and so no copy of an image that rbd_directory has lost.
 	unlisted atomic.Bool
@@ -64,6 +64,7 @@ type slot struct {
 	image *image // nil = there is none
 	user  *user  // of the mount under this name, be it of an image that had it before
 	was   *image // which that is
+	late  bool   // a promise has come back
 }
 
 // taken tells whether the name is still used for a mount of an image of before.
@@ -129,6 +130,17 @@ func (h *history) fault(s *slot, format string, args ...any) {
 	if len(h.faults) == 1 {
 		close(h.found)
 	}
+}
+
+// save writes all of it.
+func (h *history) save(path string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var text strings.Builder
+	for _, e := range h.lines {
+		fmt.Fprintf(&text, "%8.3fs %s (%s) %s\n", e.at.Sub(h.began).Seconds(), e.slot, e.id, e.text)
+	}
+	return os.WriteFile(path, []byte(text.String()), 0o600)
 }
 
 func (h *history) failed() bool {

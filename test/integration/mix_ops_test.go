@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -45,30 +44,38 @@ func (m *mix) stands(s *slot) {
 	}
 }
 
-// copy makes a volume of another one, or of a snapshot of it, and so looks at that.
-func (m *mix) copy(r *rand.Rand, s *slot) {
-	if s.image != nil {
-		return
-	}
+// source locks a volume that can be copied; nil if there is none.
+func (m *mix) source(r *rand.Rand, s *slot, snapshots bool) *slot {
 	for _, i := range r.Perm(len(m.slots)) {
 		from := m.slots[i]
 		if from == s || !from.TryLock() {
 			continue
 		}
-		if from.image == nil || !from.image.used || !from.image.healthy() || from.taken() {
-			from.Unlock()
-			continue
+		if from.whole() && (!snapshots || len(from.image.snaps) > 0) {
+			return from
 		}
-		defer from.Unlock()
-		options, holds := map[string]any{"from": from.name}, from.image.may
-		if snaps := slices.Sorted(maps.Keys(from.image.snaps)); len(snaps) > 0 && r.IntN(2) == 0 {
-			snap := snaps[r.IntN(len(snaps))]
-			options["from"], holds = from.name+"@"+snap, from.image.snaps[snap]
-		}
-		m.make(r, s, options, from.image, holds)
-		m.note(from, "was copied to %s", s.name)
+		from.Unlock()
+	}
+	return nil
+}
+
+// copy makes a volume of another one, or of a snapshot of it, and so looks at that.
+func (m *mix) copy(r *rand.Rand, s *slot) {
+	if s.image != nil {
 		return
 	}
+	from := m.source(r, s, false)
+	if from == nil {
+		return
+	}
+	defer from.Unlock()
+	of, holds := from.name, from.image.may
+	if len(from.image.snaps) > 0 && r.IntN(2) == 0 {
+		snap := from.image.someSnapshot(r)
+		of, holds = from.name+"@"+snap, from.image.snaps[snap]
+	}
+	m.make(r, s, map[string]any{"from": of}, from.image, holds)
+	m.note(from, "was copied to %s", s.name)
 }
 
 // mount mounts a volume and looks at what is on it.

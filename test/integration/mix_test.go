@@ -20,7 +20,7 @@ import (
 var work = map[string]int{
 	"create": 10, "copy": 8, "mount": 24, "write": 24, "unmount": 12, "second": 4, "steal": 1, "get": 10, "list": 3,
 	"snapshot": 5, "unsnapshot": 3, "rollback": 3, "remove": 6, "restore": 5,
-	"mv": 3, "trash": 2, "resize": 2, "hurt": 4, "late": 2, "bad": 2,
+	"mv": 3, "trash": 2, "resize": 2, "hurt": 4, "late": 2, "halfmade": 2, "bad": 2,
 }
 
 // kinds are the operations by name.
@@ -28,7 +28,7 @@ func (m *mix) kinds() map[string]func(*rand.Rand, *slot) {
 	return map[string]func(*rand.Rand, *slot){
 		"create": m.create, "copy": m.copy, "mount": m.mount, "write": m.write, "unmount": m.unmount, "second": m.second, "steal": m.steal,
 		"get": m.get, "list": m.list, "snapshot": m.snapshot, "unsnapshot": m.unsnapshot, "rollback": m.rollback, "remove": m.remove,
-		"restore": m.restore, "mv": m.move, "trash": m.discardBy, "resize": m.resize, "hurt": m.hurt, "late": m.late, "bad": m.bad,
+		"restore": m.restore, "mv": m.move, "trash": m.discardBy, "resize": m.resize, "hurt": m.hurt, "late": m.late, "halfmade": m.halfMade, "bad": m.bad,
 	}
 }
 
@@ -40,6 +40,7 @@ type plan struct {
 	work  map[string]int // "" = as ever
 	env   []string       // which mends the plugins are without
 	names int
+	waits time.Duration // for what must come about, and what then is a fault
 }
 
 // Some of everything that people, Docker, a swarm and bad luck do with volumes, at the
@@ -47,7 +48,7 @@ type plan struct {
 // which. What has been acknowledged stays true, and no healthy volume suffers from
 // what is wrong with another one.
 func TestMix(t *testing.T) {
-	p := plan{seed: 1, long: 12 * time.Second, kill: 3 * time.Second, work: work, names: 12}
+	p := plan{seed: 1, long: 10 * time.Second, kill: 3 * time.Second, work: work, names: 12, waits: 4 * time.Minute}
 	if text := os.Getenv("MIX"); text != "" {
 		var err error
 		if p.long, err = time.ParseDuration(text); err != nil {
@@ -78,10 +79,15 @@ func newMix(t *testing.T, p plan) *mix {
 	cfg.User = "client.docker" // who has no cap on any other pool
 	m := &mix{
 		history: history{began: time.Now(), found: make(chan struct{})},
-		t:       t, cfg: cfg, admin: newAdmin(t, cfg), count: map[string]*atomic.Int64{},
+		t:       t, cfg: cfg, waits: p.waits, admin: newAdmin(t, cfg), count: map[string]*atomic.Int64{},
 	}
 	m.death.every = p.kill
 	t.Cleanup(func() {
+		if path := os.Getenv("MIXLOG"); path != "" { // else there is some of it with a fault
+			if err := m.save(path); err != nil {
+				t.Error(err)
+			}
+		}
 		for _, s := range m.slots {
 			if s.user != nil {
 				s.user.file.close()

@@ -25,7 +25,7 @@ func (m *mix) snapshot(r *rand.Rand, s *slot) {
 		if cut && strings.Contains(text, "already exists") {
 			return done
 		}
-		return again
+		return s.unless()(text, cut)
 	})
 	if err == nil {
 		s.image.snaps[name] = holds
@@ -50,7 +50,7 @@ func (m *mix) unsnapshotOf(r *rand.Rand, s *slot, name string) {
 		if cut && strings.Contains(text, "not found") {
 			return done
 		}
-		return again
+		return s.unless()(text, cut)
 	})
 	if err == nil {
 		delete(s.image.snaps, name)
@@ -77,7 +77,7 @@ func (m *mix) remove(r *rand.Rand, s *slot) {
 	}
 	n, began, i := m.node(r), time.Now(), s.image
 	_, err := m.ask(r, s, n, "Remove", map[string]any{"Name": s.name}, func(text string, cut bool) verdict {
-		if i.hurt != "" || len(i.snaps) > 0 && strings.Contains(text, "snapshots") {
+		if !i.healthy() || len(i.snaps) > 0 && strings.Contains(text, "snapshots") {
 			return refused
 		}
 		return again

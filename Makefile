@@ -10,7 +10,7 @@ HEADERS   = $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut 
 TAGS      = $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
-.PHONY: help deps build lint test test-krbd nightly fuzz bench plugin install uninstall push demo demo-clean clean
+.PHONY: help deps build lint test test-krbd mix nightly fuzz bench plugin install uninstall push demo demo-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ test: deps ## everything, on a throw-away cluster and engine (as root)
 
 test-krbd: deps ## the kernel's client, in guests with Debian's kernel (as root)
 	@TAGS="$(TAGS)" test/krbd.sh
+
+mix: deps ## an hour of all that happens to volumes, at random, on a throw-away cluster (MIX=60m; SEED=n for the order of another run)
+	@TAGS="$(TAGS)" MIX="$(or $(MIX),60m)" SEED="$(SEED)" test/run.sh -count 1 -timeout 0 -v -run '^TestMix$$' ./test/integration
 
 nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night), every step's faults, larger models: some three hours
 	go test -run '^$$' -fuzz '^FuzzRequests$$' -fuzztime 10m ./plugin

@@ -76,7 +76,7 @@ func (m *mix) remove(r *rand.Rand, s *slot) {
 		return
 	}
 	n, began, i := m.node(r), time.Now(), s.image
-	_, err := m.ask(r, s, n, "Remove", map[string]any{"Name": s.name}, func(text string, cut bool) verdict {
+	_, err := m.ask(r, s, n, "Remove", map[string]any{"Name": s.name}, func(text string, _ bool) verdict {
 		if !i.healthy() || len(i.snaps) > 0 && strings.Contains(text, "snapshots") {
 			return refused
 		}

@@ -25,8 +25,7 @@ type mixNode struct {
 	keep   time.Duration // in the trash
 	deaths atomic.Int64  // of its image servers
 
-	mu     sync.Mutex
-	killed time.Time // for the last time
+	mu sync.Mutex // one kill at a time
 }
 
 // newMixNode starts a node. Env is what takes its mends out.
@@ -36,9 +35,11 @@ func newMixNode(t *testing.T, cfg rbd.Config, name string, keep time.Duration, e
 	n.env = env
 	n.settings = []string{"VOLUME_TRASH=" + keep.String(), "VOLUME_SIZE=24M", "LOG_LEVEL=info"}
 	t.Cleanup(func() {
+		n.mu.Lock() // a kill may be under way
 		if n.cmd != nil {
 			n.stop(unix.SIGTERM)
 		}
+		n.mu.Unlock()
 		n.killServers()
 		n.clear()
 		if t.Failed() {
@@ -65,7 +66,6 @@ func (n *mixNode) kill(servers bool) error {
 	if servers {
 		n.killServers()
 	}
-	n.killed = time.Now()
 	return n.launch()
 }
 

@@ -161,10 +161,10 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 			strings.Join(clones, ", "))
 	}
 	if err == nil {
-		err = l.Remove(ctx, keep)
-	}
-	if errors.Is(err, ErrNotFound) { // removed by another way meanwhile
-		err = nil
+		// Removed by another way meanwhile. What was not found before was something else.
+		if err = l.Remove(ctx, keep); errors.Is(err, ErrNotFound) {
+			err = nil
+		}
 	}
 	if err == nil {
 		err = d.forgetBlank(ctx, name, promised)

@@ -567,3 +567,24 @@ func TestLetGoAtTheEndOfThePlugin(t *testing.T) {
 	}
 	release()
 }
+
+// What is not found on the way to a removal is not the volume: it is still there, and
+// nobody is told that it has gone.
+func TestWhatIsNotFoundDuringARemovalIsNotTheVolume(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.tap.on(func(call string) error {
+		if call == "meta" {
+			return driver.ErrNotFound
+		}
+		return nil
+	})
+	err := one.Driver.Remove(within(t, ever), "v")
+	one.tap.on(nil)
+	if err == nil {
+		t.Error("it was called removed")
+	}
+	if _, err := one.Get(within(t, ever), "v"); err != nil {
+		t.Error(err)
+	}
+}

@@ -2,8 +2,10 @@ package rbd_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 
@@ -135,5 +137,34 @@ func TestAClonesParentIsGone(t *testing.T) {
 	o.rbd("rm", "--no-progress", o.spec("b"))
 	if err := o.create("b"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A clone that has lost its entries in rbd_directory, as while it is being removed: librbd
+// lists no clones of its parent then, and says ENOENT. The parent is there all the same, and
+// is not "removed already"; what rbd_directory has lost cannot be removed, and is told.
+func TestACloneWithoutItsNameDoesNotHideItsParent(t *testing.T) {
+	o := newObjects(t)
+	parent, clone, _ := o.copied()
+	o.rados("rmomapkey", "rbd_directory", "id_"+clone.ID)
+	o.rados("rmomapkey", "rbd_directory", "name_b")
+	b := o.open("b")
+	if err := b.Remove(t.Context(), time.Hour); err == nil || errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("remove what rbd_directory has lost: %v", err)
+	}
+	_ = b.Close(t.Context())
+	a := o.open("a")
+	if clones, err := a.Clones(t.Context()); err != nil || len(clones) != 1 {
+		t.Errorf("clones: %v, %v", clones, err)
+	}
+	if err := a.Unsnap(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Remove(t.Context(), 0); err != nil {
+		t.Errorf("remove the parent: %v", err)
+	}
+	_ = a.Close(t.Context())
+	if !o.inTrash(parent.ID) {
+		t.Error("the parent is not in the trash, where it is to stay for its clone")
 	}
 }

@@ -17,44 +17,21 @@ import (
 // and survives the death of this plugin. Without the manager we do it ourselves.
 // The handle is closed in between: librbd deletes no image that has a watcher.
 func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
-	err := h.call(ctx, "remove image", changes, func() error {
-		snaps, err := h.snapshots()
-		if err != nil {
-			return err
-		}
-		if len(snaps) > 0 {
-			return fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s, and remove them first", driver.ErrBusy, len(snaps), h.spec())
-		}
-		clones, err := h.img.ListChildrenAttributes()
-		if err != nil {
-			return err
-		}
-		if len(clones) > 0 {
-			keep = max(keep, time.Second) // no time at all would say that we see to it now
-		}
-		if err := h.inPlace(); err != nil {
-			return err
-		}
-		if err := h.takeBack(); err != nil {
-			return err
-		}
-		if err := h.attach(); err != nil {
-			return err
-		}
-		delay, err := deferral(h.ioctx, keep)
-		if err != nil {
-			return err
-		}
-		if err := setMeta(h.img, map[string]string{removed: mark(h.image.ID, time.Now().Add(delay))}); err != nil {
-			return err
-		}
-		err = rbd.GetImage(h.ioctx, h.image.Name).Trash(delay)
-		// The first removal of a pool makes its trash. Without space for that librbd
-		// says ENOENT (seen with 16.2), and the image is where it was.
+	err := h.call(ctx, "remove image", changes, func() (err error) {
+		keep, err = h.toTrash(keep)
+		// Of something else than the image: whoever hears that it is not found forgets the volume.
+		// The first removal of a pool makes its trash, and without space for that librbd says
+		// ENOENT (seen with 16.2); so it does if rbd_directory has not the image, or not so.
 		if errno(err) == syscall.ENOENT && h.inPlace() == nil {
-			if is, err := askText(h.ioctx, directory, "dir_get_name", h.image.ID); err != nil || is != h.image.Name {
-				return errors.Join(err, fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
-					"wanted goes with rados -p %s --namespace '%s' rm %s", driver.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name)))
+			switch is, lookErr := askText(h.ioctx, directory, "dir_get_name", h.image.ID); {
+			case lookErr != nil:
+				return errors.Join(lookErr, err)
+			case is == "":
+				return fmt.Errorf("%w: object %s has lost the image, id %s: it is whole, and rbd ls %s does not show it; its keys name_%s and id_%s are missing there",
+					driver.ErrBusy, directory, h.image.ID, h.pool.place(), h.image.Name, h.image.ID)
+			case is != h.image.Name:
+				return fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
+					"wanted goes with rados -p %s --namespace '%s' rm %s", driver.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name))
 			}
 			return fmt.Errorf("it cannot be moved to the trash: is the cluster full? See ceph health detail (%s)", err.Error())
 		}
@@ -75,6 +52,37 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 			h.image.Name, h.pool.place(), h.image.ID, err)
 	}
 	return nil
+}
+
+// toTrash moves the image to the trash, and tells for how long.
+func (h *handle) toTrash(keep time.Duration) (time.Duration, error) {
+	snaps, err := h.snapshots()
+	if err != nil {
+		return keep, err
+	}
+	if len(snaps) > 0 {
+		return keep, fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s, and remove them first", driver.ErrBusy, len(snaps), h.spec())
+	}
+	clones, lost, err := h.clones()
+	if err != nil {
+		return keep, err
+	}
+	if len(clones) > 0 || lost {
+		keep = max(keep, time.Second) // no time at all would say that we see to it now
+	}
+	for _, step := range []func() error{h.inPlace, h.takeBack, h.attach} {
+		if err := step(); err != nil {
+			return keep, err
+		}
+	}
+	delay, err := deferral(h.ioctx, keep)
+	if err != nil {
+		return keep, err
+	}
+	if err := setMeta(h.img, map[string]string{removed: mark(h.image.ID, time.Now().Add(delay))}); err != nil {
+		return keep, err
+	}
+	return keep, rbd.GetImage(h.ioctx, h.image.Name).Trash(delay)
 }
 
 // inPlace makes sure that the name is still that of this image.

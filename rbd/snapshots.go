@@ -79,7 +79,7 @@ func (h *handle) Rollback(ctx context.Context, name string) error {
 func (h *handle) Clones(ctx context.Context) ([]string, error) {
 	var names []string
 	err := h.call(ctx, "list clones", reads, func() error {
-		clones, err := h.img.ListChildrenAttributes()
+		clones, lost, err := h.clones()
 		for _, c := range clones {
 			name := driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}.String() + "/" + c.ImageName
 			if c.Trash {
@@ -87,12 +87,25 @@ func (h *handle) Clones(ctx context.Context) ([]string, error) {
 			}
 			names = append(names, name)
 		}
+		if lost {
+			names = append(names, "one that has no name")
+		}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return names, nil
+}
+
+// clones lists the clones. If one of them has no entry in rbd_directory, as while it is being
+// removed, or by damage, librbd says ENOENT and lists none: lost.
+func (h *handle) clones() (clones []rbd.ImageSpec, lost bool, err error) {
+	clones, err = h.img.ListChildrenAttributes()
+	if errno(err) == syscall.ENOENT {
+		return nil, true, nil
+	}
+	return clones, false, err
 }
 
 // Depth goes up from parent to parent; see driver.Handle.

@@ -125,15 +125,25 @@ func encode(v driver.Volume) *volume.Volume {
 // Listen makes the unix socket. A file that a killed plugin left is replaced;
 // one that somebody answers on is not.
 func Listen(path string) (net.Listener, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	switch conn, err := new(net.Dialer).DialContext(ctx, "unix", path); {
-	case err == nil:
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
+		}
+		if err != nil {
+			break
+		}
 		_ = conn.Close()
-		return nil, fmt.Errorf("listen on %s: another plugin answers there", path)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		if err := os.Remove(path); err != nil {
-			return nil, err
+		// A process that a plugin was just starting when it was killed has its socket until it
+		// becomes another program: nobody answers there, and yet a connection is made.
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("listen on %s: another plugin answers there", path)
 		}
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)

@@ -597,6 +597,33 @@ func TestAStaleSocketIsReplaced(t *testing.T) {
 	_ = conn.Close()
 }
 
+// A plugin was killed when it had just forked: that process has the socket, too, until
+// it becomes an image server.
+func TestASocketThatIsAboutToDieIsWaitedFor(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "rbd.sock")
+	dying, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dying.SetUnlinkOnClose(false)
+	asked := make(chan error, 1)
+	go func() { // it ends as soon as somebody has found it alive
+		conn, err := dying.Accept()
+		if err == nil {
+			err = errors.Join(conn.Close(), dying.Close())
+		}
+		asked <- err
+	}()
+	l, err := plugin.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestALiveSocketIsNotTakenAway(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "rbd.sock")
 	l, err := plugin.Listen(socket)

@@ -110,6 +110,8 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 			return answer, nil
 		case what == refused:
 			return answer, errRefused
+		case m.failed(): // nobody needs to know any more
+			return answer, errFault
 		case time.Since(began) > m.waits:
 			m.fault(s, "%s on %s: %d tries in %v: %v", path, n.name, tries, time.Since(began).Round(time.Second), err)
 			return answer, errFault

@@ -48,7 +48,7 @@ type plan struct {
 // which. What has been acknowledged stays true, and no healthy volume suffers from
 // what is wrong with another one.
 func TestMix(t *testing.T) {
-	p := plan{seed: 1, long: 10 * time.Second, kill: 3 * time.Second, work: work, names: 12, waits: 4 * time.Minute}
+	p := plan{seed: 1, long: 8 * time.Second, kill: 3 * time.Second, work: work, names: 12, waits: 4 * time.Minute}
 	if text := os.Getenv("MIX"); text != "" {
 		var err error
 		if p.long, err = time.ParseDuration(text); err != nil {

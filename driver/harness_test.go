@@ -55,7 +55,7 @@ func (n *node) start() {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
 		Secrets: n.tap, Trash: n.trash, Unlock: true, Restart: func() { n.ended++ },
-		Place: driver.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 50 * time.Millisecond, Unheld: n.unheld,
+		Place: driver.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld,
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -137,8 +137,9 @@ func TestWhoSealsAVolumeIsAWatcherThroughout(t *testing.T) {
 			if !slices.ContainsFunc(g.Addrs, func(a string) bool { return slices.Contains(watchers, a) }) {
 				t.Errorf("%s, at %s: the guard names %v, and watchers are %v", name, call, g.Addrs, watchers)
 			}
-			_, err := two.Driver.Mount(within(t, 20*time.Millisecond), name, "2") // swarm asks again and again
-			check(t, err, driver.ErrInUse, "node one")
+			if _, err := two.Driver.Mount(within(t, 20*time.Millisecond), name, "2"); err == nil { // swarm asks again and again
+				t.Errorf("%s, at %s: the other node has it", name, call)
+			}
 		}
 		one.tap.before = func(call string) error { look("before " + call); return nil }
 		one.tap.then = func(call string) { look("after " + call) }

@@ -342,7 +342,7 @@ func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 			return nil
 		}
 		asked.Add(1)
-		time.Sleep(60 * time.Millisecond) // longer than the patience
+		time.Sleep(220 * time.Millisecond) // longer than the patience
 		return driver.ErrUnavailable
 	}
 	one.tap.on(hangs)

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -136,7 +137,8 @@ func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do f
 	go func() {
 		defer unlock()
 		defer stop()
-		var is result
+		is := result{err: errors.New("it was cut short")} // by runtime.Goexit, say
+		defer func() { ended <- is }()
 		is.err = Survive(func() (err error) {
 			is.path, err = do(w)
 			return err
@@ -148,7 +150,6 @@ func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do f
 		default:
 			log.Info("what outlived its request is done")
 		}
-		ended <- is
 	}()
 	select {
 	case is := <-ended:

@@ -153,7 +153,6 @@ func (f FS) Check(ctx context.Context, device, fstype string) error {
 		follow(ctx, told)
 	}()
 	_, err = runWith(ctx, progress, args...)
-	_ = progress.Close()
 	if ctx.Err() == nil { // else a tool that cannot be killed still has the pipe
 		<-ended
 	}
@@ -251,7 +250,8 @@ func inUse(device string) (bool, error) {
 // run runs a tool; its error says what the tool said.
 func run(ctx context.Context, args ...string) ([]byte, error) { return runWith(ctx, nil, args...) }
 
-// runWith is run with a file that the tool has as number 3; nil = none.
+// runWith is run with a file that the tool has as number 3, and that is closed when it
+// has ended; nil = none.
 func runWith(ctx context.Context, third *os.File, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = "/proc" // no word of the user's shall name a file that it could write
@@ -262,7 +262,12 @@ func runWith(ctx context.Context, third *os.File, args ...string) ([]byte, error
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	// A tool in the midst of I/O that never ends cannot be killed.
-	if err := driver.Within(ctx, args[0], cmd.Run); err != nil {
+	if err := driver.Within(ctx, args[0], func() error {
+		if third != nil {
+			defer func() { _ = third.Close() }()
+		}
+		return cmd.Run()
+	}); err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: stopped: %w", args[0], ctx.Err())
 		}

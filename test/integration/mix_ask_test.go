@@ -93,9 +93,7 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 		if tries == 1 {
 			first = err.Error()
 		}
-		if answer == nil {
-			isCut = true
-		}
+		isCut = isCut || answer == nil
 		what := again
 		if answer != nil {
 			what = is(err.Error(), isCut)
@@ -116,6 +114,7 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 			m.fault(s, "%s on %s: %d tries in %v: %v", path, n.name, tries, time.Since(began).Round(time.Second), err)
 			return answer, errFault
 		}
+		isCut = true // an error that is no refusal may be one of the time, too
 		time.Sleep(time.Duration(100+r.IntN(200)) * time.Millisecond)
 	}
 }

@@ -199,6 +199,7 @@ func TestAHangUpAtAnyStepOfMount(t *testing.T) {
 			return nil
 		}
 		_, err := one.Driver.Mount(ctx, "v", "1")
+		one.turn("v")
 		hung = calls >= hangAt
 		one.tap.before = nil
 		if err == nil { // package plugin unmounts it then

@@ -177,6 +177,15 @@ func (n *node) guard(volume string) (g driver.Guard, version driver.Version, ok 
 	return g, version, err == nil
 }
 
+// turn waits for the end of what goes on after its request. Of a volume that nobody has
+// mounted an unmount does no more.
+func (n *node) turn(volume string) {
+	n.t.Helper()
+	eventually(n.t, "the volume's turn", func() bool {
+		return !errors.Is(n.Driver.Unmount(within(n.t, ever), volume, "nobody"), driver.ErrBusy)
+	})
+}
+
 func (n *node) write(volume, content string) error { return n.Host.Write(n.device(volume), content) }
 
 func (n *node) holds(volume, want string) {

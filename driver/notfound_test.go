@@ -47,9 +47,9 @@ func TestOnlyTheOpenOfTheImageSaysNotFound(t *testing.T) {
 				}
 				for call := range calls {
 					for _, fault := range faults {
-						wantNotMissing(t, ask, call, func() error { return fmt.Errorf("%s: %w", call, fault) })
+						wantNotMissing(t, ask, known, call, func() error { return fmt.Errorf("%s: %w", call, fault) })
 					}
-					wantNotMissing(t, ask, call, func() error { panic("assignment to entry in nil map") })
+					wantNotMissing(t, ask, known, call, func() error { panic("assignment to entry in nil map") })
 				}
 				ask.tap.on(only([]string{"look"}, fmt.Errorf("open image: %w", driver.ErrNoVolume)))
 				if _, err := ask.Get(within(t, ever), "v"); !errors.Is(err, driver.ErrNoVolume) {
@@ -74,7 +74,7 @@ func callsOf(n *node) map[string]bool {
 	return calls
 }
 
-func wantNotMissing(t *testing.T, n *node, call string, fault func() error) {
+func wantNotMissing(t *testing.T, n *node, known bool, call string, fault func() error) {
 	t.Helper()
 	n.tap.on(func(now string) error {
 		if now == call {
@@ -82,7 +82,7 @@ func wantNotMissing(t *testing.T, n *node, call string, fault func() error) {
 		}
 		return nil
 	})
-	var got error
+	got := errCrashed // it panics, for the edge to make an error of
 	err := driver.Survive(func() error {
 		_, got = n.Get(within(t, ever), "v")
 		_, err := n.List(within(t, ever))
@@ -94,6 +94,9 @@ func wantNotMissing(t *testing.T, n *node, call string, fault func() error) {
 	}
 	if met := new(driver.PanicError); err != nil && !errors.As(err, &met) {
 		t.Errorf("%s fails: list: %v", call, err)
+	}
+	if known && got != nil && !errors.Is(got, errCrashed) {
+		t.Errorf("%s fails: the record knows it, and yet: %v", call, got)
 	}
 	n.answers("v")
 }
@@ -132,6 +135,17 @@ func TestAPanicEndsNothing(t *testing.T) {
 		if !strings.Contains(one.log.String(), want) {
 			t.Errorf("the log does not say %q", want)
 		}
+	}
+	one.tap.on(func(call string) error {
+		if call == "load" {
+			panic("a fault in load")
+		}
+		return nil
+	})
+	_, listErr := one.Holdings(within(t, ever))
+	one.tap.on(nil)
+	if met := new(driver.PanicError); !errors.As(listErr, &met) || !strings.Contains(listErr.Error(), "volume v: ") {
+		t.Errorf("who has what: %v", listErr)
 	}
 	places, rbd, _ := twoPlaces(t)
 	rbd.on(func(string) error { panic("in one place") })

@@ -42,6 +42,9 @@ const (
 // do runs fn on the pool, on the current client. It returns when fn does, or
 // with ErrUnavailable when the context ends first; fn then goes on alone.
 func (p *Pool) do(ctx context.Context, what string, e effect, fn func(*client, *rados.IOContext) error) error {
+	if err := begins(ctx, what); err != nil {
+		return err
+	}
 	if err := p.calls.take(ctx); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -63,6 +66,15 @@ func (p *Pool) do(ctx context.Context, what string, e effect, fn func(*client, *
 		}
 		return err
 	})
+}
+
+// begins is an error for a request that has ended: what it begins now would be done when
+// nobody waits for it any more.
+func begins(ctx context.Context, what string) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: the request has ended before", what, driver.ErrUnavailable)
 }
 
 // run is do on a given client.

@@ -145,6 +145,9 @@ func (h *handle) Client() string      { return h.client.addr }
 
 // call runs fn on the open image, which is not closed before fn has returned.
 func (h *handle) call(ctx context.Context, what string, e effect, fn func() error) error {
+	if err := begins(ctx, what); err != nil {
+		return err
+	}
 	h.calls.Add(1)
 	return h.pool.run(ctx, h.client, what, e, func() error {
 		defer h.calls.Done()

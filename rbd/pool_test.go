@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,9 +87,13 @@ func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := h.SetMeta(ctx, map[string]string{"x": "1"}); !errors.Is(err, driver.ErrUnavailable) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	much := map[string]string{}
+	for i := range 1000 { // an operation for each
+		much[fmt.Sprint("x", i)] = "1"
+	}
+	if err := h.SetMeta(ctx, much); !errors.Is(err, driver.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
 	again, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
@@ -99,6 +104,36 @@ func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 		t.Error("the client is still in use")
 	}
 	_ = again.Close(t.Context())
+	_ = h.Close(t.Context())
+}
+
+// A request that has ended begins nothing: a removal, say, would be done when nobody waits
+// for it any more.
+func TestARequestThatHasEndedBeginsNothing(t *testing.T) {
+	cfg := testbed.Namespace(t)
+	p := connect(t, cfg)
+	image := drivertest.Create(t, p, "a", 8<<20)
+	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for what, err := range map[string]error{
+		"create": p.Create(ended, driver.ImageSpec{Name: "b", Size: 8 << 20, Features: drivertest.Features}),
+		"set":    h.SetMeta(ended, map[string]string{"x": "1"}), "remove": h.Remove(ended, 0),
+	} {
+		if !errors.Is(err, driver.ErrUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	if names, err := p.Names(t.Context()); err != nil || !slices.Equal(names, []string{"a"}) {
+		t.Errorf("images: %v, %v", names, err)
+	}
+	if meta, err := h.Meta(t.Context()); err != nil || len(meta) > 0 {
+		t.Errorf("metadata: %v, %v", meta, err)
+	}
 	_ = h.Close(t.Context())
 }
 

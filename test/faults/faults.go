@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -44,6 +45,9 @@ func FromEnvironment(getenv func(string) string) (*Layer, error) {
 	return l, nil
 }
 
+// hang is longer than who asks in a test has patience.
+const hang = 5 * time.Second
+
 // Step is called for each step, named "Interface.Method", and is to call it.
 type Step func(ctx context.Context, name string, call func() error) error
 
@@ -77,8 +81,11 @@ func (l *Layer) Step(ctx context.Context, name string, call func() error) error 
 	case "fail":
 		return fmt.Errorf("%s: %w", name, ErrInjected)
 	case "hang":
-		<-ctx.Done()
-		return fmt.Errorf("%s: %w: %w", name, driver.ErrUnavailable, ctx.Err())
+		select {
+		case <-ctx.Done():
+		case <-time.After(hang): // of a step that outlives its request
+		}
+		return fmt.Errorf("%s: %w: it hung", name, driver.ErrUnavailable)
 	}
 	return call()
 }

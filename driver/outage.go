@@ -109,16 +109,24 @@ func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(
 	try, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	// A question that hangs is to be followed by no second wait of the same length.
-	early := time.AfterFunc(patience/5, func() { d.survive("ask ceph", "", func() { _ = d.ping() }) })
-	defer early.Stop()
+	told := make(chan error, 1)
+	early := time.AfterFunc(patience/5, func() { told <- d.ping() })
 	err := question(try)
+	inTime := early.Stop()
 	switch {
 	case answered(err), errors.Is(err, ErrOverloaded):
 		return err
 	case errors.Is(ctx.Err(), context.Canceled): // who hangs up says nothing of Ceph
 		return err
 	}
-	if cause := d.ping(); cause != nil {
+	var cause error
+	if !inTime {
+		cause = <-told
+	}
+	if cause == nil {
+		cause = d.ping()
+	}
+	if cause != nil {
 		d.beginOutage(cause)
 		return away{cause}
 	}

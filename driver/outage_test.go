@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -189,4 +191,33 @@ func TestTwoPlacesCountOnlyWhenCephHasSpoken(t *testing.T) {
 	if err != nil || v.Status["pool"] != "ssd" || v.Status["error"] != nil {
 		t.Errorf("one is away: %v, %v", v.Status, err)
 	}
+}
+
+// Who asks waits for the question, and not for a second one of the same length.
+func TestAnOutageIsFoundOutInTheTimeOfOneQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, _ := twoNodes(t)
+		one.create("v", nil)
+		one.tap.on(func(call string) error {
+			switch call {
+			case "look", "names":
+				time.Sleep(100 * time.Millisecond) // half of the patience, as the record knows it
+				return driver.ErrUnavailable
+			case "ping":
+				time.Sleep(80 * time.Millisecond)
+				return driver.ErrUnavailable
+			}
+			return nil
+		})
+		start := time.Now()
+		if v, err := one.Get(t.Context(), "v"); err != nil || v.Status["ceph"] == nil {
+			t.Errorf("no outage: %v, %v", v.Status, err)
+		}
+		if took := time.Since(start); took > 110*time.Millisecond {
+			t.Errorf("found out after %v", took)
+		}
+		one.tap.on(nil)
+		time.Sleep(time.Second)
+		synctest.Wait()
+	})
 }

@@ -153,7 +153,7 @@ func TestASnapshotOnTwoKernels(t *testing.T) {
 		}
 	}
 	must(t, one.unmount(look, "a"))
-	if _, err := one.volume(time.Minute, "Remove", look, "", nil); err == nil || !strings.Contains(err.Error(), "in use by 10.11.14.12:0/") {
+	if _, err := one.volume(time.Minute, "Remove", look, "", nil); err == nil || !strings.Contains(err.Error(), "mounted read-only by node node2 (10.11.14.12:0/") {
 		t.Errorf("removed while the other node has it: %v", err)
 	}
 	must(t, two.unmount(look, "a"))

@@ -142,6 +142,12 @@ func TestAWholeImageIsMendedAndNotMadeAnew(t *testing.T) {
 			}
 			return driver.ErrExists
 		},
+		"id": func(o *objects) error {
+			if id, err := o.pool.ID(ctx, "a"); err != nil || id == "" {
+				return fmt.Errorf("id: %q, %w", id, err)
+			}
+			return driver.ErrExists
+		},
 		"open": func(o *objects) error {
 			o.id("a")
 			return driver.ErrExists

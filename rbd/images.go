@@ -217,6 +217,24 @@ func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error)
 	return err == nil, err
 }
 
+// ID reads the object that librbd keeps under an image's name, or puts it back; see
+// driver.Images.
+func (p *Pool) ID(ctx context.Context, name string) (id string, err error) {
+	err = p.do(ctx, "id of image", reads, func(c *client, ioctx *rados.IOContext) (err error) {
+		if id, err = heldID(ioctx, name); err != nil || id != "" {
+			return err
+		}
+		if err = p.mend(c, ioctx, name); err == nil {
+			id, err = heldID(ioctx, name)
+		}
+		return err
+	})
+	if err != nil {
+		return "", err // a call left alone may still write to id
+	}
+	return id, nil
+}
+
 // HasID looks for the object that each image has under its id, to its last day
 // in the trash; see driver.Images.
 func (p *Pool) HasID(ctx context.Context, id string) (bool, error) {

@@ -25,7 +25,10 @@ func (h *handle) Whole(ctx context.Context) (whole bool, err error) {
 		}
 		return err
 	})
-	return whole && err == nil, err
+	if err != nil {
+		return false, err // a call left alone may still write to whole
+	}
+	return whole, nil
 }
 
 // attached tells whether the parent of a clone knows it: when the last clone of a snapshot

@@ -30,6 +30,9 @@ type handle struct {
 
 // Open opens an image; see driver.Images.
 func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+	if err := begins(ctx, "open image"); err != nil {
+		return nil, err
+	}
 	if err := p.images.take(ctx); err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
@@ -46,7 +49,7 @@ func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (dri
 	opened := make(chan error, 1)
 	err = p.run(ctx, c, "open image", reads, func() error {
 		defer p.calls.free()
-		err := h.open(name, mode)
+		err := driver.Survive(func() error { return h.open(name, mode) })
 		opened <- err
 		return err
 	})

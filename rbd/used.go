@@ -15,60 +15,44 @@ const ends = 256
 
 // Used sums up the objects; see driver.Handle.
 func (h *handle) Used(ctx context.Context) (used uint64, known bool, err error) {
-	type sum struct {
-		used  uint64
-		known bool
-	}
-	is, err := answer(ctx, h, "measure image", func() (s sum, err error) {
-		if s.known, err = h.accounted(); err == nil && s.known {
-			s.used, err = h.written(0, h.image.Size)
+	err = h.call(ctx, "measure image", reads, func() (err error) {
+		if known, err = h.accounted(); err == nil && known {
+			used, err = h.written(0, h.image.Size)
 		}
-		return s, err
+		return err
 	})
-	return is.used, is.known, err
+	if err != nil {
+		return 0, false, err // a call left alone may still write to used
+	}
+	return used, known, nil
 }
 
 // Empty looks at all of an image, or at its ends; see driver.Handle.
 func (h *handle) Empty(ctx context.Context) (empty, sure bool, err error) {
-	type look struct{ empty, sure bool }
-	is, err := answer(ctx, h, "look whether the image is empty", func() (l look, err error) {
+	err = h.call(ctx, "look whether the image is empty", reads, func() error {
 		info, err := h.img.Stat()
 		if err != nil {
-			return l, err
+			return err
 		}
-		if l.sure, err = h.accounted(); err != nil {
-			return l, err
+		if sure, err = h.accounted(); err != nil {
+			return err
 		}
 		end := ends * info.Obj_size
-		l.sure = l.sure || h.image.Size <= 2*end
-		if l.sure {
+		if sure = sure || h.image.Size <= 2*end; sure {
 			end = h.image.Size
 		}
 		used, err := h.written(0, end)
-		if err == nil && used == 0 && !l.sure {
+		if err == nil && used == 0 && !sure {
 			begin := (h.image.Size - end) / info.Obj_size * info.Obj_size
 			used, err = h.written(begin, h.image.Size-begin)
 		}
-		l.empty = used == 0
-		return l, err
-	})
-	return is.empty, is.sure, err
-}
-
-// answer is what a call on the image returns; a call that is left alone may still write to
-// what it returns to, so that is its own.
-func answer[T any](ctx context.Context, h *handle, what string, fn func() (T, error)) (T, error) {
-	answered := make(chan T, 1)
-	err := h.call(ctx, what, reads, func() error {
-		is, err := fn()
-		answered <- is
+		empty = used == 0
 		return err
 	})
 	if err != nil {
-		var none T
-		return none, err
+		return false, false, err
 	}
-	return <-answered, nil
+	return empty, sure, nil
 }
 
 // written is how much of a part of the image there is in objects, in bytes.

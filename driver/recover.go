@@ -146,7 +146,8 @@ func (d *Driver) Sweep(ctx context.Context) {
 			continue
 		}
 		there, lookErr := d.images.HasID(ctx, id)
-		if lookErr == nil && !there {
+		// Who waits for an image waits for minutes; what it has left there is of a dead one.
+		if lookErr == nil && (!there || kind+"." == wishKey("")) {
 			lookErr = d.sweepRecord(ctx, key, id)
 		}
 		err = errors.Join(err, lookErr)

@@ -65,9 +65,8 @@ func (d *Driver) held(ctx context.Context, mappings []Mapping) map[string]bool {
 
 // letGoUnheld lets go of a volume that no container has, as the look at all mappings
 // said: at once if Docker does not say that it is mounted, else after a while, which is
-// shorter if another node waits for it. Where
-// nothing is known of containers, and Docker does not say so, the kernel refuses to
-// let go of what they have.
+// shorter if another node waits for it. Where nothing is known of containers, and Docker
+// does not say so, the kernel refuses to let go of what they have.
 func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]bool) error {
 	users := d.refs.count(name)
 	m, found, err := d.mapping(ctx, name)

@@ -187,3 +187,26 @@ func TestWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
 		t.Errorf("still mapped as %s", d)
 	}
 }
+
+// Who waited for a volume has died: what it has left would have the holder let go early,
+// for ever.
+func TestTheWishOfADeadNodeIsSwept(t *testing.T) {
+	_, one, _ := twoNodes(t)
+	one.create("v", nil)
+	one.mount("v", "1")
+	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "wish." + h.Image().ID
+	if _, err := one.client.Swap(within(t, ever), key, 0, map[string]string{"node": "dead"}); err != nil {
+		t.Fatal(err)
+	}
+	one.Sweep(within(t, ever))
+	if _, err := one.client.Load(within(t, ever), key, new(any)); !errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("it is left: %v", err)
+	}
+	if _, _, held := one.guard("v"); !held {
+		t.Error("and the guard of a living one is gone")
+	}
+}

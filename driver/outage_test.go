@@ -33,14 +33,14 @@ func TestOneBadVolumeIsNoOutage(t *testing.T) {
 		driver.ErrUnavailable, driver.ErrDenied, driver.ErrOverloaded, driver.ErrNotFound, driver.ErrLost, driver.ErrInvalid, errors.New("-5 input/output error"),
 	} {
 		for _, step := range stepsOfGet {
+			if step == "load" && errors.Is(fault, driver.ErrNotFound) || step == "clones" && errors.Is(fault, driver.ErrDenied) {
+				continue // no error: there is no such record; the copies are not this user's to see
+			}
 			t.Run(step+" "+fault.Error(), func(t *testing.T) {
 				_, one, two := twoNodes(t)
 				one.create("v", nil)
 				one.create("w", nil)
 				one.tap.on(only([]string{step}, fault))
-				if step == "load" && errors.Is(fault, driver.ErrNotFound) || step == "clones" && errors.Is(fault, driver.ErrDenied) {
-					t.Skip("that is no error: there is no such record; the copies are not this user's to see")
-				}
 				v, err := one.Get(within(t, ever), "v")
 				if err != nil || v.Status["ceph"] != nil || v.Status["id"] == nil || !strings.Contains(fmt.Sprint(v.Status["error"]), fault.Error()) {
 					t.Fatalf("%+v, %v", v, err)

@@ -1,0 +1,132 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// where finds the place of a volume: it is asked for everywhere at once. ErrNoVolume
+// only if every place says so.
+func (p Places) where(ctx context.Context, name string) (*Driver, error) {
+	if len(p) == 1 {
+		return p[0], nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p[0].patience/2)
+	defer cancel()
+	found, errs := make([]bool, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) {
+		found[i], errs[i] = d.images.Exists(ctx, name)
+		found[i] = found[i] || errors.Is(errs[i], ErrUnusable)
+	})
+	return p.only(name, found, errs)
+}
+
+// only picks the one place that has the volume.
+func (p Places) only(name string, found []bool, errs []error) (at *Driver, err error) {
+	for i, d := range p {
+		if found[i] && at != nil {
+			return nil, fmt.Errorf("%w: %s/%s and %s/%s; rename one of them (rbd rename), or remove it with rbd",
+				ErrTwice, at.place, name, d.place, name)
+		}
+		if found[i] {
+			at = d
+		}
+	}
+	if at != nil {
+		return at, nil
+	}
+	if err := together(errs); err != nil {
+		return nil, err
+	}
+	return nil, ErrNoVolume
+}
+
+func (p Places) each(do func(i int, d *Driver)) {
+	var wg sync.WaitGroup
+	panics := make([]error, len(p))
+	for i, d := range p {
+		wg.Go(func() {
+			panics[i] = Survive(func() error {
+				do(i, d)
+				return nil
+			})
+		})
+	}
+	wg.Wait()
+	if err := together(panics); err != nil { // what each returns has no place for it
+		panic(err)
+	}
+}
+
+// choose picks the place for a new volume, and that of the one it is made of.
+func (p Places) choose(ctx context.Context, name string, opts map[string]string) (at, origin *Driver, err error) {
+	if err := checkName(name); err != nil {
+		return nil, nil, err
+	}
+	if len(p) == 1 {
+		return p[0], p[0], nil
+	}
+	at, err = p.where(ctx, name)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		at, err = p.fitting(opts)
+	case err == nil && at.place.accepts(opts) != nil:
+		err = fmt.Errorf("%w in %s; remove it there, or choose another name", ErrExists, at.place)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	from, _, _ := strings.Cut(opts[OptFrom]+opts[OptSnapshot], "@")
+	if origin = at; ValidName(from) {
+		if origin, err = p.where(ctx, from); errors.Is(err, ErrNotFound) {
+			err = invalidf("option %s: there is no volume %s", OptFrom, from)
+		}
+	}
+	return at, origin, err
+}
+
+// fitting is the first place with the pool and the namespace of the options.
+func (p Places) fitting(opts map[string]string) (*Driver, error) {
+	var names []string
+	for _, d := range p {
+		// A pool that is named alone is that pool, not a namespace of it.
+		pool, space := strings.TrimSpace(opts[OptPool]), strings.TrimSpace(opts[OptNamespace])
+		if d.place.accepts(opts) == nil && (pool == "" || space != "" || d.place.Namespace == "" || d == p[0]) {
+			return d, nil
+		}
+		names = append(names, d.place.String())
+	}
+	return nil, invalidf("option %s=%q, %s=%q: this plugin's volumes are in %s (settings RBD_CONF_POOL, RBD_CONF_NAMESPACE, RBD_POOLS)",
+		OptPool, opts[OptPool], OptNamespace, opts[OptNamespace], strings.Join(names, ", "))
+}
+
+// at is where, for an operation that wants a volume which is there.
+func (p Places) at(ctx context.Context, op, name string) (*Driver, error) {
+	err := checkName(name)
+	var d *Driver
+	if err == nil {
+		d, err = p.where(ctx, name)
+	}
+	return d, wrap(op, name, err)
+}
+
+// together makes one line of what places say, each thing once.
+func together(errs []error) (all error) {
+	var said []string
+	for _, err := range errs {
+		switch {
+		case err == nil || slices.Contains(said, err.Error()):
+			continue
+		case all == nil:
+			all = err
+		default:
+			all = fmt.Errorf("%w; %w", all, err)
+		}
+		said = append(said, err.Error())
+	}
+	return all
+}

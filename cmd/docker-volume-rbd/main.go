@@ -69,7 +69,7 @@ func main() {
 	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	s := service{log: log, socket: *socket, root: *root, run: *run, conf: *conf, patience: modulePatience, stop: stop}
+	s := service{log: log, socket: *socket, root: *root, run: *run, conf: *conf, module: krbd.Available, patience: modulePatience, stop: stop}
 	again, err := s.serve(ctx)
 	for again && err == nil && ctx.Err() == nil {
 		again, err = s.serve(ctx)
@@ -84,8 +84,9 @@ func main() {
 type service struct {
 	log                     *logrus.Logger
 	socket, root, run, conf string
-	patience                time.Duration // with the kernel's module
-	stop                    func()        // ends the program
+	module                  func(context.Context) error // tells whether the kernel's is there; krbd.Available
+	patience                time.Duration               // with it
+	stop                    func()                      // ends the program
 }
 
 // serve listens before anything that may take time or fail: dockerd disables a
@@ -113,7 +114,7 @@ func (s service) serve(ctx context.Context) (again bool, err error) {
 			ctx, cancel = context.WithCancel(ctx)
 			go func() {
 				defer cancel()
-				for errors.Is(krbd.Available(ctx), krbd.ErrLate) && ctx.Err() == nil {
+				for errors.Is(s.module(ctx), krbd.ErrLate) && ctx.Err() == nil {
 					time.Sleep(time.Second) // it was killed: once more
 				}
 			}()

@@ -31,7 +31,7 @@ func (s service) kernel(ctx context.Context, mapper string) (missing, err error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
-	if missing = krbd.Available(ctx); errors.Is(missing, krbd.ErrLate) {
+	if missing = s.module(ctx); errors.Is(missing, krbd.ErrLate) {
 		return nil, fmt.Errorf("setting RBD_MAPPER=%s: %w; as soon as it is there the plugin works, see modprobe and the kernel's log on this node", mapper, missing)
 	}
 	return missing, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -14,8 +15,8 @@ import (
 )
 
 // Kinds of faults. Whatever a process that dies leaves half done, die-before and
-// die-after tell from each other.
-var Kinds = []string{"die-before", "die-after", "fail", "hang"}
+// die-after tell from each other; die-within is at a random moment of the step.
+var Kinds = []string{"die-before", "die-within", "die-after", "fail", "hang"}
 
 // ErrInjected is what a step that fails says.
 var ErrInjected = errors.New("this step was made to fail")
@@ -44,6 +45,9 @@ func FromEnvironment(getenv func(string) string) (*Layer, error) {
 	}
 	return l, nil
 }
+
+// within is about as long as a call of librbd that changes something takes.
+const within = 40 * time.Millisecond
 
 // hang is longer than who asks in a test has patience.
 const hang = 5 * time.Second
@@ -76,6 +80,10 @@ func (l *Layer) Step(ctx context.Context, name string, call func() error) error 
 	case "die-before":
 		die()
 	case "die-after":
+		_ = call()
+		die()
+	case "die-within": // librbd's calls have several steps
+		time.AfterFunc(rand.N(within), die)
 		_ = call()
 		die()
 	case "fail":

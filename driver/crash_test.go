@@ -125,7 +125,7 @@ func TestAPauseAtAnyStep(t *testing.T) {
 				calls, reached, at := 0, "", ""
 				paused = false
 				stale := ""
-				one.tap.before = func(call string) error {
+				one.tap.on(func(call string) error {
 					if calls++; calls != pauseAt {
 						return nil
 					}
@@ -143,7 +143,7 @@ func TestAPauseAtAnyStep(t *testing.T) {
 						two.unmount("v", "2")
 					}
 					return nil
-				}
+				})
 				var err error
 				for _, s := range story {
 					reached = s.step
@@ -192,16 +192,16 @@ func TestAHangUpAtAnyStepOfMount(t *testing.T) {
 		one.create("v", nil)
 		ctx, hangUp := context.WithCancel(within(t, ever))
 		calls := 0
-		one.tap.before = func(string) error {
+		one.tap.on(func(string) error {
 			if calls++; calls == hangAt {
 				hangUp()
 			}
 			return nil
-		}
+		})
 		_, err := one.Driver.Mount(ctx, "v", "1")
 		one.turn("v")
 		hung = calls >= hangAt
-		one.tap.before = nil
+		one.tap.on(nil)
 		if err == nil { // package plugin unmounts it then
 			one.unmount("v", "1")
 		}
@@ -259,15 +259,15 @@ func TestAFailureAtAnyStepOfMountIsUndone(t *testing.T) {
 		one, two := newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
 		one.create("v", nil)
 		calls := 0
-		one.tap.before = func(string) error {
+		one.tap.on(func(string) error {
 			if calls++; calls == failAt {
 				return failure
 			}
 			return nil
-		}
+		})
 		_, err := one.Driver.Mount(within(t, ever), "v", "1")
 		failed = calls >= failAt
-		one.tap.before = nil
+		one.tap.on(nil)
 		if err == nil {
 			continue // a call whose failure does not matter
 		}

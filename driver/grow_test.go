@@ -49,27 +49,28 @@ func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
 	for _, away := range []bool{true, false} {
 		ctx, cancel := context.WithTimeout(context.Background(), ever)
 		defer cancel()
-		looks, grown := 0, false
-		one.tap.before = func(call string) error {
+		var looks atomic.Int32
+		var grown atomic.Bool
+		one.tap.on(func(call string) error { // Ceph is asked meanwhile
 			switch call {
 			case "names", "ping":
 				if away {
 					return driver.ErrUnavailable
 				}
 			case "mappings":
-				looks++
+				looks.Add(1)
 			case "grow":
-				grown = true
+				grown.Store(true)
 			}
-			if away && looks == 9 || grown {
+			if away && looks.Load() == 9 || grown.Load() {
 				cancel()
 			}
 			return nil
-		}
+		})
 		_, _ = one.List(ctx)
 		one.Follow(ctx, time.Millisecond)
-		if grown == away {
-			t.Errorf("Ceph away: %v, grown: %v", away, grown)
+		if grown.Load() == away {
+			t.Errorf("Ceph away: %v, grown: %v", away, grown.Load())
 		}
 	}
 }

@@ -59,13 +59,13 @@ func TestWhoLetsGoWhileItIsLookedAtIsNotFenced(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	two.tap.before = func(call string) error {
+	two.tap.on(func(call string) error {
 		if call == "watchers" {
-			two.tap.before = nil
+			two.tap.on(nil)
 			one.unmount("v", "1")
 		}
 		return nil
-	}
+	})
 	two.mount("v", "2")
 	if strings.Contains(two.log.String(), "fenced") {
 		t.Error("a planned move fenced somebody")
@@ -106,9 +106,9 @@ func TestADeadHolderIsFencedForGood(t *testing.T) {
 func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "map" { // the guard says mapping; now the node stands still
-			one.tap.before = nil
+			one.tap.on(nil)
 			one.client.Kill()
 			two.mount("v", "2")
 			if err := two.write("v", "ext4 data"); err != nil {
@@ -116,7 +116,7 @@ func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
 			}
 		}
 		return nil
-	}
+	})
 	one.refused("v", "1", driver.ErrLost)
 	if d := one.device("v"); d != "" {
 		t.Errorf("still mapped as %s", d)
@@ -132,9 +132,9 @@ func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
 func TestAPausedFormatterChangesNothing(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "setmeta" {
-			one.tap.before = nil
+			one.tap.on(nil)
 			one.client.Kill()
 			one.Host.Cut()
 			two.mount("v", "2")
@@ -143,7 +143,7 @@ func TestAPausedFormatterChangesNothing(t *testing.T) {
 			}
 		}
 		return nil
-	}
+	})
 	if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil {
 		t.Error("it was mounted twice")
 	}
@@ -157,9 +157,9 @@ func TestAPausedFormatterChangesNothing(t *testing.T) {
 func TestWhatWasReadBeforeTheGuardIsReadAgain(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "swap guard" {
-			one.tap.before = nil
+			one.tap.on(nil)
 			two.mount("v", "2")
 			if err := two.write("v", "ext4 data"); err != nil {
 				t.Error(err)
@@ -167,7 +167,7 @@ func TestWhatWasReadBeforeTheGuardIsReadAgain(t *testing.T) {
 			two.unmount("v", "2")
 		}
 		return nil
-	}
+	})
 	one.mount("v", "1")
 	one.holds("v", "ext4 data")
 }
@@ -335,14 +335,14 @@ func TestAFencedMappingIsDropped(t *testing.T) {
 func TestALateRemovalRemovesNothing(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "remove" {
-			one.tap.before = nil
+			one.tap.on(nil)
 			one.client.Kill()
 			two.mount("v", "2")
 		}
 		return nil
-	}
+	})
 	if err := one.Driver.Remove(within(t, ever), "v"); err == nil {
 		t.Error("it was removed")
 	}
@@ -357,14 +357,14 @@ func TestTheDeadControlClientOfTheSameNodeIsFenced(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	dead := ""
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "map" {
 			g, _, _ := one.guard("v")
 			dead = g.Addrs[0]
 			one.tap.die()
 		}
 		return nil
-	}
+	})
 	if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil || dead == "" {
 		t.Fatal("it was mounted")
 	}
@@ -405,13 +405,13 @@ func TestNobodyWaitsForAGuardWithoutAWatcher(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, one, two := twoNodes(t)
 			one.create("v", nil)
-			one.tap.before = func(call string) error {
+			one.tap.on(func(call string) error {
 				if call == "open" {
 					one.tap.die()
 					return errCrashed
 				}
 				return nil
-			}
+			})
 			if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil {
 				t.Fatal("it was mounted")
 			}
@@ -480,12 +480,12 @@ func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 		t.Fatal(err)
 	}
 	opened := false
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		switch {
 		case call == "open":
 			opened = true
 		case call == "load" && opened: // it has seen the other watcher
-			one.tap.before = nil
+			one.tap.on(nil)
 			if _, err := two.FenceNode(within(t, ever), "one", ""); err != nil {
 				t.Error(err)
 			}
@@ -493,7 +493,7 @@ func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 			_ = vm.Close(context.Background())
 		}
 		return nil
-	}
+	})
 	one.mount("v", "1")
 	if err := one.write("v", "ext4 data"); err != nil {
 		t.Error(err)
@@ -511,9 +511,9 @@ func TestAStaleMappingUnderAFreeGuardIsDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.restart()
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "look" {
-			one.tap.before = nil
+			one.tap.on(nil)
 			one.Host.Cut()
 			two.mount("v", "2")
 			if err := two.write("v", "ext4 two"); err != nil {
@@ -522,7 +522,7 @@ func TestAStaleMappingUnderAFreeGuardIsDropped(t *testing.T) {
 			two.unmount("v", "2")
 		}
 		return nil
-	}
+	})
 	one.mount("v", "3")
 	one.holds("v", "ext4 two")
 	if err := one.write("v", "ext4 data"); err != nil {
@@ -537,12 +537,12 @@ func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
 	one.create("v", nil)
 	one.create("w", nil)
 	one.mount("w", "1")
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "mount" {
 			return driver.ErrHidden
 		}
 		return nil
-	}
+	})
 	one.refused("v", "1", driver.ErrHidden, "mount volume v")
 	if one.ended != 0 {
 		t.Error("the plugin has ended under a container")
@@ -559,12 +559,12 @@ func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "reaches" {
 			return driver.ErrHidden
 		}
 		return nil
-	}
+	})
 	one.Reconcile(within(t, ever))
 	if one.ended != 0 {
 		t.Error("the plugin has ended under a container")
@@ -626,18 +626,18 @@ func TestAMountThatErrorsHaveMadeReadOnlyIsMadeAnew(t *testing.T) {
 func TestALateMapIsTakenAwayBeforeTheNext(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call != "unmap" {
 			return nil
 		}
-		one.tap.before = nil // it is mapped at this very moment
+		one.tap.on(nil) // it is mapped at this very moment
 		h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
 		if err != nil {
 			return err
 		}
 		_, err = one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite)
 		return err
-	}
+	})
 	one.mount("v", "1")
 	if one.tap.before != nil {
 		t.Error("the mapper was not asked to wait for what it is still at")
@@ -652,7 +652,7 @@ func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {
 	one.mount("v", "1")
 	one.unmount("v", "1")
 	looked := 0
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "check" || call == "mount" {
 			looked++
 			h, err := two.client.Open(within(t, ever), "v", driver.ReadOnly)
@@ -667,7 +667,7 @@ func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {
 			return err
 		}
 		return nil
-	}
+	})
 	one.mount("v", "2")
 	if looked != 2 {
 		t.Errorf("looked %d times", looked)
@@ -688,13 +688,13 @@ func TestWhileCephIsAwayNoMountIsTouched(t *testing.T) {
 		}
 		return fmt.Errorf("%w: no answer", driver.ErrUnavailable)
 	}
-	one.tap.before = away
+	one.tap.on(away)
 	one.mount("v", "2")
 	one.Reconcile(within(t, ever))
 	one.unmount("v", "2")
 	check(t, one.Driver.Unmount(within(t, ever), "v", "1"), driver.ErrUnavailable)
 	one.LetGo(within(t, ever))
-	one.tap.before = nil
+	one.tap.on(nil)
 	one.Reconcile(within(t, ever)) // when it is back, what nobody uses goes
 	if d := one.device("v"); d != "" {
 		t.Errorf("still mapped as %s", d)
@@ -720,18 +720,18 @@ func TestAFenceComesBeforeWhatDropsAMapping(t *testing.T) {
 		if dead {
 			one.Break(h.Image().ID)
 		}
-		one.tap.before = func(call string) error {
+		one.tap.on(func(call string) error {
 			if call == "fence" {
 				return driver.ErrUnavailable
 			}
 			return nil
-		}
+		})
 		one.Reconcile(within(t, ever))
 		_, mounted := one.mountOf("v")
 		if left := mounted || one.device("v") != ""; left == dead {
 			t.Errorf("the fence failed, dead %v: mount or device left %v", dead, left)
 		}
-		one.tap.before = nil
+		one.tap.on(nil)
 		one.Reconcile(within(t, ever))
 		if _, mounted := one.mountOf("v"); mounted || one.device("v") != "" {
 			t.Error("mount or device left")

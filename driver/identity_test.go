@@ -112,14 +112,14 @@ func TestAnImageThatIsReplacedDuringAMountIsRefused(t *testing.T) {
 	}
 	old := one.device("db")
 	one.restart()
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "look" {
-			one.tap.before = nil
+			one.tap.on(nil)
 			c.Rename("db", "db-old")
 			two.create("db", nil)
 		}
 		return nil
-	}
+	})
 	one.refused("db", "2", driver.ErrInUse, "replaced")
 	if one.device("db") != old || one.Path(context.Background(), "db") == "" {
 		t.Error("it was taken from the container that has it")

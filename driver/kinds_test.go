@@ -118,15 +118,15 @@ func TestAFailureOnTheWayToAVolumeOfAnotherKind(t *testing.T) {
 			_, one, two := origin(t)
 			one.create("w", k.options)
 			calls := 0
-			one.tap.before = func(string) error {
+			one.tap.on(func(string) error {
 				if calls++; calls == failAt {
 					return failure
 				}
 				return nil
-			}
+			})
 			_, err := one.Driver.Mount(within(t, ever), "w", "1")
 			failed = calls >= failAt
-			one.tap.before = nil
+			one.tap.on(nil)
 			if err == nil {
 				continue
 			}

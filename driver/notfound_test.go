@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -63,15 +65,20 @@ func TestOnlyTheOpenOfTheImageSaysNotFound(t *testing.T) {
 // callsOf are the steps of Get and List.
 func callsOf(n *node) map[string]bool {
 	calls := map[string]bool{}
+	var mu sync.Mutex // a question that takes long has another beside it
 	n.tap.on(func(call string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		calls[call] = true
 		return nil
 	})
 	_, _ = n.Get(within(n.t, ever), "v")
 	_, _ = n.List(within(n.t, ever))
 	n.tap.on(nil)
+	mu.Lock()
+	defer mu.Unlock()
 	calls["ping"] = true
-	return calls
+	return maps.Clone(calls)
 }
 
 func wantNotMissing(t *testing.T, n *node, known bool, call string, fault func() error) {

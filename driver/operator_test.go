@@ -101,14 +101,14 @@ func TestAnOperatorsFenceIsRefused(t *testing.T) {
 func TestAnOperatorsFenceMeetsANodeThatIsMounting(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call != "map" {
 			return nil
 		}
-		one.tap.before = nil
-		two.tap.before = func(call string) error {
+		one.tap.on(nil)
+		two.tap.on(func(call string) error {
 			if call == "fence" { // the guard was read as mapping
-				two.tap.before = nil
+				two.tap.on(nil)
 				h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
 				if err != nil {
 					return err
@@ -119,13 +119,13 @@ func TestAnOperatorsFenceMeetsANodeThatIsMounting(t *testing.T) {
 				return err
 			}
 			return nil
-		}
+		})
 		taken, err := two.FenceNode(within(t, ever), "one", "")
 		if err != nil || len(taken) != 1 || !slices.Equal(taken[0].Addrs, []string{"10.0.0.1:0/4711"}) {
 			t.Errorf("%+v, %v", taken, err)
 		}
 		return nil
-	}
+	})
 	if _, err := one.Driver.Mount(within(t, soon), "v", "1"); err == nil {
 		t.Error("it was mounted")
 	}

@@ -111,12 +111,12 @@ func TestFencingANodeInTwoPlaces(t *testing.T) {
 func TestANameThatIsTakenElsewhereMeanwhile(t *testing.T) {
 	places, rbd, ssd := twoPlaces(t)
 	ctx := within(t, ever)
-	rbd.before = func(call string) error {
+	rbd.on(func(call string) error {
 		if call == "create" {
 			return ssd.Create(ctx, driver.ImageSpec{Name: "v", Size: 1 << 30})
 		}
 		return nil
-	}
+	})
 	check(t, places.Create(ctx, "v", nil), driver.ErrTwice, "create volume v: ", "rbd/v and ssd/v", "rbd rename")
 	_, err := places.Mount(ctx, "v", "1")
 	check(t, err, driver.ErrTwice, "mount volume v: ")

@@ -104,13 +104,13 @@ func TestAReaderIsNotedWhileItsPluginIsAway(t *testing.T) {
 
 func TestAllReadersAreNoted(t *testing.T) {
 	_, one, two := shared(t)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "swap readers" { // both have read that there are none
-			one.tap.before = nil
+			one.tap.on(nil)
 			two.mount("w", "1")
 		}
 		return nil
-	}
+	})
 	one.mount("w", "1")
 	if got, want := one.readers("w"), "two "+two.client.Addr()+", one "+one.client.Addr(); got != want {
 		t.Errorf("noted: %s, want %s", got, want)
@@ -169,20 +169,20 @@ func TestAReaderAndAWriterSeeEachOther(t *testing.T) {
 				_, one, two := shared(t)
 				calls, done := 0, false
 				reached = false
-				two.tap.before = func(string) error {
+				two.tap.on(func(string) error {
 					if calls++; calls == at {
 						reached = true
 						two.client.Kill() // Ceph does not see its watch
 						done = does(one)
 					}
 					return nil
-				}
+				})
 				_, err := two.Driver.Mount(within(t, soon), "w", "1")
 				if reached && err == nil && done && two.device("w") != "" && two.deviceMode("w") == driver.ReadOnly {
 					t.Errorf("call %d: both have it", at)
 				}
 				if reached && err != nil && !done {
-					two.tap.before = nil
+					two.tap.on(nil)
 					two.reconnect()
 					if two.Reconcile(within(t, ever)); one.readers("w") != "" {
 						t.Errorf("call %d: neither has it, and a note is left: %s", at, one.readers("w"))
@@ -236,13 +236,13 @@ func (n *node) deviceMode(volume string) driver.OpenMode {
 // A node dies with the guard of a volume that others read: nobody may write to that.
 func TestAGuardThatIsLeftOnAReadOnlyVolumeIsTakenAway(t *testing.T) {
 	c, one, two := shared(t)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "remove" {
 			one.tap.die()
 			return errCrashed
 		}
 		return nil
-	}
+	})
 	if err := one.Driver.Remove(within(t, ever), "w"); err == nil {
 		t.Fatal("it was removed")
 	}
@@ -250,12 +250,12 @@ func TestAGuardThatIsLeftOnAReadOnlyVolumeIsTakenAway(t *testing.T) {
 	one.client.Kill()
 	three := newNode(t, c, "three", "10.0.0.3")
 	for _, n := range []*node{two, three} {
-		n.tap.before = func(call string) error {
+		n.tap.on(func(call string) error {
 			if call == "check" || call == "enable lock" {
 				t.Errorf("node %s: %s", n.name, call)
 			}
 			return nil
-		}
+		})
 		n.mount("w", "1")
 		if n.deviceMode("w") != driver.ReadOnly {
 			t.Errorf("node %s may write to it", n.name)

@@ -107,14 +107,14 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 	}
 	one.unmount("x", "1")
 	// It becomes writable just when it was found to be read-only.
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "open" {
 			readonly("false")
 		}
 		return nil
-	}
+	})
 	one.refused("x", "1", driver.ErrInUse, "made writable again meanwhile")
-	one.tap.before = nil
+	one.tap.on(nil)
 	one.mount("x", "1")
 	if err := one.write("x", "ext4 own"); err != nil {
 		t.Error(err)
@@ -141,7 +141,7 @@ func TestWhoSealsAVolumeIsAWatcherThroughout(t *testing.T) {
 				t.Errorf("%s, at %s: the other node has it", name, call)
 			}
 		}
-		one.tap.before = func(call string) error { look("before " + call); return nil }
+		one.tap.on(func(call string) error { look("before " + call); return nil })
 		one.tap.then = func(call string) { look("after " + call) }
 		one.mount(name, "1")
 		one.tap.before, one.tap.then = nil, nil

@@ -15,12 +15,12 @@ import (
 // order notes the calls of a node that matter here.
 func order(n *node, calls ...string) *[]string {
 	var seen []string
-	n.tap.before = func(call string) error {
+	n.tap.on(func(call string) error {
 		if slices.Contains(calls, call) {
 			seen = append(seen, call)
 		}
 		return nil
-	}
+	})
 	return &seen
 }
 
@@ -48,7 +48,7 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 		check(t, err, driver.ErrInvalid)
 	}
 	// The plugin dies while the filesystem is frozen; the next one thaws it.
-	one.tap.before = nil
+	one.tap.on(nil)
 	one.tap.calls, one.tap.after = 0, false
 	for stopAt := 1; !one.Frozen(one.path("v")); stopAt++ {
 		one.tap.calls, one.tap.stopAt, one.tap.dead = 0, stopAt, false
@@ -140,16 +140,16 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	check(t, two.Rollback(within(t, soon), "v", "s"), driver.ErrInUse, "node one")
 	one.unmount("v", "1")
 	check(t, one.Rollback(within(t, ever), "v", "x"), driver.ErrNotFound, "there are: s")
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "rollback" {
 			return errors.New("half of it")
 		}
 		return nil
-	}
+	})
 	if err := one.Rollback(within(t, ever), "v", "s"); err == nil {
 		t.Fatal("no error")
 	}
-	one.tap.before = nil
+	one.tap.on(nil)
 	two.refused("v", "1", driver.ErrContent, "a roll-back to snapshot s was cut short; do it again")
 	if status := two.status("v"); !strings.Contains(fmt.Sprint(status["error"]), "cut short") {
 		t.Errorf("status: %v", status)

@@ -99,20 +99,20 @@ func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 				t.Fatal(err)
 			}
 			one.restart()
-			one.tap.before = func(call string) error {
+			one.tap.on(func(call string) error {
 				switch call {
 				case "unmount", "detach", "unmap", "drop":
 					t.Errorf("%s, under a container", call)
 				}
 				return nil
-			}
+			})
 			one.Reconcile(within(t, ever))
 			one.unmount("w", "1")
 			one.mount("w", "2")
 			one.unmount("w", "2")
 			check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrBusy, "a container on this node (one)", one.device("w"))
 			one.LetGo(within(t, ever))
-			one.tap.before = nil
+			one.tap.on(nil)
 			release()
 			one.Reconcile(within(t, ever))
 			if d := one.device("w"); d != "" {
@@ -163,7 +163,7 @@ func TestWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
 		}
 		return nil
 	}
-	one.tap.before = blind
+	one.tap.on(blind)
 	one.create("v", nil)
 	one.mount("v", "1")
 	one.Reconcile(within(t, ever))
@@ -176,7 +176,7 @@ func TestWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.restart()
-	one.tap.before = blind
+	one.tap.on(blind)
 	one.Reconcile(within(t, ever))
 	if one.device("v") == "" || one.Path(context.Background(), "v") == "" {
 		t.Fatal("it was taken from the container that has it")

@@ -265,10 +265,10 @@ func TestARefusedMkfsOptionCanBeMended(t *testing.T) {
 
 func TestBadInputReachesNobody(t *testing.T) {
 	_, one, _ := twoNodes(t)
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		t.Errorf("it came as far as %s", call)
 		return nil
-	}
+	})
 	ctx := within(t, ever)
 	for name, opts := range map[string]map[string]string{
 		"v": {"sise": "1G"}, "w": {"size": "huge"}, "x": {"fstype": "xfs", "size": "10M"}, "../etc": nil, "": nil,
@@ -463,7 +463,7 @@ func TestAVolumeThatHangsDelaysNoOther(t *testing.T) {
 	one.create("v", nil)
 	hang, stuck := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "map" {
 			first := false
 			once.Do(func() { first = true })
@@ -473,7 +473,7 @@ func TestAVolumeThatHangsDelaysNoOther(t *testing.T) {
 			}
 		}
 		return nil
-	}
+	})
 	done := make(chan error)
 	go func() {
 		_, err := one.Driver.Mount(within(t, ever), "stuck", "1")
@@ -500,13 +500,13 @@ func TestAMountThatDockerGaveUpIsUndone(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	ctx, hangUp := context.WithCancel(context.Background())
-	one.tap.before = func(call string) error {
+	one.tap.on(func(call string) error {
 		if call == "format" {
 			hangUp()
 			return ctx.Err()
 		}
 		return nil
-	}
+	})
 	if _, err := one.Driver.Mount(ctx, "v", "1"); err == nil {
 		t.Fatal("mounted")
 	}

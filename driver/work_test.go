@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -152,4 +153,26 @@ func TestARollBackHasAClientOfItsOwn(t *testing.T) {
 	one.tap.on(nil)
 	two.mount("v", "1")
 	two.holds("v", "ext4 before")
+}
+
+// Who looks into the log of a node sees what it is at.
+func TestALongStepIsInTheLogEachMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, _ := twoNodes(t)
+		one.create("v", nil)
+		one.tap.on(func(call string) error {
+			if call == "format" {
+				time.Sleep(150 * time.Second)
+			}
+			return nil
+		})
+		one.refused("v", "1", driver.ErrBusy, "making its ext4")
+		time.Sleep(200 * time.Second)
+		for _, want := range []string{"making its ext4, for 1m0s now", "making its ext4, for 2m0s now", "what outlived its request is done"} {
+			if !strings.Contains(one.log.String(), want) {
+				t.Errorf("the log does not say %q:\n%s", want, one.log)
+			}
+		}
+		synctest.Wait()
+	})
 }

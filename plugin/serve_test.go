@@ -59,12 +59,14 @@ func TestAPanicInARequest(t *testing.T) {
 	broken := func() { panic(fmt.Errorf("assignment to entry in nil map")) }
 	c := serve(t, fake{
 		get:    func(context.Context, string) (driver.Volume, error) { broken(); return driver.Volume{}, nil },
+		path:   func(context.Context, string) string { broken(); return "" },
 		create: func(context.Context, string, map[string]string) error { broken(); return nil },
 	})
 	c.wantHangUp("VolumeDriver.Get", `{"Name":"db1"}`)
+	c.wantHangUp("VolumeDriver.Path", `{"Name":"db1"}`)
 	c.want("VolumeDriver.Create", `{"Name":"db1"}`, 500,
 		`{"Err":"a fault of the plugin, please report it with the stack in its log: assignment to entry in nil map"}`)
-	for _, line := range c.lines(2) {
+	for _, line := range c.lines(3) {
 		if stack, _ := line.Data["stack"].(string); !strings.Contains(stack, "TestAPanicInARequest") {
 			t.Errorf("logged without its stack: %v", line.Data)
 		}

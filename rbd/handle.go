@@ -86,20 +86,14 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 	if mode == driver.ReadWrite {
 		open = rbd.OpenImage
 	}
-	for again := false; ; again = true {
+	return h.pool.found(h.client, h.ioctx, name, func() error {
 		if h.img, err = open(h.ioctx, name, rbd.NoSnapshot); err == nil {
-			if h.image, err = describe(h.img, name); err == nil {
-				return nil
+			if h.image, err = describe(h.img, name); err != nil {
+				_ = h.img.Close()
 			}
-			_ = h.img.Close()
 		}
-		if errno(err) != syscall.ENOENT || again {
-			return h.pool.unopened(h.ioctx, name, err)
-		}
-		if err = h.pool.mend(h.client, h.ioctx, name); err != nil {
-			return err
-		}
-	}
+		return err
+	})
 }
 
 func describe(img *rbd.Image, name string) (image driver.Image, err error) {

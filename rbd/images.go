@@ -171,14 +171,13 @@ func setMeta(img *rbd.Image, meta map[string]string) error {
 // openable tells whether librbd opens an image, or has one opened that is whole;
 // ErrNoVolume if there is none.
 func (p *Pool) openable(c *client, ioctx *rados.IOContext, name string) error {
-	img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
-	if err == nil {
-		return img.Close()
-	}
-	if errno(err) == syscall.ENOENT {
-		return p.mend(c, ioctx, name)
-	}
-	return p.unopened(ioctx, name, err)
+	return p.found(c, ioctx, name, func() error {
+		img, err := rbd.OpenImageReadOnly(ioctx, name, rbd.NoSnapshot)
+		if err == nil {
+			err = img.Close()
+		}
+		return err
+	})
 }
 
 // unopened tells what it means that librbd does not open an image: that Ceph does not
@@ -186,8 +185,6 @@ func (p *Pool) openable(c *client, ioctx *rados.IOContext, name string) error {
 // that this key may not read, that fails.
 func (p *Pool) unopened(ioctx *rados.IOContext, name string, err error) error {
 	switch errno(err) {
-	case syscall.ENOENT:
-		return errChanging
 	case 0, syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:
 		return err
 	}
@@ -226,6 +223,9 @@ func (p *Pool) ID(ctx context.Context, name string) (id string, err error) {
 		}
 		if err = p.mend(c, ioctx, name); err == nil {
 			id, err = heldID(ioctx, name)
+		}
+		if err == nil && id == "" {
+			err = errChanging
 		}
 		return err
 	})

@@ -104,34 +104,60 @@ func steady(ioctx *rados.IOContext, name string) (traces, error) {
 	return before, errors.Join(err, errChanging)
 }
 
+// found opens an image by open, and once more if librbd did not find it and it is mended, or
+// was made or renamed meanwhile.
+func (p *Pool) found(c *client, ioctx *rados.IOContext, name string, open func() error) error {
+	err := open()
+	if errno(err) == syscall.ENOENT {
+		if err = p.mend(c, ioctx, name); err != nil {
+			return err
+		}
+		if err = open(); errno(err) == syscall.ENOENT {
+			return p.unfound(ioctx, name)
+		}
+	}
+	return p.unopened(ioctx, name, err)
+}
+
 // mend makes an image that librbd does not find under its name one that it does, if
-// that is surely right. ErrNoVolume if there is none: nothing, or remains that free takes
-// away. Any other error is of an image that is there, with the cure.
+// that is surely right; it may be that it does by now. ErrNoVolume if there is none: nothing,
+// or remains that free takes away. Any other error is of an image that is there, with the cure.
 func (p *Pool) mend(c *client, ioctx *rados.IOContext, name string) error {
 	t, err := look(ioctx, name)
 	if err == nil {
 		err = p.remains(c, ioctx)
 	}
+	if err == nil && t.id != "" && t.kind() != remains {
+		// Any of the others is seen, too, of an image that somebody just makes or renames.
+		t, err = steady(ioctx, name)
+	}
 	if err != nil || t.id == "" {
 		return cmp.Or(err, driver.ErrNoVolume)
 	}
-	switch kind := t.kind(); {
-	case kind == remains:
-		return cmp.Or(p.noData(ioctx, t), driver.ErrNoVolume)
-	case kind != whole && kind != comingBack:
-		return p.refuse(t)
-	}
-	if t, err = steady(ioctx, name); err != nil {
-		return err
-	}
 	switch t.kind() {
+	case remains:
+		return cmp.Or(p.noData(ioctx, t), driver.ErrNoVolume)
 	case whole:
 		return p.putBack(ioctx, t)
 	case comingBack:
 		p.cfg.Log.Warnf("image %s (id %s): its restoration from the trash was cut short, and is completed", t.name, t.id)
-		return rbd.TrashRestore(ioctx, t.id, t.name)
+		if err = rbd.TrashRestore(ioctx, t.id, t.name); errno(err) == syscall.ENOENT { // it is complete by now
+			err = nil
+		}
+		return err
+	case unopenable:
+		return nil
 	}
-	return errChanging
+	return p.refuse(t)
+}
+
+// unfound says why librbd does not find an image of which all seems to be there.
+func (p *Pool) unfound(ioctx *rados.IOContext, name string) error {
+	t, err := look(ioctx, name)
+	if err == nil && t.kind() == unopenable {
+		return p.refuse(t)
+	}
+	return cmp.Or(err, errChanging)
 }
 
 // kind is what may be done about traces.
@@ -142,7 +168,7 @@ const (
 	whole           // only rbd_id.NAME is missing
 	comingBack      // a restoration from the trash was cut short
 	remains         // the name is taken, and no image has it
-	unopenable      // all is there
+	unopenable      // all is there: if librbd still does not find it, its pool of data or its parent is gone
 )
 
 func (t traces) kind() kind {
@@ -212,6 +238,12 @@ func (p *Pool) noData(ioctx *rados.IOContext, t traces, further ...*rados.IOCont
 	for _, data := range further {
 		err = errors.Join(err, found(data, fmt.Sprintf("rbd_data.%d.%s.0000000000000000", ioctx.GetPoolID(), t.id)))
 	}
+	if err == nil {
+		return nil
+	}
+	if header, _ := exists(ioctx, headerObject(t.id)); header {
+		return errChanging
+	}
 	return err
 }
 
@@ -222,8 +254,8 @@ func (p *Pool) free(ioctx *rados.IOContext, name string, further ...*rados.IOCon
 	if err != nil || t.id == "" {
 		return err
 	}
-	if t.kind() != remains {
-		return p.refuse(t)
+	if t.kind() != remains { // by now it is an image
+		return rbd.ErrExist
 	}
 	if err := p.noData(ioctx, t, further...); err != nil {
 		return err

@@ -201,5 +201,8 @@ func (a *admin) objects(prefix string) (names []string, err error) {
 // restore is rbd trash restore.
 func (a *admin) restore(id, name string) error { return crbd.TrashRestore(a.ioctx, id, name) }
 
+// delete is rbd trash rm.
+func (a *admin) delete(id string) error { return crbd.TrashRemove(a.ioctx, id, true) }
+
 // rename is rbd mv.
 func (a *admin) rename(from, to string) error { return crbd.GetImage(a.ioctx, from).Rename(to) }

@@ -115,6 +115,23 @@ func (m *mix) discard(i *image, short bool) {
 	m.trash = append(m.trash, i)
 }
 
+// empty is an admin's rbd trash rm, when there is a lot in the trash: else what an hour
+// removes would fill the cluster.
+func (m *mix) empty(r *rand.Rand, _ *slot) {
+	m.trashMu.Lock()
+	much := len(m.trash) > 2*len(m.slots)
+	m.trashMu.Unlock()
+	if !much {
+		return
+	}
+	i := m.fromTrash(r)
+	err := m.admin.delete(i.id)
+	m.note(nil, "rbd trash rm %s: %v", i.id, err)
+	if there, lookErr := m.admin.trashed(i.id); there || lookErr != nil { // it has snapshots, or copies
+		m.discard(i, i.short)
+	}
+}
+
 // fromTrash takes something out of the trash.
 func (m *mix) fromTrash(r *rand.Rand) *image {
 	m.trashMu.Lock()

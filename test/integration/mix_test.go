@@ -20,7 +20,7 @@ import (
 var work = map[string]int{
 	"create": 10, "copy": 8, "mount": 24, "write": 24, "unmount": 12, "second": 4, "steal": 1, "get": 10, "list": 3,
 	"snapshot": 5, "unsnapshot": 3, "rollback": 3, "remove": 6, "restore": 5,
-	"mv": 3, "trash": 2, "resize": 2, "hurt": 4, "late": 2, "halfmade": 2, "bad": 2,
+	"mv": 3, "trash": 2, "empty": 3, "resize": 2, "hurt": 4, "late": 2, "halfmade": 2, "bad": 2,
 }
 
 // kinds are the operations by name.
@@ -28,7 +28,7 @@ func (m *mix) kinds() map[string]func(*rand.Rand, *slot) {
 	return map[string]func(*rand.Rand, *slot){
 		"create": m.create, "copy": m.copy, "mount": m.mount, "write": m.write, "unmount": m.unmount, "second": m.second, "steal": m.steal,
 		"get": m.get, "list": m.list, "snapshot": m.snapshot, "unsnapshot": m.unsnapshot, "rollback": m.rollback, "remove": m.remove,
-		"restore": m.restore, "mv": m.move, "trash": m.discardBy, "resize": m.resize, "hurt": m.hurt, "late": m.late, "halfmade": m.halfMade, "bad": m.bad,
+		"restore": m.restore, "mv": m.move, "trash": m.discardBy, "empty": m.empty, "resize": m.resize, "hurt": m.hurt, "late": m.late, "halfmade": m.halfMade, "bad": m.bad,
 	}
 }
 

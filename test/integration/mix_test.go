@@ -98,6 +98,15 @@ func newMix(t *testing.T, p plan) *mix {
 		newMixNode(t, cfg, "one", 3*time.Hour, p.env), newMixNode(t, cfg, "two", 3*time.Hour, p.env),
 		newMixNode(t, cfg, "three", 20*time.Second, p.env),
 	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		m.watch(stop)
+	}()
+	t.Cleanup(func() {
+		close(stop)
+		<-stopped
+	})
 	for i := range p.names {
 		m.slots = append(m.slots, &slot{name: fmt.Sprintf("v%d", i)})
 	}

@@ -202,7 +202,10 @@ func (n *node) upgrade(t *testing.T) {
 	_, err := n.Sh(quick, fmt.Sprintf(`set -e; mkdir %[1]s
 		printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %[2]s}, maintenance: {uploadpurging: {enabled: false}, readonly: {enabled: true}}}\nhttp: {addr: 127.0.0.1:5000}\n' >%[1]s/config.yml
 		setsid docker-registry serve %[1]s/config.yml >%[1]s/log 2>&1 </dev/null & echo $! >%[1]s/pid`, registry, release(t, remote)))
-	must(t, err)
+	must(t, err, n.within(time.Minute, func() error {
+		_, err := n.Sh(quick, "curl -sS http://127.0.0.1:5000/v2/ || { cat "+registry+"/log; exit 1; }")
+		return err
+	}))
 	n.docker(t, "plugin", "disable", "-f", pluginName)
 	n.docker(t, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", pluginName, remote)
 	n.docker(t, "plugin", "enable", "--timeout", "0", pluginName)

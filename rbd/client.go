@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -79,8 +80,12 @@ func (cfg Config) WithDefaults() Config {
 type client struct {
 	conn    *rados.Conn
 	addr    string
-	mons    string // as monitorsOf; noted, as the connection may not be asked any more when that is wanted
-	users   int    // calls and open images; shut down when retired and 0
+	mons    string    // as monitorsOf; noted, as the connection may not be asked any more when that is wanted
+	key     string    // with which it was made; "" = not known
+	look    time.Time // when to look again whether another client is needed
+	silent  bool      // the monitors have not answered it
+	why     string    // no other could be made; "" = none was tried
+	users   int       // calls and open images; shut down when retired and 0
 	retired bool
 	checked map[driver.Place]bool // namespaces that are there
 }
@@ -98,6 +103,11 @@ func (p *Pool) get(ctx context.Context) (*client, error) {
 		p.mu.Lock()
 		if c := p.current; c != nil {
 			c.users++
+			if time.Now().After(c.look) {
+				c.look = time.Now().Add(time.Hour) // renew tells
+				c.users++
+				go p.renew(c)
+			}
 			p.mu.Unlock()
 			return c, nil
 		}
@@ -126,28 +136,42 @@ func (p *Pool) connect(d *dial) {
 		defer p.mu.Unlock()
 		d.waits = what
 	}
-	conn, err := newConn(p.cfg, timeouts)
-	mons := ""
-	if err == nil {
-		mons = monitorsOf(conn)
-		waits(noMonitor(mons))
-		err = greet(conn, p.cfg)
-	}
-	var c *client
-	if err == nil {
-		c = &client{conn: conn, mons: mons, checked: map[driver.Place]bool{}}
-		if c.addr, err = conn.GetAddrs(); err != nil {
-			conn.Shutdown()
-		}
-	}
+	c, err := p.newClient(func(mons string) { waits(noMonitor(mons)) })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {
-		p.current = c
-		p.cfg.Log.Debugf("connected to ceph as %s, %s", p.cfg.User, c.addr)
+		p.take(c)
 	}
 	d.err, p.dialing = err, nil
 	close(d.done)
+}
+
+func (p *Pool) newClient(dials func(mons string)) (*client, error) {
+	conn, err := newConn(p.cfg, timeouts)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{conn: conn, mons: monitorsOf(conn), checked: map[driver.Place]bool{}, look: time.Now().Add(keyInterval)}
+	c.key, _ = keyOf(p.cfg.client(), conn.GetConfigOption) // librados says what is wrong with it
+	dials(c.mons)
+	if err := greet(conn, p.cfg); err != nil {
+		return nil, err
+	}
+	if c.addr, err = conn.GetAddrs(); err != nil {
+		conn.Shutdown()
+		return nil, err
+	}
+	return c, nil
+}
+
+// take makes a client the current one, if there is none; p.mu is held.
+func (p *Pool) take(c *client) {
+	if p.current != nil { // somebody was faster
+		go c.conn.Shutdown()
+		return
+	}
+	p.current = c
+	p.cfg.Log.Debugf("connected to ceph as %s, %s", p.cfg.User, c.addr)
 }
 
 // checkNamespace keeps a namespace that does not exist from looking like one

@@ -41,11 +41,30 @@ func greet(conn *rados.Conn, cfg Config) error {
 	case syscall.ENOENT:
 		return fmt.Errorf("connect as %s: no key found (%w); put its keyring beside %s", cfg.client(), err, cfg.ConfFile)
 	case syscall.EACCES, syscall.EPERM:
-		return fmt.Errorf("connect as %s: the cluster does not accept the key (%w)", cfg.client(), err)
+		return fmt.Errorf("connect as %s: the cluster does not accept the key (%w); if it was rotated, put what ceph auth get %s prints beside %s",
+			cfg.client(), err, cfg.client(), cfg.ConfFile)
+	case syscall.EIO, syscall.EINVAL: // librados cannot make anything of the key (16.2, 18.2: EIO)
+		return fmt.Errorf("connect as %s: %s (%w)", cfg.client(), cfg.keyTrouble(conn), err)
 	case syscall.ETIMEDOUT:
 		return fmt.Errorf("connect as %s: %s (%w)", cfg.client(), noMonitor(monitorsOf(conn)), err)
 	}
 	return fmt.Errorf("connect as %s: %w", cfg.client(), err)
+}
+
+// keyTrouble says what may be wrong with the key.
+func (cfg Config) keyTrouble(conn *rados.Conn) string {
+	key, err := keyOf(cfg.client(), conn.GetConfigOption)
+	if err != nil {
+		return err.Error()
+	}
+	switch kind, err := KeyType(key); {
+	case err != nil:
+		return fmt.Sprintf("its key cannot be used: %v; put what ceph auth get %s prints beside %s", err, cfg.client(), cfg.ConfFile)
+	case kind == KeyAES:
+		return "librados cannot use the configuration or the key; see " + cfg.ConfFile
+	default:
+		return fmt.Sprintf("its key is of type %s, which this librados is too old for; take a plugin with a newer one, or %s", kind, OldKey(cfg.client()))
+	}
 }
 
 // newConn makes a connection, without connecting.

@@ -26,7 +26,7 @@ func (p *Pool) diagnose(c *client) string {
 	case <-d.done:
 		return d.said
 	case <-time.After(time.Until(d.until)):
-		return noMonitor(c.mons)
+		return p.noAnswer(c)
 	}
 }
 
@@ -45,6 +45,7 @@ func (p *Pool) askMonitors(c *client) *diagnosis {
 		out, err := monCommand(c.conn, map[string]any{"prefix": "health", "format": "json"})
 		if d.said = "the monitors say " + health(out); err != nil {
 			d.said = "the monitors do not tell the cluster's health: " + err.Error()
+			p.unanswered(c)
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()

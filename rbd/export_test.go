@@ -21,3 +21,17 @@ func (p *Pool) DiagnoseLate(ctx context.Context) (string, error) {
 	p.mu.Unlock()
 	return p.diagnose(c), nil
 }
+
+// LookAtKey has the next call look whether the key is another.
+func (p *Pool) LookAtKey() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.current.look = time.Time{}
+}
+
+// MonTimeout sets how long clients that are made from now on wait for a monitor's answer.
+func MonTimeout(seconds string) (undo func()) {
+	before := timeouts["rados_mon_op_timeout"]
+	timeouts["rados_mon_op_timeout"] = seconds
+	return func() { timeouts["rados_mon_op_timeout"] = before }
+}

@@ -47,8 +47,14 @@ func chooseMapper(log *logrus.Logger, values map[string]string, missing error, p
 		return nil, "", fmt.Errorf("setting RBD_MAPPER=%q: allowed are auto, krbd, fuse", name)
 	}
 	why = name + " (RBD_MAPPER)"
+	ceph := pool.Config()
 	if name != "fuse" {
+		if missing == nil {
+			missing = refusesKey(ceph)
+		}
 		switch {
+		case name == "krbd" && errors.Is(missing, krbd.ErrKey):
+			return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w", missing)
 		case name == "krbd" && missing != nil:
 			return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w; load the module on the host (modprobe rbd), or set fuse", missing)
 		case missing != nil:
@@ -57,7 +63,6 @@ func chooseMapper(log *logrus.Logger, values map[string]string, missing error, p
 			name, why = "krbd", "krbd (the kernel has rbd)"
 		}
 	}
-	ceph := pool.Config()
 	kernel := &krbd.Mapper{Ceph: pool, Pool: ceph.Pool, Namespace: ceph.Namespace, MSMode: msMode}
 	if name == "krbd" {
 		return kernel, why, nil
@@ -66,6 +71,19 @@ func chooseMapper(log *logrus.Logger, values map[string]string, missing error, p
 		m = krbd.Beside{Mapper: m, Kernel: kernel}
 	}
 	return m, why, err
+}
+
+// refusesKey tells why the kernel cannot use the user's key, if it surely cannot. What else
+// is wrong with it, or that there is none yet, who connects will say.
+func refusesKey(ceph rbd.Config) error {
+	key, err := ceph.Key()
+	if err == nil {
+		err = krbd.Takes(ceph.User, key)
+	}
+	if errors.Is(err, krbd.ErrKey) {
+		return err
+	}
+	return nil
 }
 
 func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, error) {

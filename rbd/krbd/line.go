@@ -89,10 +89,36 @@ func withKey(k rbd.Kernel, call func() error) error {
 	defer runtime.UnlockOSThread()
 	id, err := unix.AddKey("ceph", "client."+k.User, key, unix.KEY_SPEC_THREAD_KEYRING)
 	if err != nil {
-		return fmt.Errorf("add the key to the kernel's keyring: %w", err)
+		return addKeyError(k, err)
 	}
 	defer func() { _, _ = unix.KeyctlInt(unix.KEYCTL_UNLINK, id, unix.KEY_SPEC_THREAD_KEYRING, 0, 0) }()
 	return call()
+}
+
+// ErrKey tells that this kernel cannot use keys of a type.
+var ErrKey = errors.New("this kernel does not take the key")
+
+// Takes tries whether the kernel can use a user's key: an error that is an ErrKey if not.
+// Which version can is no answer, as distributions take patches back to older ones.
+func Takes(user, key string) error {
+	return withKey(rbd.Kernel{User: strings.TrimPrefix(user, "client."), Key: key}, func() error { return nil })
+}
+
+// notSupported is ENOTSUPP, which Linux keeps for itself, and yet lets out: it is how
+// set_secret refuses a type of key (net/ceph/crypto.c).
+const notSupported = unix.Errno(524)
+
+func addKeyError(k rbd.Kernel, err error) error {
+	if !errors.Is(err, notSupported) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("add the key to the kernel's keyring: %w", err)
+	}
+	kind, typeErr := rbd.KeyType(k.Key)
+	if typeErr != nil || kind == rbd.KeyAES {
+		return fmt.Errorf("add the key to the kernel's keyring: %w; is it whole?", err)
+	}
+	release := kernelRelease()
+	return fmt.Errorf("%w of client.%s: it is of type %s, which Linux has from 7.0 on, and this is %d.%d (%w); set RBD_MAPPER=fuse or auto and enable the plugin anew, "+
+		"take a newer kernel, or %s", ErrKey, k.User, kind, release[0], release[1], err, rbd.OldKey("client."+k.User))
 }
 
 // feature is one of librbd's that are about the format of the image.

@@ -1,9 +1,12 @@
 package krbd
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +14,7 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/krbd/wire"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
@@ -112,6 +116,33 @@ func TestTheKernelsRefusals(t *testing.T) {
 				t.Errorf("left: %s, %v", left, err)
 			}
 		})
+	}
+}
+
+// Whether the kernel can use a type of key is tried: before 7.0 it cannot use all.
+func TestTheKernelsKeys(t *testing.T) {
+	n := one.mappers(t, testbed.Namespace(t), "")
+	takes := func(key []byte) error {
+		_, err := n.Mapper().(remote).call(t.Context(), wire.Request{Op: "takes", Text: base64.StdEncoding.EncodeToString(key)})
+		return err
+	}
+	made := []byte{0x5c, 0x7d, 0x0b, 0x6b, 1, 2, 3, 4}
+	aes := slices.Concat([]byte{1, 0}, made, []byte{16, 0}, bytes.Repeat([]byte{7}, 16))
+	aes256k := slices.Concat([]byte{2, 0}, made, []byte{32, 0}, bytes.Repeat([]byte{7}, 32))
+	release, err := one.Sh(quick, "uname -r")
+	must(t, err, takes(aes))
+	major, _, _ := strings.Cut(release, ".")
+	switch err := takes(aes256k); {
+	case len(major) > 1 || major >= "7":
+		must(t, err)
+	case err == nil:
+		t.Errorf("Linux %s takes a key of type aes256k", release)
+	default:
+		for _, part := range []string{"this kernel does not take the key of client.", "it is of type aes256k", "this is " + major + ".", "RBD_MAPPER=fuse", "--key-type aes"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%q does not say %q", err, part)
+			}
+		}
 	}
 }
 

@@ -110,6 +110,8 @@ func (s *server) do(ctx context.Context, q wire.Request, a *wire.Answer) (err er
 		a.Size, err = s.mapper(q).Size(ctx, q.Mapping)
 	case "maps":
 		err = s.mapper(q).Maps(q.Image.Features)
+	case "takes":
+		err = krbd.Takes(q.User, q.Text)
 	case "hold":
 		var fd int
 		if fd, err = unix.Open(q.Device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0); err == nil {

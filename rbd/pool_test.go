@@ -60,6 +60,7 @@ func TestAClientThatWasFencedIsReplaced(t *testing.T) {
 	if err := other.Fence(t.Context(), h.Client()); err != nil {
 		t.Fatal(err)
 	}
+	drivertest.Watchers(t, other, image.Name) // its OSD knows of the fence, as from any client that takes over
 	if err := h.SetMeta(t.Context(), map[string]string{"x": "1"}); !errors.Is(err, driver.ErrUnavailable) {
 		t.Fatalf("the fenced client: %v", err)
 	}

@@ -222,6 +222,7 @@ func TestADeviceThatCannotBeReadIsNotFormatted(t *testing.T) {
 	if err := one.pool.Fence(t.Context(), g.Addrs...); err != nil {
 		t.Fatal(err)
 	}
+	one.guard("v") // which tells the OSD of the fence
 	if _, err := (fsys.FS{}).Probe(t.Context(), v.Status["device"].(string)); !errors.Is(err, driver.ErrContent) {
 		t.Errorf("probe: %v", err)
 	}

@@ -8,6 +8,11 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 RELEASES  = 16=pacific 17=quincy 18=reef
 HEADERS   = $(shell dpkg-query -W -f '$${Version}' librbd-dev 2>/dev/null | cut -d. -f1)
 TAGS      = $(patsubst $(HEADERS)=%,%,$(filter $(HEADERS)=%,$(RELEASES)))
+# The plugin is built for this machine, or by ARCH for the other architecture.
+OWN     := $(shell go env GOHOSTARCH 2>/dev/null)
+ARCH    ?= $(OWN)
+OTHER   := $(filter-out $(OWN),$(ARCH))
+OUTPUT  := build/plugin$(addprefix -,$(OTHER))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
 .PHONY: help deps build lint test test-krbd mix nightly fuzz bench plugin install uninstall push demo demo-clean clean
@@ -51,10 +56,17 @@ fuzz: ## every fuzz test for FUZZTIME (20s) each
 bench: deps ## the figures of the README, on a throw-away cluster (as root)
 	@TAGS="$(TAGS)" test/run.sh -run '^$$' -bench . -benchtime 20x ./test/integration
 
-plugin: ## build the managed plugin and create it in the engine, disabled
-	VERSION="$(VERSION)" cmd/plugin.sh build/plugin
+plugin: ## build the managed plugin and create it in the engine, disabled; with ARCH=arm64 (or amd64) only build it
+	VERSION="$(VERSION)" ARCH="$(ARCH)" cmd/plugin.sh $(OUTPUT)
+ifeq ($(OTHER),)
 	-docker plugin rm -f $(PLUGIN) >/dev/null 2>&1
-	docker plugin create $(PLUGIN) build/plugin
+	docker plugin create $(PLUGIN) $(OUTPUT)
+else ifeq ($(filter install push,$(MAKECMDGOALS)),)
+	@echo "==> on a node of that architecture: copy $(OUTPUT) there, then docker plugin create NAME DIRECTORY"
+	@echo "==> to a registry, from here: docker plugin create REGISTRY/NAME:$(ARCH) $(OUTPUT) && docker plugin push REGISTRY/NAME:$(ARCH)"
+else
+	$(error make $(MAKECMDGOALS) is for this machine's architecture: make plugin ARCH=$(ARCH) says what to do)
+endif
 
 install: plugin ## create the plugin and enable it; settings: make install SET="RBD_CONF_POOL=x ..."
 	$(if $(SET),docker plugin set $(PLUGIN) $(SET))

@@ -163,7 +163,7 @@ demo() {
 
 	step "The plugin" "Built from this source, then created in both engines. Where the kernel has no rbd it maps in userspace."
 	show cmd/plugin.sh "$dir/plugin"
-	DOCKER_HOST=$N2 slow cmd/plugin.sh "$dir/plugin"
+	slow cmd/plugin.sh "$dir/plugin"
 	install node1
 	install node2
 

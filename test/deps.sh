@@ -12,7 +12,8 @@ packages=(
 	rbd-fuse                               # what make bench is held against
 	docker.io busybox-static               # test/engine.sh
 	jq                                     # examples/snapshot.sh
-	debootstrap                            # cmd/base.sh
+	pax-utils                              # cmd/rootfs.sh
+	debootstrap                            # test/newer-ceph.sh
 	spin                                   # driver/guard.pml
 	qemu-system-x86 kmod docker-registry   # test/krbd.sh
 	e2fsprogs xfsprogs btrfs-progs cryptsetup-bin fdisk util-linux iproute2

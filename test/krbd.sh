@@ -31,7 +31,6 @@ fi
 
 work=$(mktemp -d /tmp/krbd.XXXXXX)
 netns=$(basename "$work")
-engine=
 
 cleanup() {
 	local rc=$? pid
@@ -39,7 +38,6 @@ cleanup() {
 	for pid in "$work"/*.pid; do # a guest that a killed test has left
 		[[ -e $pid ]] && grep -qsF -- "$work/" "/proc/$(cat "$pid")/cmdline" && kill -KILL "$(cat "$pid")"
 	done
-	[[ -z $engine ]] || test/engine.sh stop "$engine" || rc=1
 	[[ ! -d $work/next/e ]] || test/engine.sh stop "$work/next/e" || rc=1
 	[[ ! -d $work/c ]] || test/cluster.sh stop "$work/c" || rc=1
 	[[ ! -d $work/c6 ]] || test/cluster.sh stop "$work/c6" || rc=1
@@ -51,12 +49,8 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM
 
 if [[ -z ${TEST_PLUGIN-} ]]; then
-	engine=$work/e
-	test/engine.sh start "$engine"
 	TEST_PLUGIN=$work/plugin
-	DOCKER_HOST=unix://$engine/docker.sock cmd/plugin.sh "$TEST_PLUGIN"
-	test/engine.sh stop "$engine"
-	engine=
+	cmd/plugin.sh "$TEST_PLUGIN"
 fi
 
 if [[ ${TEST_GUESTS-} ]]; then

@@ -57,11 +57,11 @@ told() { tee "$1" | grep -E --line-buffered '^(---|    ---|ok|FAIL|panic|==>)|fi
 # engine_tests - builds the managed plugin and tests it; for most of the time that waits, for Docker or for Ceph
 engine_tests() {
 	set -e
-	export DOCKER_HOST=unix://$engine/docker.sock
 	cmd/plugin.sh "$TEST_PLUGIN"
 	test/cluster.sh start "$work/c2"
 	TEST_CLUSTER=$work/c2 TEST_ENGINE=$engine go test -count 1 -tags "$TAGS" -timeout 25m -parallel 4 ./test/e2e/...
-	BUILD_TAGS=reef,sabotage cmd/plugin.sh "$TEST_SABOTAGED_PLUGIN"
+	go test -count 1 -timeout 30m -v ./test/rootfs/
+	BUILD_TAGS=sabotage cmd/plugin.sh "$TEST_SABOTAGED_PLUGIN"
 }
 
 test/cluster.sh start "$TEST_CLUSTER"

@@ -35,11 +35,11 @@ trap 'rm -rf --one-file-system "$tmp"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# site NAME - the mirror of Debian's archive NAME that this machine has its own packages from
+# site NAME - prints the mirror of Debian's archive NAME that this machine's own packages come from; on cloud images it is a list
 site() {
 	# shellcheck disable=SC2016 # it is for apt
 	apt-get indextargets --format '$(SITE)' 'Created-By: Packages' |
-		awk -v name="/$1" '{ sub("/$", "") } substr($0, length - length(name) + 1) == name && !n++'
+		awk -v end="/$1$" '{ name = $0; sub("(/|[.]list)$", "", name) } name ~ end && !n++'
 }
 
 # apt ARGUMENT... - apt-get with a state of its own, in which nothing is installed, so that all dependencies come along
@@ -62,7 +62,7 @@ update() {
 	mkdir -p "$tmp"/{lists,cache/archives}
 	: >"$tmp/status"
 	sources debian "$suite" >"$tmp/sources.list"
-	[[ -s $tmp/sources.list ]] || die "this machine has no mirror of Debian among its package sources"
+	[[ -s $tmp/sources.list ]] || die "apt knows no mirror of Debian: is one among its package sources? Then run apt-get update"
 	sources debian-security "$suite-security" >>"$tmp/sources.list"
 	apt update --error-on=any >"$tmp/log" 2>&1 && return
 	grep -q "$suite-security Release' does not have a Release file" "$tmp/log" || return 1

@@ -27,7 +27,8 @@ programs=(
 	mkfs.btrfs btrfs btrfstune
 	blkid cryptsetup modprobe
 )
-# modprobe opens these for modules that are compressed; it is not linked with them.
+# modprobe opens these for modules that are compressed; it is not linked with them. Other libraries that programs may open serve
+# what the plugin does not do: mke2fs -d, tokens and smart cards for passphrases, RDMA.
 opened=(liblzma.so.5 libzstd.so.1)
 # Files that the tools read; then what tells scanners which Debian this is, and the texts that the copyright files refer to.
 data=(etc/mke2fs.conf usr/share/xfsprogs/mkfs/*.conf etc/debian_version usr/lib/os-release usr/share/common-licenses/*)

@@ -4,8 +4,8 @@
 # Usage: cmd/plugin.sh DIR    (root, Go, and Debian's mirror within reach; where the machine is no Debian, a Docker engine)
 #
 # ARCH        amd64 or arm64; by default the machine's own. The other one needs a cross compiler: the script says which
-# SUITE       the Debian release that the packages come from (forky)
-# BUILD_TAGS  build tags; "reef" must be among them with SUITE=trixie, whose Ceph is 18.2
+# SUITE       the Debian release that the packages come from: trixie, with Ceph 18.2, or forky, with 20.2
+# BUILD_TAGS  further build tags
 # VERSION     what the plugin calls itself; by default what git describes
 # SOURCE_DATE_EPOCH  the time of all files; by default that of the last commit
 # BASE        where the machine is no Debian: the image to build in; by default the Dockerfile's
@@ -23,8 +23,9 @@ own=$(go env GOHOSTARCH) || die "Go is not installed: see go.mod for the version
 dir=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 arch=${ARCH:-$own}
-suite=${SUITE:-forky}
+suite=${SUITE:-trixie}
 tags=${BUILD_TAGS-}
+[[ $suite != trixie ]] || tags=reef${tags:+,$tags} # go-ceph is without what its librbd lacks
 version=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo dev)}
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date -r go.mod +%s)}
 export SOURCE_DATE_EPOCH
@@ -88,7 +89,7 @@ build_in_container() {
 	echo "==> building $version for $arch in a container"
 	if ! tar -c --null -T "$tmp/files" -C "$tmp" vendor |
 		docker build --network=host ${BASE:+--build-arg "BASE=$BASE"} --build-arg CROSS="$cross" --build-arg ARCH="$arch" --build-arg SUITE="$suite" \
-			--build-arg BUILD_TAGS="$tags" --build-arg VERSION="$version" --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" \
+			--build-arg BUILD_TAGS="${BUILD_TAGS-}" --build-arg VERSION="$version" --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" \
 			-t "$image" - >"$tmp/log" 2>&1; then
 		tail -n 40 "$tmp/log" >&2
 		die "docker build failed, see above"

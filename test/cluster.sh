@@ -20,11 +20,13 @@ die() {
 	exit 1
 }
 
-# pid DAEMON - its process id while it runs (a pid file may be stale, and its number used by another process)
+# pid DAEMON - its process id while it runs (a pid file may be stale, and its number used by another process, even by another daemon of
+# this cluster)
 pid() {
-	local pid
+	local pid line
 	pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 1
-	grep -qsF -- "$dir/ceph.conf" "/proc/$pid/cmdline" && echo "$pid"
+	{ line=$(tr '\0' ' ' <"/proc/$pid/cmdline"); } 2>/dev/null || return 1
+	[[ $line == "ceph-${1%%.*} -c $dir/ceph.conf -i ${1#*.} " ]] && echo "$pid"
 }
 
 # run COMMAND... - quiet, into DIR/cluster.log

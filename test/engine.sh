@@ -15,15 +15,17 @@ die() {
 	exit 1
 }
 
-# pid FILE - the process id in it, while that is a process of this engine (the file may be stale, and its number used by another)
+# pid NAME FILE - the process id in it, while that is this engine's NAME (the file may be stale, and its number used by another process,
+# even by another one of this engine)
 pid() {
-	local pid
-	pid=$(cat "$1" 2>/dev/null) || return 1
-	grep -qsF -- "$dir/" "/proc/$pid/cmdline" && echo "$pid"
+	local pid exe
+	pid=$(cat "$2" 2>/dev/null) || return 1
+	{ IFS= read -r -d '' exe <"/proc/$pid/cmdline"; } 2>/dev/null || return 1
+	[[ ${exe##*/} == "$1" ]] && grep -qsF -- "$dir/" "/proc/$pid/cmdline" && echo "$pid"
 }
 
-dockerd_pid() { pid "$dir/dockerd.pid"; }
-containerd_pid() { pid "$dir/exec/containerd/containerd.pid"; }
+dockerd_pid() { pid dockerd "$dir/dockerd.pid"; }
+containerd_pid() { pid containerd "$dir/exec/containerd/containerd.pid"; }
 
 # within SECONDS COMMAND... - waits until it succeeds
 within() {

@@ -78,16 +78,17 @@ func (cfg Config) WithDefaults() Config {
 // has not counted itself among its users may not touch conn: librados would go
 // through memory that is free.
 type client struct {
-	conn    *rados.Conn
-	addr    string
-	mons    string    // as monitorsOf; noted, as the connection may not be asked any more when that is wanted
-	key     string    // with which it was made; "" = not known
-	look    time.Time // when to look again whether another client is needed
-	silent  bool      // the monitors have not answered it
-	why     string    // no other could be made; "" = none was tried
-	users   int       // calls and open images; shut down when retired and 0
-	retired bool
-	checked map[driver.Place]bool // namespaces that are there
+	conn     *rados.Conn
+	addr     string
+	mons     string    // as monitorsOf; noted, as the connection may not be asked any more when that is wanted
+	key      string    // with which it was made; "" = not known
+	look     time.Time // when to look again whether another client is needed
+	renewing bool      // it is being looked at
+	silent   bool      // the monitors have not answered it
+	why      string    // no other could be made; "" = none was tried
+	users    int       // calls and open images; shut down when retired and 0
+	retired  bool
+	checked  map[driver.Place]bool // namespaces that are there
 }
 
 // dial is an attempt to connect that several calls may be waiting for.
@@ -103,8 +104,8 @@ func (p *Pool) get(ctx context.Context) (*client, error) {
 		p.mu.Lock()
 		if c := p.current; c != nil {
 			c.users++
-			if time.Now().After(c.look) {
-				c.look = time.Now().Add(time.Hour) // renew tells
+			if !c.renewing && time.Now().After(c.look) {
+				c.renewing = true
 				c.users++
 				go p.renew(c)
 			}

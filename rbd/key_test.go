@@ -50,6 +50,14 @@ func keyring(t *testing.T, path, user, key string) {
 	}
 }
 
+// withCaps is a file from which Ceph takes a user's new key.
+func withCaps(t *testing.T, user, key string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "import")
+	keyring(t, path, user, key+"\n\tcaps mon = \"profile rbd\"\n\tcaps osd = \"profile rbd\"\n\tcaps mgr = \"profile rbd\"")
+	return path
+}
+
 // A librados that is too old for a key, or that can make nothing of it, says EIO.
 func TestAKeyThatLibradosDoesNotKnowIsNamed(t *testing.T) {
 	cfg := testbed.Namespace(t)
@@ -117,12 +125,7 @@ func TestARotatedKeyIsTakenUp(t *testing.T) {
 	}
 
 	key = rotated()
-	with := filepath.Join(t.TempDir(), "import")
-	text := "[" + cfg.User + "]\n\tkey = " + key + "\n\tcaps mon = \"profile rbd\"\n\tcaps osd = \"profile rbd\"\n\tcaps mgr = \"profile rbd\"\n"
-	if err := os.WriteFile(with, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	testbed.Ceph(t, "auth", "import", "-i", with)
+	testbed.Ceph(t, "auth", "import", "-i", withCaps(t, cfg.User, key))
 	keyring(t, cfg.Keyring, cfg.User, key)
 	p.LookAtKey()
 	wait("the new key is not taken up", func() bool { return client() != first })
@@ -144,12 +147,7 @@ func TestAClientThatWasRefusedIsMadeAnew(t *testing.T) {
 	}
 	rotate := func(key string) {
 		t.Helper()
-		file := filepath.Join(t.TempDir(), "import")
-		text := "[client.docker]\n\tkey = " + key + "\n\tcaps mon = \"profile rbd\"\n\tcaps osd = \"profile rbd\"\n"
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		ceph("auth", "import", "-i", file)
+		ceph("auth", "import", "-i", withCaps(t, "client.docker", key))
 		pid := filepath.Join(dir, "mon.a.pid")
 		testbed.Run(t, "sh", "-c", fmt.Sprintf("pid=$(cat %s); kill $pid; while test -e /proc/$pid; do sleep 0.1; done; ceph-mon -c %s/ceph.conf -i a", pid, dir))
 	}

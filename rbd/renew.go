@@ -5,8 +5,6 @@ import (
 	"errors"
 	"syscall"
 	"time"
-
-	"github.com/sirupsen/logrus"
 )
 
 // keyInterval is how often the key is looked at.
@@ -26,11 +24,11 @@ func (p *Pool) renew(c *client) {
 	var next *client
 	if err == nil && (key != c.key || silent) {
 		if next, err = p.newClient(func(string) {}); err != nil {
-			level := logrus.WarnLevel
+			say := p.cfg.Log.Warnf
 			if errno(err) == syscall.ETIMEDOUT { // Ceph is away: who asks is told
-				level = logrus.DebugLevel
+				say = p.cfg.Log.Debugf
 			}
-			p.cfg.Log.WithFields(nil).Logf(level, "no other client of ceph can be made: %v", err)
+			say("no other client of ceph can be made: %v", err)
 			wait = 5 * keyInterval
 		}
 	}
@@ -39,7 +37,7 @@ func (p *Pool) renew(c *client) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.look, c.silent = time.Now().Add(wait), false
+	c.renewing, c.look, c.silent = false, time.Now().Add(wait), false
 	if next != nil {
 		p.take(next)
 	} else if err != nil {
@@ -51,10 +49,7 @@ func (p *Pool) renew(c *client) {
 func (p *Pool) unanswered(c *client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.silent = true
-	if time.Until(c.look) < keyInterval { // else renew is at it
-		c.look = time.Time{}
-	}
+	c.silent, c.look = true, time.Time{}
 }
 
 // noAnswer says what it means.

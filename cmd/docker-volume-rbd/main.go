@@ -169,6 +169,9 @@ func (s service) newPlaces(ctx context.Context, restart func()) (places driver.P
 		Cluster: values["RBD_CONF_CLUSTER"], ConfFile: s.conf, User: values["RBD_CONF_KEYRING_USER"],
 		Pool: where[0].Pool, Namespace: where[0].Namespace, Log: log,
 	})
+	if missing == nil && values["RBD_MAPPER"] != "fuse" {
+		missing = refusesKey(first.Config())
+	}
 	for i, place := range where {
 		pool, root, run := first, s.root, s.run
 		if i > 0 {

@@ -37,7 +37,7 @@ func (s service) kernel(ctx context.Context, mapper string) (missing, err error)
 	return missing, nil
 }
 
-// chooseMapper also tells which it is, and why; missing is why the kernel has no rbd.
+// chooseMapper also tells which it is, and why; missing is why the kernel cannot map.
 func chooseMapper(log *logrus.Logger, values map[string]string, missing error, pool *rbd.Pool, run string) (m driver.Mapper, why string, err error) {
 	name, msMode := values["RBD_MAPPER"], values["RBD_MS_MODE"]
 	if msMode != "" && !slices.Contains(krbd.MSModes, msMode) {
@@ -49,9 +49,6 @@ func chooseMapper(log *logrus.Logger, values map[string]string, missing error, p
 	why = name + " (RBD_MAPPER)"
 	ceph := pool.Config()
 	if name != "fuse" {
-		if missing == nil {
-			missing = refusesKey(ceph)
-		}
 		switch {
 		case name == "krbd" && errors.Is(missing, krbd.ErrKey):
 			return nil, "", fmt.Errorf("setting RBD_MAPPER=krbd: %w", missing)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -267,6 +268,13 @@ func TestTheMapperIsChosenForAReason(t *testing.T) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	krbdErr := krbd.Available(t.Context())
+	keyErr := fmt.Errorf("%w of client.docker", krbd.ErrKey)
+	for mapper, want := range map[string]string{"auto": "fuse (this kernel does not take the key of client.docker)", "fuse": "fuse (RBD_MAPPER)", "krbd": ""} {
+		_, why, err := chooseMapper(log, map[string]string{"RBD_MAPPER": mapper}, keyErr, rbd.New(rbd.Config{}), t.TempDir())
+		if why != want || (err == nil) != (want != "") || err != nil && err.Error() != "setting RBD_MAPPER=krbd: "+keyErr.Error() {
+			t.Errorf("%s, and the key is refused: got %q, %v", mapper, why, err)
+		}
+	}
 	for _, row := range []struct{ mapper, msMode, why, err string }{
 		{"fuse", "", "fuse (RBD_MAPPER)", ""},
 		{"auto", "secure", map[bool]string{true: "krbd (the kernel has rbd)", false: "fuse (the kernel has no rbd, and modprobe rbd: "}[krbdErr == nil], ""},

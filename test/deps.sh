@@ -5,6 +5,10 @@
 # Usage: test/deps.sh
 set -euo pipefail
 
+case $(dpkg --print-architecture) in
+arm64) cross=gcc-x86-64-linux-gnu ;;
+*) cross=gcc-aarch64-linux-gnu ;;
+esac
 packages=(
 	gcc libc6-dev make git curl ca-certificates shellcheck # build
 	librbd-dev librados-dev
@@ -13,6 +17,7 @@ packages=(
 	docker.io busybox-static               # test/engine.sh
 	jq                                     # examples/snapshot.sh
 	pax-utils                              # cmd/rootfs.sh
+	"$cross"                               # cmd/plugin.sh, for the other architecture
 	debootstrap                            # test/newer-ceph.sh
 	spin                                   # driver/guard.pml
 	qemu-system-x86 kmod docker-registry   # test/krbd.sh

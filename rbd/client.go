@@ -219,6 +219,10 @@ func (p *Pool) put(c *client) {
 func (p *Pool) retire(c *client, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.retireLocked(c, why)
+}
+
+func (p *Pool) retireLocked(c *client, why error) {
 	if c.retired {
 		return
 	}

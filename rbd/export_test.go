@@ -35,3 +35,22 @@ func MonTimeout(seconds string) (undo func()) {
 	timeouts["rados_mon_op_timeout"] = seconds
 	return func() { timeouts["rados_mon_op_timeout"] = before }
 }
+
+// RenewLate has a client made anew that was about to be when the pool was closed, and tells
+// whether the pool has one then.
+func (p *Pool) RenewLate(ctx context.Context) (connected bool, err error) {
+	c, err := p.get(ctx)
+	if err != nil {
+		return false, err
+	}
+	p.Close()
+	p.mu.Lock()
+	c.users++
+	c.silent = true
+	p.mu.Unlock()
+	p.renew(c)
+	p.put(c)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.current != nil, nil
+}

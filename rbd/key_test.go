@@ -176,3 +176,10 @@ func TestAClientThatWasRefusedIsMadeAnew(t *testing.T) {
 	rotate(key) // the old one again: the keyring stays what it was
 	until(works)
 }
+
+// Nobody would end the connection of a pool that is closed, as that of a roll-back is.
+func TestAClosedPoolIsNotConnectedAnew(t *testing.T) {
+	if connected, err := rbd.New(testbed.Namespace(t)).RenewLate(t.Context()); connected || err != nil {
+		t.Errorf("connected: %v, %v", connected, err)
+	}
+}

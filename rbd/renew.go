@@ -17,7 +17,7 @@ const keyInterval = 2 * time.Second
 func (p *Pool) renew(c *client) {
 	defer p.put(c)
 	p.mu.Lock()
-	silent := c.silent
+	silent, why := c.silent, c.why
 	p.mu.Unlock()
 	wait := keyInterval
 	key, err := keyOf(p.cfg.client(), c.conn.GetConfigOption)
@@ -25,22 +25,23 @@ func (p *Pool) renew(c *client) {
 	if err == nil && (key != c.key || silent) {
 		if next, err = p.newClient(func(string) {}); err != nil {
 			say := p.cfg.Log.Warnf
-			if errno(err) == syscall.ETIMEDOUT { // Ceph is away: who asks is told
+			if errno(err) == syscall.ETIMEDOUT || err.Error() == why { // Ceph is away, and who asks is told; or it was said
 				say = p.cfg.Log.Debugf
 			}
 			say("no other client of ceph can be made: %v", err)
 			wait = 5 * keyInterval
 		}
 	}
-	if next != nil {
-		p.retire(c, errors.New("there is a new one"))
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.renewing, c.look, c.silent = false, time.Now().Add(wait), false
-	if next != nil {
+	switch {
+	case next != nil && c.retired: // meanwhile: perhaps the pool was closed
+		go next.conn.Shutdown()
+	case next != nil:
+		p.retireLocked(c, errors.New("there is a new one"))
 		p.take(next)
-	} else if err != nil {
+	case err != nil:
 		c.why = err.Error()
 	}
 }

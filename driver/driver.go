@@ -33,6 +33,7 @@ type Config struct {
 	Poll     time.Duration // between two looks at whether a holder is alive; default 300 ms
 	Patience time.Duration // for Ceph before Get and List fall back to the record; default 5 s
 	Unheld   time.Duration // after which a volume that no container has is let go, though Docker has it mounted; default 10 min
+	Keep     time.Duration // for which a mount is kept that nobody has heard of; default 1 min
 }
 
 // Driver holds the policy: who may mount what, in which order, and what is
@@ -59,10 +60,12 @@ type Driver struct {
 	poll       time.Duration
 	patience   time.Duration
 	unheldTime time.Duration
+	keepTime   time.Duration
 	now        func() time.Time
 
 	locks   locks
 	refs    refs
+	kept    kept
 	outage  outage
 	sizes   sizes
 	unheld  unheld
@@ -94,6 +97,9 @@ func New(c Config) (*Driver, error) {
 	}
 	if d.unheldTime = c.Unheld; d.unheldTime == 0 {
 		d.unheldTime = 10 * time.Minute
+	}
+	if d.keepTime = c.Keep; d.keepTime == 0 {
+		d.keepTime = time.Minute
 	}
 	return d, nil
 }
@@ -185,6 +191,12 @@ func (r *refs) drop(volume, id string) (left int) {
 		delete(r.m, volume)
 	}
 	return len(ids)
+}
+
+func (r *refs) has(volume, id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.m[volume][id] > 0
 }
 
 // forget drops all references of a volume whose mount is lost.

@@ -30,6 +30,7 @@ type node struct {
 	poll    time.Duration
 	trash   time.Duration
 	unheld  time.Duration
+	keep    time.Duration
 	tap     *tap
 	log     *safeBuffer
 	ended   int // how often the plugin has asked for a restart
@@ -55,7 +56,7 @@ func (n *node) start() {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
 		Secrets: n.tap, Trash: n.trash, Unlock: true, Restart: func() { n.ended++ },
-		Place: driver.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld,
+		Place: driver.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
 	})
 	if err != nil {
 		n.t.Fatal(err)

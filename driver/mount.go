@@ -68,10 +68,7 @@ func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string,
 	if path, err = d.inside(ctx, name); err != nil {
 		return "", also(err, "undo", d.withdraw(ctx, name))
 	}
-	if unawaited(ctx) {
-		return "", d.withdraw(ctx, name)
-	}
-	d.refs.add(name, id)
+	d.refer(ctx, name, id)
 	d.unheld.forget(name)
 	d.record.note(name)
 	return path, nil

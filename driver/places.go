@@ -100,6 +100,15 @@ func (p Places) Mount(ctx context.Context, name, id string) (string, error) {
 	return d.Mount(ctx, name, id)
 }
 
+// Keep keeps a mount that nobody has heard of; see Driver.Keep.
+func (p Places) Keep(ctx context.Context, name, id string) {
+	for _, d := range p {
+		if d.refs.count(name) > 0 {
+			d.Keep(ctx, name, id)
+		}
+	}
+}
+
 // Unmount takes one user of a volume away; see Driver.Unmount. What is mounted here
 // is known without Ceph.
 func (p Places) Unmount(ctx context.Context, name, id string) error {

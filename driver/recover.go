@@ -125,6 +125,7 @@ func (d *Driver) LetGo(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, m := range mappings {
 		wg.Go(func() {
+			d.unkeep(m.Name)
 			d.refs.forget(m.Name)
 			d.survive("let go of", m.Name, func() { d.settle(ctx, m.Name, nil, held) })
 		})

@@ -269,6 +269,7 @@ func halfRolledBack(meta map[string]string) error {
 
 // idle gets the guard of a volume that nobody uses, or says who does.
 func (d *Driver) idle(ctx context.Context, name string) (*lease, error) {
+	d.unkeep(name)
 	if n := d.refs.count(name); n > 0 {
 		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", ErrBusy, n, d.node.Name)
 	}

@@ -15,6 +15,9 @@ func (d *Driver) Unmount(ctx context.Context, name, id string) error {
 }
 
 func (d *Driver) unmount(ctx context.Context, name, id string) error {
+	if d.kept.take(user{name, id}, nil) { // it was asked for twice, and heard of once
+		d.refs.drop(name, id)
+	}
 	d.refs.drop(name, id) // Docker does not repeat it if there is no time for the rest
 	unlock, err := d.begin(ctx, name, "unmount")
 	if err != nil {

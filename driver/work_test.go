@@ -48,8 +48,7 @@ func TestALongStepOutlivesItsRequest(t *testing.T) {
 	} {
 		for _, joined := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, the next waits for its end: %v", row.call, joined), func(t *testing.T) {
-				_, one, two := twoNodes(t)
-				one.create("v", nil)
+				one, two := keeper(t, 300*time.Millisecond)
 				row.before(one)
 				calls, release := slow(one, row.call)
 				one.refused("v", "1", driver.ErrBusy, "mount volume v: busy: "+row.says, "it goes on")
@@ -167,7 +166,7 @@ func TestALongStepIsInTheLogEachMinute(t *testing.T) {
 			return nil
 		})
 		one.refused("v", "1", driver.ErrBusy, "making its ext4")
-		time.Sleep(200 * time.Second)
+		time.Sleep(300 * time.Second) // and what it made is kept for a minute
 		for _, want := range []string{"making its ext4, for 1m0s now", "making its ext4, for 2m0s now", "what outlived its request is done"} {
 			if !strings.Contains(one.log.String(), want) {
 				t.Errorf("the log does not say %q:\n%s", want, one.log)

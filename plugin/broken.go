@@ -30,6 +30,9 @@ func (b Broken) Path(context.Context, string) string { return "" }
 // Mount tells the reason.
 func (b Broken) Mount(context.Context, string, string) (string, error) { return "", b.Reason }
 
+// Keep does nothing: nothing is mounted.
+func (b Broken) Keep(context.Context, string, string) {}
+
 // Unmount tells the reason.
 func (b Broken) Unmount(context.Context, string, string) error { return b.Reason }
 

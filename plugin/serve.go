@@ -35,7 +35,7 @@ var (
 	errRetry    = errors.New("empty body: docker's retry of a lost request")
 	errProtocol = fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol", driver.ErrInvalid)
 	errNoEnd    = errors.New("it has not come to its end in time; what it still does is undone, or told by the log")
-	errUnheard  = errors.New("docker hung up")
+	errUnheard  = errors.New("who asked has hung up: kept for a minute, in case the same id asks again")
 )
 
 // tellable decides what may be told of an error. Of what dockerd asks to learn whether
@@ -51,10 +51,11 @@ func tellable(op string, err error) bool {
 	return !errors.Is(err, errRetry)
 }
 
-// serve decodes a request, runs fn within the limits, answers, and logs. If fn succeeds
-// when nobody hears of it any more, undo is called.
+// serve decodes a request, runs fn within the limits, answers, and logs. If keep is given,
+// fn goes on when who asked has hung up, and if fn succeeds when nobody hears of it any
+// more, keep is called.
 func serve[Request, Response any](s *Server, op string, limit limits, fn func(context.Context, Request) (Response, error),
-	undo func(context.Context, Request) error,
+	keep func(context.Context, Request),
 ) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
@@ -66,13 +67,12 @@ func serve[Request, Response any](s *Server, op string, limit limits, fn func(co
 		}
 		var response Response
 		if err == nil {
-			response, err = work(log, op, limit, r, func(ctx context.Context) (Response, error) { return fn(ctx, request) },
-				func(ctx context.Context) error {
-					if undo == nil {
-						return nil
-					}
-					return undo(ctx, request)
-				})
+			do := func(ctx context.Context) (Response, error) { return fn(ctx, request) }
+			var unheard func(context.Context)
+			if keep != nil {
+				unheard = func(ctx context.Context) { keep(ctx, request) }
+			}
+			response, err = work(log, op, limit, r, do, unheard)
 		}
 		logRequest(log.WithField("duration", time.Since(start).Round(100*time.Microsecond).String()), op, err)
 		switch {
@@ -88,13 +88,17 @@ func serve[Request, Response any](s *Server, op string, limit limits, fn func(co
 
 // work runs fn, and waits for it as long as Docker waits for the answer.
 func work[Response any](log logrus.FieldLogger, op string, limit limits, r *http.Request,
-	fn func(context.Context) (Response, error), undo func(context.Context) error,
+	fn func(context.Context) (Response, error), keep func(context.Context),
 ) (Response, error) {
 	type result struct {
 		response Response
 		err      error
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), limit.work)
+	ctx := r.Context()
+	if keep != nil {
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit.work)
 	ended := make(chan result, 1)
 	go func() {
 		defer cancel()
@@ -106,10 +110,8 @@ func work[Response any](log logrus.FieldLogger, op string, limit limits, r *http
 		ended <- is
 	}()
 	unheard := func(why error) error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit.work)
-		defer cancel()
-		if err := driver.Survive(func() error { return undo(ctx) }); err != nil {
-			return fmt.Errorf("%w; and then: %w", why, err)
+		if keep != nil {
+			keep(ctx)
 		}
 		return why
 	}

@@ -23,6 +23,7 @@ type Driver interface {
 	List(ctx context.Context) ([]driver.Volume, error)
 	Path(ctx context.Context, name string) string
 	Mount(ctx context.Context, name, id string) (path string, err error)
+	Keep(ctx context.Context, name, id string)
 	Unmount(ctx context.Context, name, id string) error
 	Remove(ctx context.Context, name string) error
 	Holdings(ctx context.Context) ([]driver.Holding, error)
@@ -45,7 +46,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/Plugin.Activate", serve(s, "activate", short, s.activate, nil))
 	mux.HandleFunc("/VolumeDriver.Capabilities", serve(s, "capabilities", short, s.capabilities, nil))
 	mux.HandleFunc("/VolumeDriver.Create", serve(s, "create", long, s.create, nil))
-	mux.HandleFunc("/VolumeDriver.Mount", serve(s, "mount", long, s.mount, s.unmounted))
+	mux.HandleFunc("/VolumeDriver.Mount", serve(s, "mount", long, s.mount, s.keep))
 	mux.HandleFunc("/VolumeDriver.Unmount", serve(s, "unmount", short, s.unmount, nil))
 	mux.HandleFunc("/VolumeDriver.Remove", serve(s, "remove", short, s.remove, nil))
 	mux.HandleFunc("/VolumeDriver.Get", serve(s, "get", short, s.get, nil))
@@ -80,10 +81,7 @@ func (s *Server) mount(ctx context.Context, r volume.MountRequest) (volume.Mount
 	return volume.MountResponse{Mountpoint: path}, err
 }
 
-// unmounted undoes a mount that nobody has heard of: nobody would ever unmount it.
-func (s *Server) unmounted(ctx context.Context, r volume.MountRequest) error {
-	return s.Driver.Unmount(ctx, r.Name, r.ID)
-}
+func (s *Server) keep(ctx context.Context, r volume.MountRequest) { s.Driver.Keep(ctx, r.Name, r.ID) }
 
 func (s *Server) unmount(ctx context.Context, r volume.UnmountRequest) (empty, error) {
 	return empty{}, s.Driver.Unmount(ctx, r.Name, r.ID)

@@ -1,0 +1,119 @@
+package driver
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A client may run out of patience before a mount has come to its end: podman's is 5 s,
+// and less than a take-over takes. It asks again with the same id, so a mount that
+// nobody has heard of is kept for a while.
+
+// kept are these mounts. Each is counted among the references.
+type kept struct {
+	mu sync.Mutex
+	m  map[user]chan struct{} // closed when it is kept no longer
+}
+
+// user is one who has a volume mounted, as Docker tells them apart.
+type user struct{ volume, id string }
+
+func (k *kept) add(u user) (over <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.m == nil {
+		k.m = map[user]chan struct{}{}
+	}
+	if k.m[u] == nil {
+		k.m[u] = make(chan struct{})
+	}
+	return k.m[u]
+}
+
+// take ends the keeping of a mount; false if that has ended already. With over it is the one that
+// add has begun.
+func (k *kept) take(u user, over <-chan struct{}) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	is := k.m[u]
+	if is == nil || over != nil && over != is {
+		return false
+	}
+	close(is)
+	delete(k.m, u)
+	return true
+}
+
+// of lists whom a volume is kept for.
+func (k *kept) of(volume string) (users []user) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for u := range k.m {
+		if u.volume == volume {
+			users = append(users, u)
+		}
+	}
+	return users
+}
+
+// Keep is for a mount that has succeeded when nobody waited for it any more. The same id
+// finds it within a minute; after that, or when another node or another operation wants
+// the volume, it is unmounted.
+func (d *Driver) Keep(ctx context.Context, name, id string) {
+	u := user{name, id}
+	over := d.kept.add(u)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*d.keepTime)
+	go func() {
+		defer cancel()
+		d.survive("keep", name, func() { d.waitKept(ctx, u, over) })
+	}()
+}
+
+func (d *Driver) waitKept(ctx context.Context, u user, over <-chan struct{}) {
+	end := time.After(d.keepTime)
+	for waits := true; waits; {
+		select {
+		case <-over:
+			return
+		case <-end:
+			waits = false
+		case <-time.After(d.keepTime / 12):
+			m, found, err := d.mapping(ctx, u.volume)
+			if err == nil && found && m.Mode == ReadWrite {
+				wanted, err := d.wanted(ctx, m.ID)
+				waits = err != nil || !wanted
+			}
+		}
+	}
+	if !d.kept.take(u, over) {
+		return
+	}
+	log := d.log.WithField("volume", u.volume).WithField("id", u.id)
+	if err := d.Unmount(ctx, u.volume, u.id); err != nil {
+		log.Warnf("mounted when nobody waited for it any more, and not asked for again: %v", err)
+		return
+	}
+	log.Info("mounted when nobody waited for it any more, and not asked for again: unmounted")
+}
+
+// unkeep drops the references of mounts that are only kept: somebody wants the volume
+// for something else. The volume's turn is taken.
+func (d *Driver) unkeep(name string) {
+	for _, u := range d.kept.of(name) {
+		if d.kept.take(u, nil) {
+			d.refs.drop(name, u.id)
+		}
+	}
+}
+
+// refer counts one more user of a mounted volume. If nobody waits to hear of it the
+// mount is kept.
+func (d *Driver) refer(ctx context.Context, name, id string) {
+	if !d.kept.take(user{name, id}, nil) || !d.refs.has(name, id) {
+		d.refs.add(name, id)
+	}
+	if unawaited(ctx) {
+		d.Keep(ctx, name, id)
+	}
+}

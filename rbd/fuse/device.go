@@ -20,7 +20,7 @@ func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.O
 	}
 	done := make(chan result, 1)
 	go func() { // opening a file of a FUSE filesystem takes as long as its server
-		dev, err := attachLoop(filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)), mode)
+		dev, err := attachLoop(configureLoop, filepath.Join(m.mountpoint(found.Key()), fileName(found.Addr)), mode)
 		done <- result{dev, err}
 	}()
 	select {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,7 @@ const sysBlock = "/sys/block"
 // attachLoop returns a loop device on the file, open. Direct I/O: else the
 // pages would be cached twice, and a flush would not reach the file. Autoclear:
 // closed by everybody, the device is free again.
-func attachLoop(file string, mode driver.OpenMode) (*os.File, error) {
+func attachLoop(configure func(*os.File, *unix.LoopConfig) error, file string, mode driver.OpenMode) (*os.File, error) {
 	config := unix.LoopConfig{}
 	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
 	open := os.O_RDWR
@@ -50,8 +51,7 @@ func attachLoop(file string, mode driver.OpenMode) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
-		if err == nil {
+		if err = configure(dev, &config); err == nil {
 			return dev, nil
 		}
 		_ = dev.Close()
@@ -60,6 +60,38 @@ func attachLoop(file string, mode driver.OpenMode) (*os.File, error) {
 		}
 	}
 	return nil, fmt.Errorf("find a free loop device: other processes take them all")
+}
+
+// configureLoop sets up a free loop device, EBUSY if it is not free any more.
+func configureLoop(dev *os.File, config *unix.LoopConfig) error {
+	err := unix.IoctlLoopConfigure(int(dev.Fd()), config)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) { // the kernel may be older than 5.8
+		err = configureInSteps(dev, config)
+	}
+	return err
+}
+
+// configureInSteps is LOOP_CONFIGURE by what kernels before 5.8 have. A process that dies in
+// between leaves a device that is found by its backing file, as any other.
+func configureInSteps(dev *os.File, config *unix.LoopConfig) error {
+	fd := int(dev.Fd())
+	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_FD, int(config.Fd)); err != nil {
+		return err
+	}
+	var failed error
+	for range 50 { // EAGAIN: somebody, udev say, has just read from it, and pages of that are still there
+		if failed = unix.IoctlLoopSetStatus64(fd, &config.Info); !errors.Is(failed, unix.EAGAIN) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if failed == nil {
+		failed = unix.IoctlSetInt(fd, unix.LOOP_SET_DIRECT_IO, 1)
+	}
+	if failed != nil {
+		_ = clearFd(dev)
+	}
+	return failed
 }
 
 // detachLoop frees a loop device that nobody uses; ErrBusy if anybody does. A

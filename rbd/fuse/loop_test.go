@@ -3,10 +3,14 @@ package fuse
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 )
@@ -56,6 +60,52 @@ func TestALoopDeviceThatCannotBeReadIsNotFree(t *testing.T) {
 	}
 	if got, err := loopOf(filepath.Join(block, "none"), "/run/a"); err == nil {
 		t.Errorf("no devices at all: %q", got)
+	}
+}
+
+// Kernels before 5.8 know no LOOP_CONFIGURE: what it does at once is done step by step,
+// and the device is the same. This kernel has both.
+func TestALoopDeviceOfAnOldKernel(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[driver.OpenMode]string{driver.ReadWrite: "0", driver.ReadOnly: "1"} {
+		for name, configure := range map[string]func(*os.File, *unix.LoopConfig) error{
+			"at once": func(dev *os.File, config *unix.LoopConfig) error {
+				return unix.IoctlLoopConfigure(int(dev.Fd()), config)
+			},
+			"in steps": configureInSteps,
+		} {
+			t.Run(fmt.Sprintf("%v %s", mode, name), func(t *testing.T) {
+				dev, err := attachLoop(configure, file, mode)
+				if err != nil {
+					t.Fatal(err)
+				}
+				block := filepath.Join(sysBlock, filepath.Base(dev.Name()))
+				for path, want := range map[string]string{
+					"size": "2048", "ro": want, "loop/backing_file": file, "loop/autoclear": "1", "loop/dio": "1",
+				} {
+					if got, err := os.ReadFile(filepath.Join(block, path)); err != nil || strings.TrimSpace(string(got)) != want {
+						t.Errorf("%s: %q, %v; want %s", path, got, err, want)
+					}
+				}
+				name := dev.Name()
+				_ = dev.Close()
+				for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+					on, err := loopOf(sysBlock, file)
+					if err == nil && on == "" {
+						break
+					}
+					if time.Now().After(end) {
+						t.Fatalf("%s is still on %s, %v", name, on, err)
+					}
+				}
+			})
+		}
 	}
 }
 

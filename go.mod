@@ -15,6 +15,7 @@ require (
 
 require (
 	github.com/ceph/go-ceph v0.41.0
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/docker/go-plugins-helpers v0.0.0-20240701071450-45e2431495c8
 	github.com/moby/sys/mount v0.3.5
 	golang.org/x/sys v0.49.0

@@ -16,6 +16,7 @@ packages=(
 	rbd-fuse                               # what make bench is held against
 	docker.io busybox-static               # test/engine.sh
 	jq                                     # examples/snapshot.sh
+	systemd                                # systemd/: its units are verified
 	pax-utils                              # cmd/rootfs.sh
 	"$cross"                               # cmd/plugin.sh, for the other architecture
 	debootstrap                            # test/newer-ceph.sh

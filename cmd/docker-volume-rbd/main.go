@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -69,7 +70,12 @@ func main() {
 	log.SetOutput(os.Stdout) // dockerd logs a plugin's standard error as errors, whatever they are
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	s := service{log: log, socket: *socket, root: *root, run: *run, conf: *conf, module: krbd.Available, patience: modulePatience, stop: stop}
+	// Passed on to no child: the image servers must not keep the socket.
+	listen, err := listens(*socket, activation.Files(true))
+	if err != nil {
+		log.Fatal(err)
+	}
+	s := service{log: log, listen: listen, root: *root, run: *run, conf: *conf, module: krbd.Available, patience: modulePatience, stop: stop}
 	again, err := s.serve(ctx)
 	for again && err == nil && ctx.Err() == nil {
 		again, err = s.serve(ctx)
@@ -82,18 +88,19 @@ func main() {
 
 // service is the plugin as it was started.
 type service struct {
-	log                     *logrus.Logger
-	socket, root, run, conf string
-	module                  func(context.Context) error // tells whether the kernel's is there; krbd.Available
-	patience                time.Duration               // with it
-	stop                    func()                      // ends the program
+	log             *logrus.Logger
+	listen          func() (net.Listener, error)
+	root, run, conf string
+	module          func(context.Context) error // tells whether the kernel's is there; krbd.Available
+	patience        time.Duration               // with it
+	stop            func()                      // ends the program
 }
 
 // serve listens before anything that may take time or fail: dockerd disables a
 // plugin whose socket is not there 9.5 s after its start. It is to be called again if
 // it ends because what kept the plugin from working is over.
 func (s service) serve(ctx context.Context) (again bool, err error) {
-	listener, err := plugin.Listen(s.socket)
+	listener, err := s.listen()
 	if err != nil {
 		return false, err
 	}

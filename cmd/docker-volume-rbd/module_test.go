@@ -15,6 +15,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/plugin"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
 )
 
@@ -56,7 +57,7 @@ func TestTheModuleIsWaitedFor(t *testing.T) {
 			log, out := logrus.New(), &said{}
 			log.SetOutput(out)
 			s := service{
-				log: log, socket: filepath.Join(dir, "s"), root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
+				log: log, listen: func() (net.Listener, error) { return plugin.Listen(filepath.Join(dir, "s")) }, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
 				conf: filepath.Join(dir, "none.conf"), module: module, patience: 100 * time.Millisecond, stop: func() {},
 			}
 			ctx, cancel := context.WithCancel(t.Context())
@@ -82,7 +83,7 @@ func TestTheModuleIsWaitedFor(t *testing.T) {
 				}
 			}
 			begin()
-			if answer := mount(t, s.socket); !strings.Contains(answer, "setting RBD_MAPPER="+mapper+": the module rbd is still being loaded") {
+			if answer := mount(t, filepath.Join(dir, "s")); !strings.Contains(answer, "setting RBD_MAPPER="+mapper+": the module rbd is still being loaded") {
 				t.Errorf("meanwhile the answer is %s", answer)
 			}
 			if strings.Contains(out.String(), "mapper fuse") {
@@ -94,7 +95,7 @@ func TestTheModuleIsWaitedFor(t *testing.T) {
 			}
 			begin()
 			want := map[string]string{"auto": "mapper fuse (the kernel has no rbd, and modprobe rbd: exit status 1: not found)", "krbd": "RBD_MAPPER=krbd: the kernel has no rbd"}[mapper]
-			mount(t, s.socket)
+			mount(t, filepath.Join(dir, "s"))
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("then it says\n%s", out)
 			}

@@ -53,6 +53,9 @@ func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.Open
 // gentle is how long a child has to end by itself.
 const gentle = 5 * time.Second
 
+// closing is how long it has to close its image, which takes milliseconds as a rule.
+const closing = 10 * time.Second
+
 // undo ends what an unfinished Map has started, and returns its error. It does
 // so gently, as long as that works: a child that is killed stays a watcher of
 // the image for 30 s, and nobody knows whose it was.
@@ -174,18 +177,21 @@ func killChild(path string) error {
 	if err != nil || !alive {
 		return err
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	if pid <= 1 {
-		return nil // it has not written it yet: start kills it by itself
+	pid, err := childPid(path)
+	if err != nil || pid <= 1 {
+		return err // it has not written it yet: start kills it by itself
 	}
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill image server %d: %w", pid, err)
 	}
 	return nil
+}
+
+// childPid is the pid in a lock file, 0 if there is none yet.
+func childPid(path string) (int, error) {
+	text, err := os.ReadFile(path)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid, err
 }
 
 func (m *Mapper) waitForChild(ctx context.Context, key string) error {

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,6 +107,85 @@ func mapped(t *testing.T, size uint64) (*rbd.Pool, drivertest.Node, string, driv
 		t.Fatal(err)
 	}
 	return pool, n, dir, got, m
+}
+
+// otherNamespace makes a mount namespace, as anybody may: what is mounted now stays
+// mounted in it.
+func otherNamespace(t *testing.T) (end func()) {
+	t.Helper()
+	other := exec.Command("unshare", "--mount", "--propagation", "private", "sleep", "1d")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() { _ = other.Process.Kill(); _ = other.Wait() })
+	t.Cleanup(end)
+	own := testbed.Run(t, "readlink", "/proc/self/ns/mnt")
+	for limit := time.Now().Add(time.Minute); testbed.Run(t, "readlink", "/proc/"+strconv.Itoa(other.Process.Pid)+"/ns/mnt") == own; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("no other mount namespace")
+		}
+	}
+	return end
+}
+
+// Whoever makes a mount namespace has a copy of the image server's mount in it, and the
+// server does not end with ours. Its image is unmapped all the same, with what was
+// written; and after a plugin was killed just then, or its request had no more time, by
+// the next one.
+func TestACopyOfTheMountKeepsNobodyWaiting(t *testing.T) {
+	for name, patience := range map[string]time.Duration{"unmap": time.Minute, "sweep": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			pool, n, dir, mapping, m := mapped(t, 8<<20)
+			end := otherNamespace(t)
+			if err := n.Write(mapping.Device, "written"); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if err := m.Unmap(ctx, mapping.ID); (err == nil) != (name == "unmap") {
+				t.Fatal(err)
+			}
+			if name == "sweep" {
+				m = n.Mapper()
+				if err := m.(*fuse.Mapper).Sweep(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				for limit := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+					left, err := os.Open(filepath.Join(dir, mapping.ID+".lock"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					err = unix.Flock(int(left.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+					_ = left.Close()
+					if err == nil {
+						break
+					}
+					if time.Now().After(limit) {
+						t.Fatal("its image server has not ended")
+					}
+				}
+			}
+			h, err := pool.Open(t.Context(), "image", driver.ReadOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			image := h.Image()
+			if err := h.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			again, err := m.Map(t.Context(), image, driver.ReadWrite)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := n.Read(again.Device); err != nil || got != "written" {
+				t.Errorf("it holds %q, %v", got, err)
+			}
+			end()
+			if err := m.Unmap(t.Context(), mapping.ID); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 func used(t *testing.T, pool *rbd.Pool) uint64 {

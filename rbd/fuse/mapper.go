@@ -94,10 +94,27 @@ func (m *Mapper) Unmap(ctx context.Context, key string) error {
 	if err := driver.Within(ctx, "unmount "+m.mountpoint(key), func() error { return m.unmount(ctx, key) }); err != nil {
 		return err
 	}
-	if err := m.waitForChild(ctx, key); err != nil {
+	if err := m.closed(ctx, key); err != nil {
 		return err
 	}
 	return m.tidy(key)
+}
+
+// closed waits for a child whose filesystem is unmounted. All that was written is in
+// Ceph, so it loses nothing if it has to be killed: librbd's close can hang, or a mount
+// namespace that was made meanwhile, as unshare makes one, still has a copy of the mount.
+func (m *Mapper) closed(ctx context.Context, key string) error {
+	gently, cancel := context.WithTimeout(ctx, closing)
+	defer cancel()
+	err := m.waitForChild(gently, key)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	m.Log.Warnf("image server of %s has not ended %v after its filesystem was unmounted: killed; what was written is in ceph", key, closing)
+	if err := killChild(m.lockfile(key)); err != nil {
+		return err
+	}
+	return m.waitForChild(ctx, key)
 }
 
 // unmount ends the FUSE filesystem. The loop device lets go of the file a
@@ -142,8 +159,9 @@ func (m *Mapper) Drop(ctx context.Context, key string) error {
 }
 
 // Sweep removes what a killed plugin has left of mappings that never came up:
-// lock files that nobody holds, and mount points with nothing on them. It is
-// for the start, when no Map is under way.
+// lock files that nobody holds, and mount points with nothing on them, and ends the
+// children that have no filesystem, in its own time. It is for the start, when no Map
+// is under way.
 func (m *Mapper) Sweep(ctx context.Context) error {
 	locks, err := filepath.Glob(m.lockfile("*"))
 	if err != nil {
@@ -155,9 +173,12 @@ func (m *Mapper) Sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		alive, err := childAlive(lock) // an orphan on its way up cleans up by itself
+		alive, err := childAlive(lock)
 		if err != nil {
 			return err
+		}
+		if alive && !mounted {
+			go m.orphan(key)
 		}
 		if mounted || alive {
 			continue
@@ -167,6 +188,28 @@ func (m *Mapper) Sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// orphan ends a child without a filesystem, whose image it keeps from everybody else:
+// on its way up it ends by itself, but on its way down it may hang (see closed).
+func (m *Mapper) orphan(key string) {
+	pid, err := childPid(m.lockfile(key))
+	if err != nil || pid <= 1 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	defer cancel()
+	if m.waitForChild(ctx, key) == nil {
+		return
+	}
+	_, mounted, err := m.find(context.Background(), key)
+	if is, pidErr := childPid(m.lockfile(key)); err != nil || mounted || pidErr != nil || is != pid {
+		return
+	}
+	m.Log.Warnf("image server of %s has no filesystem, and has not ended in %v: killed", key, closing)
+	if err := killChild(m.lockfile(key)); err != nil {
+		m.Log.Warnf("image server of %s: %v", key, err)
+	}
 }
 
 // tidy removes the empty mount point and the lock file.

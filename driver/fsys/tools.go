@@ -26,9 +26,14 @@ import (
 // does by default. mke2fs knows assume_storage_prezeroed from 1.47.0 on.
 var mkfs = map[string]struct{ always, fresh []string }{
 	"ext4":  {[]string{"mkfs.ext4", "-q", "-F", "-m", "0", "-e", "remount-ro"}, []string{"-E", "nodiscard,assume_storage_prezeroed=1"}},
-	"xfs":   {[]string{"mkfs.xfs", "-q", "-f"}, []string{"-K"}},
+	"xfs":   {[]string{"mkfs.xfs", "-q", "-f", "-c", oldest}, []string{"-K"}},
 	"btrfs": {[]string{"mkfs.btrfs", "-q", "-f"}, []string{"-K"}},
 }
+
+// oldest keeps mkfs.xfs from features that the oldest kernel of a swarm may not know: the
+// defaults of xfsprogs 7.2 (parent pointers, exchange-range) want Linux 6.10. The user's
+// options override it. Releases that do not know the option have older defaults.
+const oldest = "defaults=/usr/share/xfsprogs/mkfs/lts_6.1.conf"
 
 // Format makes a filesystem; see driver.Filesystem. The user's options come
 // last, so that they win over ours, and behind the device, so that no word of
@@ -54,6 +59,10 @@ func (f FS) Format(ctx context.Context, device, fstype string, options []string,
 	}
 	return besideDead(ctx, func() error {
 		_, err := run(ctx, args...)
+		if err != nil && strings.Contains(err.Error(), "unknown option -c "+oldest) {
+			i := slices.Index(args, oldest)
+			_, err = run(ctx, slices.Delete(slices.Clone(args), i-1, i+1)...)
+		}
 		return err
 	})
 }

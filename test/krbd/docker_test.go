@@ -216,6 +216,19 @@ func (n *node) upgrade(t *testing.T) {
 	must(t, err)
 }
 
+// mountsAll has a container use each kind of filesystem as the plugin makes it: its tools
+// may be of a later time than the kernel, and than that of another node.
+func (n *node) mountsAll(t *testing.T) {
+	for fstype, size := range map[string]string{"xfs": "300M", "btrfs": "128M"} {
+		volume := volumeName(t)
+		n.docker(t, "volume", "create", "-d", "rbd", "-o", "size="+size, "-o", "fstype="+fstype, volume)
+		w := &writers{workload.NewChecker(), volume}
+		n.run(t, volume).stop(t, w)
+		w.stopped(t, two, w.write(t, two))
+		n.docker(t, "volume", "rm", volume)
+	}
+}
+
 // On a real kernel the containers' I/O goes on whatever happens to the plugin.
 func TestTheManagedPlugin(t *testing.T) {
 	_, err := one.Sh(quick, "! test -e /sys/bus/rbd || rmmod rbd") // the plugin is to load it
@@ -239,6 +252,7 @@ func TestTheManagedPlugin(t *testing.T) {
 		t.Errorf("the module's single_major is %s, %v", mod, err)
 	}
 	c.stop(t, w)
+	t.Run("this kernel mounts what the plugin's tools make", one.mountsAll)
 
 	for _, trouble := range []struct {
 		name string

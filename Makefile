@@ -44,7 +44,7 @@ test-krbd: deps ## the kernel's client, in guests with Debian's kernel (as root)
 	@TAGS="$(TAGS)" test/krbd.sh
 
 mix: deps ## an hour of all that happens to volumes, at random, on a throw-away cluster (MIX=60m; SEED=n for the order of another run)
-	@TAGS="$(TAGS)" MIX="$(or $(MIX),60m)" SEED="$(SEED)" test/run.sh -count 1 -timeout 0 -v -run '^TestMix$$' ./test/integration
+	@TAGS="$(TAGS)" MIX="$(or $(MIX),60m)" SEED="$(SEED)" CLUSTER_BYTES=8589934592 test/run.sh -count 1 -timeout 0 -v -run '^TestMix$$' ./test/integration
 
 nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night), every step's faults, larger models: some three hours
 	go test -run '^$$' -fuzz '^FuzzRequests$$' -fuzztime 10m ./plugin

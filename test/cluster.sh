@@ -12,7 +12,8 @@
 #   DIR/etc-ceph                                                to be bind-mounted as /etc/ceph: ceph.conf and client.docker's keyring
 # client.docker has the caps that the README documents, client.tests may use every pool.
 # CLUSTER_ADDR sets the address to listen on (default 127.0.0.1, may be of IPv6), CLUSTER_MONS how many monitors there are (1),
-# CLUSTER_OSDS how many OSDs (1).
+# CLUSTER_OSDS how many OSDs (1), CLUSTER_BYTES how much memory each may take (4 GiB), CLUSTER_KEYS=aes that the keys are of the type that
+# clients before 19.2.6 know, where the cluster makes others by itself.
 set -euo pipefail
 
 die() {
@@ -123,7 +124,7 @@ config() {
 		admin_socket = $dir/\$name.asok
 		pid_file = $dir/\$name.pid
 		osd_objectstore = $store
-		memstore_device_bytes = 4294967296
+		memstore_device_bytes = ${CLUSTER_BYTES:-4294967296}
 		bluestore_block_size = 10737418240
 		bluestore_fsck_on_mkfs = false
 		bluestore_cache_autotune = false
@@ -151,7 +152,7 @@ key() {
 	mon.) keyring=$dir/keyring ;;
 	mgr.x | osd.?) keyring=$dir/$name/keyring ;;
 	esac
-	run ceph-authtool -C "$keyring" -n "$name" --gen-key "${caps[@]}"
+	run ceph-authtool -C "$keyring" -n "$name" --gen-key ${CLUSTER_KEYS:+--key-type "$CLUSTER_KEYS"} "${caps[@]}"
 	[[ $name == mon. ]] || run ceph-authtool "$dir/keyring" --import-keyring "$keyring"
 }
 
@@ -170,7 +171,7 @@ create() {
 	key client.tests mon "$docker_caps" osd 'profile rbd' mgr 'profile rbd'
 	cp "$dir/ceph.client.docker.keyring" "$dir/etc-ceph/"
 
-	run monmaptool --create --fsid "$fsid" "$dir/monmap"
+	run monmaptool --create --fsid "$fsid" ${CLUSTER_KEYS:+"--auth-allowed-ciphers=aes256k,$CLUSTER_KEYS"} "$dir/monmap"
 	for id in "${!mon_ids[@]}"; do
 		run monmaptool --addv "${mon_ids[id]}" "${mon_hosts[id]}" "$dir/monmap"
 	done

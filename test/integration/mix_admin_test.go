@@ -201,6 +201,23 @@ func (a *admin) objects(prefix string) (names []string, err error) {
 // restore is rbd trash restore.
 func (a *admin) restore(id, name string) error { return crbd.TrashRestore(a.ioctx, id, name) }
 
+// unsnap is rbd snap purge of an image in the trash; it returns the snapshots that are gone.
+func (a *admin) unsnap(id string) (gone []string, err error) {
+	img, err := crbd.OpenImageById(a.ioctx, id, crbd.NoSnapshot)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+	snaps, err := img.GetSnapshotNames()
+	for _, s := range snaps { // those that are kept for copies only have no name here
+		if err = img.GetSnapshot(s.Name).Remove(); err != nil {
+			break
+		}
+		gone = append(gone, s.Name)
+	}
+	return gone, err
+}
+
 // delete is rbd trash rm.
 func (a *admin) delete(id string) error { return crbd.TrashRemove(a.ioctx, id, true) }
 

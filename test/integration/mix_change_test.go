@@ -125,9 +125,14 @@ func (m *mix) empty(r *rand.Rand, _ *slot) {
 		return
 	}
 	i := m.fromTrash(r)
-	err := m.admin.delete(i.id)
+	gone, err := m.admin.unsnap(i.id)
+	m.note(nil, "rbd snap purge --image-id %s: %v, %v", i.id, gone, err)
+	for _, snap := range gone {
+		delete(i.snaps, snap)
+	}
+	err = m.admin.delete(i.id)
 	m.note(nil, "rbd trash rm %s: %v", i.id, err)
-	if there, lookErr := m.admin.trashed(i.id); there || lookErr != nil { // it has snapshots, or copies
+	if there, lookErr := m.admin.trashed(i.id); there || lookErr != nil { // it has copies, or is not whole
 		m.discard(i, i.short)
 	}
 }

@@ -51,7 +51,11 @@ type user struct {
 	id     string
 	deaths int64 // of the node's, before the mount began
 	file   *openFile
+	ends   atomic.Bool // it is about to be unmounted, or has been
 }
+
+// holds tells whether nobody else may have its image.
+func (u *user) holds() bool { return !u.dead() && !u.ends.Load() }
 
 // dead tells whether the image servers of its node have died since it was begun: its
 // I/O fails then, and another node may have the volume.

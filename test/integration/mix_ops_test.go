@@ -91,7 +91,7 @@ func (m *mix) mountOn(r *rand.Rand, s *slot, n *mixNode) {
 	if err != nil {
 		return
 	}
-	if holder != nil && s.image.user == holder && !holder.dead() {
+	if holder != nil && s.image.user == holder && holder.holds() {
 		m.fault(s, "mounted on %s while %s has it", n.name, holder.node.name)
 	}
 	s.image.used = true
@@ -138,6 +138,7 @@ func (m *mix) unmount(r *rand.Rand, s *slot) {
 	if u == nil {
 		return
 	}
+	u.ends.Store(true) // a plugin that starts again lets go of what no container has, before it is told to
 	u.file.close()
 	_, _ = m.ask(r, s, u.node, "Unmount", map[string]any{"Name": s.name, "ID": u.id}, s.unless())
 	s.was.user, s.was.moved = nil, false

@@ -19,7 +19,6 @@ packages=(
 	systemd                                # systemd/: its units are verified
 	pax-utils                              # cmd/rootfs.sh
 	"$cross"                               # cmd/plugin.sh, for the other architecture
-	debootstrap                            # test/newer-ceph.sh
 	spin                                   # driver/guard.pml
 	qemu-system-x86 kmod docker-registry   # test/krbd.sh
 	e2fsprogs xfsprogs btrfs-progs cryptsetup-bin fdisk util-linux iproute2

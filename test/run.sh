@@ -86,6 +86,8 @@ cat "$work/model.log"
 done_with engine
 told /dev/null <"$work/engine.log"
 test/engine.sh stop "$engine"
+echo "==> what is shipped, on a cluster of today with its keys, in the background"
+begin smoke test/suite.sh forky -- go test -count 1 -v ./test/smoke
 export TEST_GUESTS=$work/guests
 begin guests nice test/krbd.sh build "$TEST_GUESTS"
 echo "==> a swarm of three nodes, and what can happen to them"
@@ -93,6 +95,8 @@ TMPDIR=$work go test -timeout $((20 + ${FAULTS:-4} / 3))m ./test/swarm/ -seed "$
 	-skip "$([[ ${MODEL-} = long ]] && echo '^$' || echo TestUpgradeOfTheEngine)" |
 	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
 done_with guests
+done_with smoke
+told /dev/null <"$work/smoke.log"
 echo "==> the kernel's client, in guests that have it"
 # Its figures are for make test-krbd and the nights; so is what Docker's own tests above have seen already, on the other mapper.
 skip='TestFigures|TestTheManagedPlugin/(disable_and_enable|without_live-restore)|TestAStaleMappingWritesAgainWhenItsFenceEnds/with_the_fence_cut'

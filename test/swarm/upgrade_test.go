@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,8 @@ import (
 func TestUpgradeOfTheEngine(t *testing.T) {
 	watchTimeout(t, 10)
 	newer := filepath.Join(bed.dir, "newer")
-	_, err := tool.Run(5*time.Minute, "../newer.sh", newer)
+	_, err := tool.Run(5*time.Minute, "../../cmd/packages.sh", "trixie", runtime.GOARCH, newer,
+		"docker.io", "tini", "bash", "dash", "coreutils", "hostname", "mount", "curl")
 	must(t, err)
 	usr, err := filepath.EvalSymlinks(filepath.Join(newer, "usr"))
 	must(t, err)

@@ -4,7 +4,7 @@
 # Usage: cmd/plugin.sh DIR    (root, Go, and Debian's mirror within reach; where the machine is no Debian, a Docker engine)
 #
 # ARCH        amd64 or arm64; by default the machine's own. The other one needs a cross compiler: the script says which
-# SUITE       the Debian release that the packages come from: trixie, with Ceph 18.2, or forky, with 20.2
+# SUITE       the Debian release that the packages come from: forky, with Ceph 20.2, or trixie, with 18.2, which knows no keys of type aes256k
 # BUILD_TAGS  further build tags
 # VERSION     what the plugin calls itself; by default what git describes
 # SOURCE_DATE_EPOCH  the time of all files; by default that of the last commit
@@ -23,7 +23,7 @@ own=$(go env GOHOSTARCH) || die "Go is not installed: see go.mod for the version
 dir=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 arch=${ARCH:-$own}
-suite=${SUITE:-trixie}
+suite=${SUITE:-forky}
 tags=${BUILD_TAGS-}
 [[ $suite != trixie ]] || tags=reef${tags:+,$tags} # go-ceph is without what its librbd lacks
 version=${VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo dev)}

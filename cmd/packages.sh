@@ -35,6 +35,11 @@ trap 'rm -rf --one-file-system "$tmp"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# Packages of backports are taken only where they are asked for; elsewhere no release may be preferred, or it would be to its own
+# security updates.
+prefer=()
+[[ $suite != *-backports ]] || prefer=(-o "APT::Default-Release=$suite")
+
 # site NAME - prints the mirror of Debian's archive NAME that this machine's own packages come from; on cloud images it is a list
 site() {
 	# shellcheck disable=SC2016 # it is for apt
@@ -47,7 +52,7 @@ apt() {
 	apt-get -q -y -o "Dir::Etc::SourceList=$tmp/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
 		-o "Dir::State::Lists=$tmp/lists" -o "Dir::State::Status=$tmp/status" -o "Dir::Cache=$tmp/cache" \
-		-o "APT::Architecture=$arch" -o "APT::Architectures=$arch" -o APT::Sandbox::User=root "$@"
+		-o "APT::Architecture=$arch" -o "APT::Architectures=$arch" -o APT::Sandbox::User=root "${prefer[@]}" "$@"
 }
 
 # sources ARCHIVE SUITE - the line of sources.list
@@ -57,17 +62,19 @@ sources() {
 	[[ -z $mirror ]] || echo "deb [arch=$arch target=Packages signed-by=$keyring] $mirror $2 main"
 }
 
-# update - fetches what the mirror has to offer
+# update - fetches what the mirror has to offer; of backports, with the release that they are for
 update() {
+	local release=${suite%-backports}
 	mkdir -p "$tmp"/{lists,cache/archives}
 	: >"$tmp/status"
-	sources debian "$suite" >"$tmp/sources.list"
+	sources debian "$release" >"$tmp/sources.list"
 	[[ -s $tmp/sources.list ]] || die "apt knows no mirror of Debian: is one among its package sources? Then run apt-get update"
-	sources debian-security "$suite-security" >>"$tmp/sources.list"
+	[[ $release == "$suite" ]] || sources debian "$suite" >>"$tmp/sources.list"
+	sources debian-security "$release-security" >>"$tmp/sources.list"
 	apt update --error-on=any >"$tmp/log" 2>&1 && return
-	grep -q "$suite-security Release' does not have a Release file" "$tmp/log" || return 1
+	grep -q "$release-security Release' does not have a Release file" "$tmp/log" || return 1
 	echo "==> $suite has no security updates of its own" >&2
-	sources debian "$suite" >"$tmp/sources.list"
+	sed -i "/$release-security/d" "$tmp/sources.list"
 	apt update --error-on=any >"$tmp/log" 2>&1
 }
 

@@ -3,10 +3,11 @@
 #
 # Usage: test/kernel.sh DIR    (root; needs busybox-static and kmod, see test/deps.sh)
 #
-# KERNEL_SUITE     of which Debian; without it this machine's own. trixie has 6.12.
+# KERNEL_SUITE     of which Debian; without it this machine's own. trixie has 6.12, trixie-backports 7.3.
+# KERNEL_ARCH      amd64 or arm64; without it this machine's own
 #
-# DIR is then a link to vmlinuz, initrd and modules/lib/modules/VERSION, which are cached in
-# ${XDG_CACHE_HOME:-~/.cache}/docker-volume-rbd; delete them there to have them made anew.
+# DIR then has vmlinuz, initrd and modules, whose lib/modules/VERSION is what modprobe looks for. See cmd/packages.sh for where the
+# packages are cached.
 #
 # The guest's root is the host's, by 9p and read-only, with what the guest writes in its memory (overlay). After that the
 # program is run that the kernel's command line names behind "--".
@@ -30,49 +31,22 @@ trap 'exit 143' TERM
 # What the guest needs before it has the host's files.
 early=(virtio_pci 9p 9pnet_virtio overlay)
 
-# apt is the packages of this machine, or those of another suite, from the mirror that this machine has its own from.
-apt=(-q)
-if [[ ${KERNEL_SUITE-} ]]; then
-	# shellcheck disable=SC2016 # it is for apt
-	mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m 1 '/debian/\?$')
-	mkdir -p "$tmp/lists" "$tmp/cache"
-	echo "deb ${mirror%/} $KERNEL_SUITE main" >"$tmp/sources.list"
-	: >"$tmp/status"
-	apt+=(-o "Dir::Etc::SourceList=$tmp/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$tmp/lists"
-		-o "Dir::State::Status=$tmp/status" -o "Dir::Cache=$tmp/cache" -o APT::Sandbox::User=root)
-	apt-get "${apt[@]}" update >"$tmp/log" 2>&1 || {
-		tail -n 20 "$tmp/log" >&2
-		die "apt-get update for $KERNEL_SUITE failed, see above"
-	}
-fi
-
-meta=linux-image-$(dpkg --print-architecture)
-package=$(apt-cache "${apt[@]}" depends "$meta" | awk '$1 == "Depends:" { print $2; exit }')
-[[ $package ]] || die "Debian has no package $meta, or apt knows none: run apt-get update"
-release=${package#linux-image-}
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/docker-volume-rbd/$package
-
-if [[ ! -e $cache/modules ]]; then
-	echo "==> fetching $package (once)"
-	(cd "$tmp" && apt-get "${apt[@]}" download "$package") >"$tmp/log" 2>&1 || {
-		tail -n 20 "$tmp/log" >&2
-		die "apt-get download $package failed, see above"
-	}
-	dpkg-deb -x "$tmp/$package"_*.deb "$tmp/unpacked"
-	[[ -e $tmp/unpacked/lib ]] || ln -s usr/lib "$tmp/unpacked/lib" # from trixie on, and depmod looks there
-	depmod -b "$tmp/unpacked" "$release"
-	rm -rf "$cache"
-	mkdir -p "$cache"
-	mv "$tmp/unpacked/boot/vmlinuz-$release" "$cache/vmlinuz"
-	mv "$tmp/unpacked" "$cache/modules" # last: it tells that all is there
-fi
+arch=${KERNEL_ARCH:-$(dpkg --print-architecture)}
+suite=${KERNEL_SUITE:-$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)}
+"$(dirname "$0")/../cmd/packages.sh" "$suite" "$arch" "$tmp/tree" "linux-image-$arch" busybox-static
+tree=$(realpath "$tmp/tree")
+versions=("$tree"/usr/lib/modules/*)
+release=${versions[0]##*/}
+[[ -e $tree/usr/lib/modules/$release/modules.dep ]] || depmod -b "$tree" "$release"
+vmlinuz=$tree/boot/vmlinuz-$release
+[[ -e $vmlinuz ]] || vmlinuz=$tree/usr/lib/modules/$release/vmlinuz # from 7.3 on
 
 initrd() {
 	local root=$tmp/initrd module
 	mkdir -p "$root"/{bin,dev,proc,sys,host,rw,root}
-	cp "$(type -P busybox)" "$root/bin/busybox"
+	cp "$tree/usr/bin/busybox" "$root/bin/busybox"
 	for module in "${early[@]}"; do
-		modprobe -d "$cache/modules" -S "$release" --show-depends "$module"
+		modprobe -d "$tree" -S "$release" --show-depends "$module"
 	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$tmp/early"
 	while read -r module; do
 		cp "$module" "$root/"
@@ -100,7 +74,8 @@ initrd() {
 	chmod 755 "$root/init"
 	(cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$1"
 }
-initrd "$cache/initrd.$$"
-mv "$cache/initrd.$$" "$cache/initrd"
-rm -f "$1"
-ln -s "$cache" "$1"
+mkdir -p "$1"
+rm -f "$1"/{vmlinuz,initrd,modules}
+initrd "$1/initrd"
+cp "$vmlinuz" "$1/vmlinuz"
+ln -s "$tree" "$1/modules"

@@ -252,7 +252,7 @@ func TestTheManagedPlugin(t *testing.T) {
 		t.Errorf("the module's single_major is %s, %v", mod, err)
 	}
 	c.stop(t, w)
-	t.Run("this kernel mounts what the plugin's tools make", one.mountsAll)
+	t.Run("this kernel mounts all", one.mountsAll)
 
 	for _, trouble := range []struct {
 		name string

@@ -46,6 +46,9 @@ test-krbd: deps ## the kernel's client, in guests with Debian's kernel (as root)
 mix: deps ## an hour of all that happens to volumes, at random, on a throw-away cluster (MIX=60m; SEED=n for the order of another run)
 	@TAGS="$(TAGS)" MIX="$(or $(MIX),60m)" SEED="$(SEED)" CLUSTER_BYTES=8589934592 test/run.sh -count 1 -timeout 0 -v -run '^TestMix$$' ./test/integration
 
+matrix: deps ## what is shipped with each Ceph, engine, podman and kernel (SLICE=name for a part, LIST=1 for their names): docs/tested.md
+	@TAGS="$(TAGS)" LIST="$(LIST)" test/matrix.sh $(SLICE)
+
 nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night), every step's faults, larger models: some three hours
 	go test -run '^$$' -fuzz '^FuzzRequests$$' -fuzztime 10m ./plugin
 	@TAGS="$(TAGS)" FAULTS=200 SEED="$(SEED)" MODEL=long test/run.sh
@@ -61,9 +64,8 @@ plugin: ## build the managed plugin and create it in the engine, disabled; with 
 ifeq ($(OTHER),)
 	-docker plugin rm -f $(PLUGIN) >/dev/null 2>&1
 	docker plugin create $(PLUGIN) $(OUTPUT)
-else ifeq ($(filter install push,$(MAKECMDGOALS)),)
-	@echo "==> on a node of that architecture: copy $(OUTPUT) there, then docker plugin create NAME DIRECTORY"
-	@echo "==> to a registry, from here: docker plugin create REGISTRY/NAME:$(ARCH) $(OUTPUT) && docker plugin push REGISTRY/NAME:$(ARCH)"
+else ifeq ($(filter install,$(MAKECMDGOALS)),)
+	@echo "==> on a node of that architecture: copy $(OUTPUT) there, then docker plugin create NAME DIRECTORY; or make push"
 else
 	$(error make $(MAKECMDGOALS) is for this machine's architecture: make plugin ARCH=$(ARCH) says what to do)
 endif
@@ -75,8 +77,10 @@ install: plugin ## create the plugin and enable it; settings: make install SET="
 uninstall: ## disable and remove the plugin
 	docker plugin rm -f $(PLUGIN)
 
-push: plugin ## push to a registry: make push PLUGIN=registry/name:tag
-	docker plugin push $(PLUGIN)
+push: ## for both architectures to a registry: make push PLUGIN=registry/name:tag
+	VERSION="$(VERSION)" ARCH=amd64 cmd/plugin.sh build/push/amd64
+	VERSION="$(VERSION)" ARCH=arm64 cmd/plugin.sh build/push/arm64
+	VERSION="$(VERSION)" cmd/push.sh $(PLUGIN) amd64=build/push/amd64 arm64=build/push/arm64
 
 demo: ## see it work: a throw-away cluster, an engine if there is none, the plugin, two nodes
 	@test/demo.sh

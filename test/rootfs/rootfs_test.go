@@ -33,14 +33,16 @@ var arches = map[string]struct {
 var ours = regexp.MustCompile(`^(usr/bin/docker-volume-rbd|etc/(passwd|group|nsswitch\.conf)|var/lib/dpkg/status\.d/.*|usr/share/doc/[^/]*/copyright)$`)
 
 func TestRootFilesystem(t *testing.T) {
+	dir, plugins := t.TempDir(), map[string]string{}
 	for _, arch := range slices.Sorted(maps.Keys(arches)) {
 		a := arches[arch]
 		t.Run(arch, func(t *testing.T) {
 			t.Setenv("ARCH", arch)
-			root, digest := build(t)
+			plugins[arch] = filepath.Join(dir, arch)
+			root, digest := build(t, plugins[arch])
 			files := regular(t, root)
 			t.Run("made again it is the same", func(t *testing.T) {
-				if _, again := build(t); again != digest {
+				if _, again := build(t, t.TempDir()); again != digest {
 					t.Errorf("%s, and then %s", digest, again)
 				}
 			})
@@ -54,12 +56,12 @@ func TestRootFilesystem(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a registry has both, each node installs its own", func(t *testing.T) { push(t, plugins) })
 }
 
-// build makes the plugin, and returns its root filesystem and what a tar of all would be.
-func build(t *testing.T) (root, digest string) {
+// build makes the plugin in a directory, and returns its root filesystem and what a tar of all would be.
+func build(t *testing.T, dir string) (root, digest string) {
 	t.Helper()
-	dir := t.TempDir()
 	out, err := tool.Run(10*time.Minute, filepath.Join("..", "..", "cmd", "plugin.sh"), dir)
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ OTHER   := $(filter-out $(OWN),$(ARCH))
 OUTPUT  := build/plugin$(addprefix -,$(OTHER))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
-.PHONY: help deps build lint test test-krbd mix nightly fuzz bench plugin install uninstall push demo demo-clean clean
+.PHONY: help deps build lint test test-krbd mix matrix nightly fuzz bench plugin install uninstall push demo demo-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,9 +49,8 @@ mix: deps ## an hour of all that happens to volumes, at random, on a throw-away 
 matrix: deps ## what is shipped with each Ceph, engine, podman and kernel (SLICE=name for a part, LIST=1 for their names): docs/tested.md
 	@TAGS="$(TAGS)" LIST="$(LIST)" test/matrix.sh $(SLICE)
 
-nightly: deps ## as test, with 200 random faults (SEED=n repeats those of a night), every step's faults, larger models: some three hours
-	go test -run '^$$' -fuzz '^FuzzRequests$$' -fuzztime 10m ./plugin
-	@TAGS="$(TAGS)" FAULTS=200 SEED="$(SEED)" MODEL=long test/run.sh
+nightly: deps ## as test, at length, in slices of at most an hour: SLICE=faults|steps|model|fuzz|guests, all without; SEED=n repeats faults
+	@TAGS="$(TAGS)" SEED="$(SEED)" test/nightly.sh $(SLICE)
 
 fuzz: ## every fuzz test for FUZZTIME (20s) each
 	@TAGS="$(TAGS)" test/fuzz.sh

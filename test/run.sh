@@ -6,9 +6,8 @@
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
 # FAULTS, SEED   how many random faults the swarm has (4), and which (0 = other ones each time)
-# MODEL=long     spin goes through larger models of the guard too, faults come at every step of a volume's life, and the guests
-#                wait for the kernel's own time limits and see the engine with and without live-restore, the plugin starts in every kind of
-#                outage, the engine is upgraded, and errors stop filesystems on a newer kernel too
+#
+# What takes longer than a day's run may is in test/nightly.sh and test/matrix.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -77,9 +76,9 @@ begin engine engine_tests
 echo "==> policy, protocol and settings, with the race detector"
 go test -race ./driver/... ./plugin/... ./test/workload/... ./test/faults/... ./test/guest/...
 echo "==> the model of the guard, with spin, in the background"
-begin model go test -timeout 60m ./test/model/
+begin model go test -timeout 15m ./test/model/
 echo "==> librbd, the mappers and the filesystems, on a real cluster"
-go test -count 1 -p 1 -tags "$TAGS" -timeout "$([[ ${MODEL-} = long ]] && echo 60m || echo 15m)" ./cmd/... ./rbd/... ./test/integration/...
+go test -count 1 -p 1 -tags "$TAGS" -timeout 15m ./cmd/... ./rbd/... ./test/integration/...
 echo "==> waiting for the model, and for the engine"
 done_with model
 cat "$work/model.log"
@@ -91,8 +90,7 @@ begin smoke test/suite.sh forky -- go test -count 1 -v ./test/smoke
 export TEST_GUESTS=$work/guests
 begin guests nice test/krbd.sh build "$TEST_GUESTS"
 echo "==> a swarm of three nodes, and what can happen to them"
-TMPDIR=$work go test -timeout $((20 + ${FAULTS:-4} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-4}" -v \
-	-skip "$([[ ${MODEL-} = long ]] && echo '^$' || echo TestUpgradeOfTheEngine)" |
+TMPDIR=$work go test -timeout $((20 + ${FAULTS:-4} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-4}" -v -skip TestUpgradeOfTheEngine |
 	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
 done_with guests
 done_with smoke
@@ -100,16 +98,9 @@ told /dev/null <"$work/smoke.log"
 echo "==> the kernel's client, in guests that have it"
 # Its figures are for make test-krbd and the nights; so is what Docker's own tests above have seen already, on the other mapper.
 skip='TestFigures|TestTheManagedPlugin/(disable_and_enable|without_live-restore)|TestAStaleMappingWritesAgainWhenItsFenceEnds/with_the_fence_cut'
-long=()
-[[ ${MODEL-} != long ]] || { skip='^$' long=(-long); }
 # On two pairs of guests at the same time: for most of its time each waits, for Docker or for a timeout of Ceph.
 some='^Test(TheManagedPlugin|TheNetworkGoes.*|Errors.*|AnEncrypted.*|CephIsAway)$'
-begin more test/krbd.sh "${long[@]}" -test.run "$some" -test.skip "$skip"
-test/krbd.sh "${long[@]}" -test.skip "$some|$skip" | told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }
+begin more test/krbd.sh -test.run "$some" -test.skip "$skip"
+test/krbd.sh -test.skip "$some|$skip" | told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }
 done_with more
 told /dev/null <"$work/more.log"
-if [[ ${MODEL-} = long ]]; then
-	echo "==> a newer kernel, which says other things of errors"
-	KERNEL_SUITE=trixie test/kernel.sh "$TEST_GUESTS/kernel"
-	test/krbd.sh -test.run '^TestErrorsStopAFilesystem$' | told "$work/krbd.log" || { cat "$work/krbd.log" >&2; exit 1; }
-fi

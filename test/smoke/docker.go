@@ -131,7 +131,7 @@ func startPodman(dir, plugin, ceph string) (*podman, error) {
 	if _, err := tool.Run(10*time.Second, "mount", "--bind", filepath.Join(p.root, shared), shared); err != nil {
 		return p, err
 	}
-	conf := fmt.Sprintf("[engine]\nvolume_plugin_timeout = 120\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[engine.volume_plugins]\nrbd = %q\n", p.socket())
+	conf := fmt.Sprintf("[engine]\nvolume_plugin_timeout = 120\ncgroup_manager = \"cgroupfs\"\nruntime = \"runc\"\nevents_logger = \"file\"\n[engine.volume_plugins]\nrbd = %q\n", p.socket())
 	const etc = "/etc/containers" // it is in memory, see test/suite.sh
 	err = errors.Join(os.MkdirAll(etc, 0o755), os.WriteFile(p.conf, []byte(conf), 0o600),
 		os.WriteFile(filepath.Join(etc, "policy.json"), []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600))

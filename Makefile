@@ -77,6 +77,7 @@ uninstall: ## disable and remove the plugin
 	docker plugin rm -f $(PLUGIN)
 
 push: ## for both architectures to a registry: make push PLUGIN=registry/name:tag
+	$(if $(findstring /,$(PLUGIN)),,$(error say where to: make push PLUGIN=registry/name:tag))
 	VERSION="$(VERSION)" ARCH=amd64 cmd/plugin.sh build/push/amd64
 	VERSION="$(VERSION)" ARCH=arm64 cmd/plugin.sh build/push/arm64
 	VERSION="$(VERSION)" cmd/push.sh $(PLUGIN) amd64=build/push/amd64 arm64=build/push/arm64

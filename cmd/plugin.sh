@@ -66,7 +66,7 @@ build() {
 	echo "==> building $version for $arch"
 	CGO_ENABLED=1 GOOS=linux GOARCH=$arch CC="$compiler $sysroot" CGO_CFLAGS=-O2 go build -trimpath -buildvcs=false -tags "$tags" \
 		-ldflags "-s -w -buildid= -X main.version=$version" -o "$tmp/docker-volume-rbd" ./cmd/docker-volume-rbd
-	rm -rf "$dir/rootfs"
+	rm -rf --one-file-system "$dir/rootfs"
 	mkdir -p "$dir"
 	cmd/rootfs.sh "$tree" "$dir/rootfs" "$tmp/docker-volume-rbd"
 }
@@ -94,7 +94,7 @@ build_in_container() {
 		tail -n 40 "$tmp/log" >&2
 		die "docker build failed, see above"
 	fi
-	rm -rf "$dir/rootfs"
+	rm -rf --one-file-system "$dir/rootfs"
 	mkdir -p "$dir"
 	container=$(docker create "$image" none)
 	docker cp "$container:/plugin.tar" - | tar -xO | tar -C "$dir" -x rootfs

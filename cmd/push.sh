@@ -22,19 +22,24 @@ if [[ ${name##*/} == *:* ]]; then
 fi
 insecure=()
 [[ $name != 127.* && $name != localhost:* ]] || insecure=(--insecure) # as dockerd has it for these
+ref=
+trap '[[ -z $ref ]] || docker plugin rm "$ref" >/dev/null 2>&1 || true' EXIT
 for dir; do
 	ref=$name:$tag-${dir%%=*}
 	dir=${dir#*=}
 	[[ -s $dir/config.json ]] || die "$dir holds no plugin: cmd/plugin.sh makes one"
-	if docker plugin inspect "$ref" >/dev/null 2>&1; then
-		docker plugin rm "$ref" >/dev/null || die "$ref is installed here and enabled: that one is not replaced"
+	if docker plugin inspect "$ref" >/dev/null 2>&1 && ! docker plugin rm "$ref" >/dev/null; then
+		used=$ref ref=
+		die "$used is installed here and enabled: that one is not replaced"
 	fi
 	docker plugin create "$ref" "$dir" >/dev/null
 	docker plugin push "$ref" >/dev/null || die "push $ref: see above; docker login, if the registry says so"
 	docker plugin rm "$ref" >/dev/null
 	# docker plugin push does not tell it.
-	digest=$(docker manifest inspect -v "${insecure[@]}" "$ref" | sed -n 's/.*"digest": "\(sha256:[0-9a-f]*\)".*/\1/p' | head -n 1)
+	digest=$(docker manifest inspect -v "${insecure[@]}" "$ref" | sed -n '0,/"digest"/s/.*"digest": "\(sha256:[0-9a-f]*\)".*/\1/p') ||
+		digest="(docker manifest inspect does not tell its digest)"
 	echo "$ref $digest"
+	ref=
 done
 echo "==> on every node, whatever its architecture:"
 echo "docker plugin install --grant-all-permissions --alias rbd $name:$tag-\$(docker version -f '{{.Server.Arch}}')"

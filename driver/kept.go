@@ -19,16 +19,18 @@ type kept struct {
 // user is one who has a volume mounted, as Docker tells them apart.
 type user struct{ volume, id string }
 
-func (k *kept) add(u user) (over <-chan struct{}) {
+// add begins to keep a mount; false if it is kept already.
+func (k *kept) add(u user) (over <-chan struct{}, added bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.m == nil {
 		k.m = map[user]chan struct{}{}
 	}
-	if k.m[u] == nil {
-		k.m[u] = make(chan struct{})
+	if over = k.m[u]; over != nil {
+		return over, false
 	}
-	return k.m[u]
+	k.m[u] = make(chan struct{})
+	return k.m[u], true
 }
 
 // take ends the keeping of a mount; false if that has ended already. With over it is the one that
@@ -62,12 +64,13 @@ func (k *kept) of(volume string) (users []user) {
 // the volume, it is unmounted.
 func (d *Driver) Keep(ctx context.Context, name, id string) {
 	u := user{name, id}
-	over := d.kept.add(u)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*d.keepTime)
-	go func() {
-		defer cancel()
-		d.survive("keep", name, func() { d.waitKept(ctx, u, over) })
-	}()
+	over, added := d.kept.add(u)
+	if !added { // two requests of the same id, both given up: one reference is kept
+		d.refs.drop(name, id)
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	go d.survive("keep", name, func() { d.waitKept(ctx, u, over) })
 }
 
 func (d *Driver) waitKept(ctx context.Context, u user, over <-chan struct{}) {
@@ -79,22 +82,33 @@ func (d *Driver) waitKept(ctx context.Context, u user, over <-chan struct{}) {
 		case <-end:
 			waits = false
 		case <-time.After(d.keepTime / 12):
-			m, found, err := d.mapping(ctx, u.volume)
-			if err == nil && found && m.Mode == ReadWrite {
-				wanted, err := d.wanted(ctx, m.ID)
-				waits = err != nil || !wanted
-			}
+			waits = !d.wantedElsewhere(ctx, u.volume)
 		}
 	}
 	if !d.kept.take(u, over) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, d.keepTime)
+	defer cancel()
 	log := d.log.WithField("volume", u.volume).WithField("id", u.id)
 	if err := d.Unmount(ctx, u.volume, u.id); err != nil {
 		log.Warnf("mounted when nobody waited for it any more, and not asked for again: %v", err)
 		return
 	}
 	log.Info("mounted when nobody waited for it any more, and not asked for again: unmounted")
+}
+
+// wantedElsewhere tells, as far as that is known, whether another node waits for what is
+// mounted here.
+func (d *Driver) wantedElsewhere(ctx context.Context, volume string) bool {
+	ctx, cancel := context.WithTimeout(ctx, d.patience)
+	defer cancel()
+	m, found, err := d.mapping(ctx, volume)
+	if err != nil || !found || m.Mode != ReadWrite {
+		return false
+	}
+	wanted, err := d.wanted(ctx, m.ID)
+	return err == nil && wanted
 }
 
 // unkeep drops the references of mounts that are only kept: somebody wants the volume

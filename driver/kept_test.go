@@ -52,6 +52,39 @@ func TestAKeptMountEnds(t *testing.T) {
 	two.mount("v", "2")
 }
 
+// Two requests of the same id may both be given up: podman's retries wait for each other.
+func TestAMountIsKeptTwice(t *testing.T) {
+	one, _ := keeper(t, 50*time.Millisecond)
+	one.mount("v", "1")
+	one.mount("v", "1")
+	one.Keep(t.Context(), "v", "1")
+	one.Keep(t.Context(), "v", "1")
+	one.letsGo("v")
+}
+
+// What is left of a node that died while it waited, and of this node's own waiting, wants
+// nothing any more.
+func TestAStaleWishEndsNoKeeping(t *testing.T) {
+	for name, wish := range map[string]map[string]any{
+		"old": {"node": "two", "since": time.Now().Add(-time.Hour)},
+		"own": {"node": "one", "since": time.Now()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			one, _ := keeper(t, 2*time.Second)
+			one.mount("v", "1")
+			mappings, _ := one.Mappings(t.Context())
+			if _, err := one.client.Swap(t.Context(), "wish."+mappings[0].ID, 0, wish); err != nil {
+				t.Fatal(err)
+			}
+			one.Keep(t.Context(), "v", "1")
+			time.Sleep(time.Second)
+			if one.device("v") == "" {
+				t.Error("it is not kept any more")
+			}
+		})
+	}
+}
+
 // What was taken over meanwhile is gone, and with it who it was kept for: who asks now is
 // a user of the new mount.
 func TestAKeptMountThatIsLost(t *testing.T) {

@@ -130,7 +130,8 @@ func (d *Driver) wanted(ctx context.Context, imageID string) (bool, error) {
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
-	return err == nil, err
+	// A request waits for two minutes. What is older is of a node that died meanwhile.
+	return err == nil && w.Node != d.node.Name && d.now().Sub(w.Since) < 10*time.Minute, err
 }
 
 // want says that this node waits for an image, until done is called. Another that

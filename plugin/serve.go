@@ -34,8 +34,8 @@ const maxBody = 1 << 20
 var (
 	errRetry    = errors.New("empty body: docker's retry of a lost request")
 	errProtocol = fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol", driver.ErrInvalid)
-	errNoEnd    = errors.New("it has not come to its end in time; what it still does is undone, or told by the log")
-	errUnheard  = errors.New("who asked has hung up: kept for a minute, in case the same id asks again")
+	errNoEnd    = errors.New("it has not come to its end in time; what it still does is undone, or told by the log; a mount is kept for a minute")
+	errUnheard  = errors.New("nobody waits for it any more: kept for a minute, in case the same id asks again")
 )
 
 // tellable decides what may be told of an error. Of what dockerd asks to learn whether

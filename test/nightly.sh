@@ -20,7 +20,7 @@ done
 [[ $(id -u) = 0 ]] || { echo "$0: run it as root: the tests mount, and start clusters, engines and guests" >&2; exit 1; }
 test/deps.sh
 work=$(mktemp -d /tmp/rbd.XXXXXX)
-trap 'rm -rf --one-file-system "$work"' EXIT
+trap 'test/leftovers.sh "$work" && rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' INT TERM
 export MODEL=long TEST_PLUGIN=${TEST_PLUGIN:-$work/plugin} TEST_SABOTAGED_PLUGIN=${TEST_SABOTAGED_PLUGIN:-$work/sabotaged}
 

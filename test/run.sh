@@ -19,15 +19,10 @@ engine=$work/e
 declare -A beside # processes, by name
 
 cleanup() {
-	local rc=$? pid bed ns dir
+	local rc=$? pid dir
 	trap '' INT TERM
 	for pid in "${beside[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
-	for bed in "$work"/sw*; do # left by a test that was killed; its nodes have died with it
-		[[ -d $bed ]] || continue
-		[[ ! -d $bed/c ]] || test/cluster.sh stop "$bed/c" || rc=1
-		while read -r ns; do ip netns del "$ns" 2>/dev/null || true; done < <(cat "$bed/netns" 2>/dev/null)
-		for ns in "$bed"/*.mnt; do umount -l "$ns" 2>/dev/null || true; done
-	done
+	test/leftovers.sh "$work" || rc=1
 	[[ ! -d $engine ]] || test/engine.sh stop "$engine" || rc=1
 	for dir in "$work/c" "$work/c2"; do [[ ! -d $dir ]] || test/cluster.sh stop "$dir" || rc=1; done
 	rm -rf --one-file-system "$work"

@@ -45,5 +45,6 @@ unshare --mount --pid --fork --kill-child --mount-proc bash -euo pipefail -c '
 	mount -t overlay -o "lowerdir=/etc:$tree/etc,upperdir=$tmp/etc-upper,workdir=$tmp/etc-work" overlay /etc
 	mount -t tmpfs -o mode=755 tmpfs /run
 	hash -r
+	export IN_SUITE=$$
 	"$@"
 ' bash "$tree" "$tmp" "$@"

@@ -54,7 +54,7 @@ func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.Open
 const gentle = 5 * time.Second
 
 // closing is how long it has to close its image, which takes milliseconds as a rule.
-const closing = 10 * time.Second
+var closing = 10 * time.Second
 
 // undo ends what an unfinished Map has started, and returns its error. It does
 // so gently, as long as that works: a child that is killed stays a watcher of

@@ -133,8 +133,9 @@ func otherNamespace(t *testing.T) (end func()) {
 // written; and after a plugin was killed just then, or its request had no more time, by
 // the next one.
 func TestACopyOfTheMountKeepsNobodyWaiting(t *testing.T) {
-	for name, patience := range map[string]time.Duration{"unmap": time.Minute, "sweep": time.Second} {
+	for name, patience := range map[string]time.Duration{"unmap": time.Minute, "sweep": time.Second / 2} {
 		t.Run(name, func(t *testing.T) {
+			fuse.Impatient(t)
 			pool, n, dir, mapping, m := mapped(t, 8<<20)
 			end := otherNamespace(t)
 			if err := n.Write(mapping.Device, "written"); err != nil {
@@ -185,6 +186,25 @@ func TestACopyOfTheMountKeepsNobodyWaiting(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// The settings may name another pool when the plugin starts again: what is mapped of the
+// one before serves its containers, and no sweep ends it.
+func TestASweepLeavesAloneWhatIsMapped(t *testing.T) {
+	fuse.Impatient(t)
+	_, n, _, mapping, m := mapped(t, 8<<20)
+	other := n.Mapper().(*fuse.Mapper)
+	other.Ceph.Namespace = "another"
+	if err := other.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	if err := n.Write(mapping.Device, "written"); err != nil {
+		t.Error(err)
+	}
+	if err := m.Unmap(t.Context(), mapping.ID); err != nil {
+		t.Fatal(err)
 	}
 }
 

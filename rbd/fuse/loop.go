@@ -171,6 +171,15 @@ func growLoop(device, file string) (size uint64, err error) {
 // that may be asked for: LOOP_GET_STATUS asks the filesystem of the file, and
 // waits for a server that has stopped.
 func loopOf(block, file string) (string, error) {
+	return findLoop(block, func(name string) bool { return name == file })
+}
+
+// loopBelow finds a loop device on any file whose name begins so, "" if there is none.
+func loopBelow(block, prefix string) (string, error) {
+	return findLoop(block, func(name string) bool { return strings.HasPrefix(name, prefix) })
+}
+
+func findLoop(block string, is func(file string) bool) (string, error) {
 	devices, err := os.ReadDir(block)
 	if err != nil {
 		return "", err
@@ -186,7 +195,7 @@ func loopOf(block, file string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if strings.TrimSuffix(string(name), "\n") == file {
+		if is(strings.TrimSuffix(string(name), "\n")) {
 			return "/dev/" + device.Name(), nil
 		}
 	}

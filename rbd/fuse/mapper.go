@@ -158,60 +158,6 @@ func (m *Mapper) Drop(ctx context.Context, key string) error {
 	return m.tidy(key)
 }
 
-// Sweep removes what a killed plugin has left of mappings that never came up:
-// lock files that nobody holds, and mount points with nothing on them, and ends the
-// children that have no filesystem, in its own time. It is for the start, when no Map
-// is under way.
-func (m *Mapper) Sweep(ctx context.Context) error {
-	locks, err := filepath.Glob(m.lockfile("*"))
-	if err != nil {
-		return err
-	}
-	for _, lock := range locks {
-		key := strings.TrimSuffix(filepath.Base(lock), ".lock")
-		_, mounted, err := m.find(ctx, key)
-		if err != nil {
-			return err
-		}
-		alive, err := childAlive(lock)
-		if err != nil {
-			return err
-		}
-		if alive && !mounted {
-			go m.orphan(key)
-		}
-		if mounted || alive {
-			continue
-		}
-		if err := m.tidy(key); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// orphan ends a child without a filesystem, whose image it keeps from everybody else:
-// on its way up it ends by itself, but on its way down it may hang (see closed).
-func (m *Mapper) orphan(key string) {
-	pid, err := childPid(m.lockfile(key))
-	if err != nil || pid <= 1 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), closing)
-	defer cancel()
-	if m.waitForChild(ctx, key) == nil {
-		return
-	}
-	_, mounted, err := m.find(context.Background(), key)
-	if is, pidErr := childPid(m.lockfile(key)); err != nil || mounted || pidErr != nil || is != pid {
-		return
-	}
-	m.Log.Warnf("image server of %s has no filesystem, and has not ended in %v: killed", key, closing)
-	if err := killChild(m.lockfile(key)); err != nil {
-		m.Log.Warnf("image server of %s: %v", key, err)
-	}
-}
-
 // tidy removes the empty mount point and the lock file.
 func (m *Mapper) tidy(key string) error {
 	for _, path := range []string{m.mountpoint(key), m.lockfile(key)} {

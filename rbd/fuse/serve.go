@@ -107,7 +107,7 @@ func serve(in io.Reader, ready func(addr string) error) error {
 	if err := ready(addr); err != nil { // its parent was killed: nobody knows of it
 		_ = unix.Unmount(j.Mountpoint, unix.MNT_DETACH)
 		_ = os.Remove(j.Mountpoint)
-		_ = os.Remove(j.Mountpoint + ".lock")
+		// Its lock stays, for Sweep: it tells that the image is open, until it is closed.
 		return err
 	}
 	server.Serve()

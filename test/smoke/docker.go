@@ -19,7 +19,7 @@ func startDocker(dir, plugin, ceph string) (*docker, error) {
 	d := &docker{dir: dir}
 	for _, args := range [][]string{{"start", dir}, {"image", dir}} {
 		if _, err := tool.Run(2*limit, filepath.Join("..", "engine.sh"), args...); err != nil {
-			return nil, err
+			return d, err
 		}
 	}
 	for _, args := range [][]string{
@@ -28,7 +28,7 @@ func startDocker(dir, plugin, ceph string) (*docker, error) {
 		{"plugin", "enable", "--timeout", "0", "rbd"},
 	} {
 		if _, err := d.run(args...); err != nil {
-			return nil, err
+			return d, err
 		}
 	}
 	id, err := d.run("plugin", "inspect", "-f", "{{.ID}}", "rbd")
@@ -119,10 +119,10 @@ type podman struct {
 
 func startPodman(dir, plugin, ceph string) (*podman, error) {
 	program, err := startProgram(dir, "one", plugin, ceph)
-	if err != nil {
-		return nil, err
-	}
 	p := &podman{program: program, conf: filepath.Join(dir, "containers.conf")}
+	if err != nil {
+		return p, err
+	}
 	// What the plugin mounts is to be seen where it says that it is.
 	const shared = "/var/lib/docker-volume-rbd"
 	if err := os.MkdirAll(shared, 0o755); err != nil {

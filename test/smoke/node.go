@@ -50,41 +50,41 @@ type program struct {
 	ids       int
 }
 
-func startProgram(dir, name, plugin, ceph string) (p *program, err error) {
-	p = &program{dir: dir, root: filepath.Join(dir, "root")}
+func startProgram(dir, name, plugin, ceph string) (*program, error) {
+	p := &program{dir: dir, root: filepath.Join(dir, "root")}
 	for _, sub := range []string{p.root, filepath.Join(dir, "shared")} {
 		if err := os.MkdirAll(sub, 0o755); err != nil {
-			return nil, err
+			return p, err
 		}
 	}
+	const shared = "var/lib/docker-volume-rbd"
 	for _, m := range [][]string{
-		{"--bind", filepath.Join(plugin, "rootfs"), ""},
-		{"--rbind", "/dev", "dev"}, {"--rbind", "/sys", "sys"}, {"--rbind", "/proc", "proc"}, {"--rbind", "/lib", "host/lib"},
-		{"--bind", ceph, "etc/ceph"}, {"--bind", filepath.Join(dir, "shared"), "var/lib/docker-volume-rbd"},
-		{"-t", "tmpfs", "tmpfs", "run"},
+		{"--bind", filepath.Join(plugin, "rootfs"), ""}, {"-o", "remount,bind,ro", ""},
+		{"--rbind", "/dev", "dev"}, {"--rbind", "/sys", "sys"}, {"--rbind", "/proc", "proc"},
+		{"--bind", "/lib", "host/lib"}, {"-o", "remount,bind,ro", "host/lib"},
+		{"--bind", ceph, "etc/ceph"}, {"--bind", filepath.Join(dir, "shared"), shared}, {"--make-shared", shared},
+		{"-t", "tmpfs", "tmpfs", "run"}, {"-t", "tmpfs", "tmpfs", "tmp"},
 	} {
 		m[len(m)-1] = filepath.Join(p.root, m[len(m)-1])
 		if _, err := tool.Run(10*time.Second, "mount", m...); err != nil {
-			return nil, err
+			return p, err
 		}
 	}
-	if _, err := tool.Run(10*time.Second, "mount", "--make-shared", filepath.Join(p.root, "var/lib/docker-volume-rbd")); err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(filepath.Join(p.root, "run/docker/plugins"), 0o755); err != nil {
-		return nil, err
+		return p, err
 	}
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	defer func() { _ = log.Close() }()
-	p.cmd = exec.Command("chroot", p.root, "/usr/bin/docker-volume-rbd")
-	p.cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NODE_NAME=" + name}, settings...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
+	cmd := exec.Command("chroot", p.root, "/usr/bin/docker-volume-rbd")
+	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NODE_NAME=" + name}, settings...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return p, err
 	}
+	p.cmd = cmd
 	return p, tool.Within(20*time.Second, func() error { return ask(p.socket(), "Plugin.Activate", nil, nil) })
 }
 
@@ -131,10 +131,12 @@ func (p *program) hold(volume string) (user, error) {
 func (p *program) processes() ([]int, error) { return inside(p.cmd.Process.Pid) }
 
 func (p *program) stop() error {
-	killed := time.AfterFunc(time.Minute, func() { _ = p.cmd.Process.Kill() })
-	defer killed.Stop()
-	err := p.cmd.Process.Signal(unix.SIGTERM)
-	err = errors.Join(err, p.cmd.Wait())
+	var err error
+	if p.cmd != nil {
+		killed := time.AfterFunc(time.Minute, func() { _ = p.cmd.Process.Kill() })
+		defer killed.Stop()
+		err = errors.Join(p.cmd.Process.Signal(unix.SIGTERM), p.cmd.Wait())
+	}
 	_, failed := tool.Run(limit, "umount", "-R", p.root)
 	if err = errors.Join(err, failed); err != nil {
 		return err

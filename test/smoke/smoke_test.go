@@ -38,6 +38,9 @@ func newBed(t *testing.T) bed {
 	if plugin == "" {
 		t.Fatal("TEST_PLUGIN is not set: it is the directory of a plugin, as cmd/plugin.sh makes it")
 	}
+	if os.Getenv("IN_SUITE") == "" {
+		t.Fatal("this must not run on the machine itself, whose /dev and /lib it mounts below its own directory: run it by test/suite.sh")
+	}
 	dir, err := os.MkdirTemp("", "rbd") // short enough for the names of sockets
 	if err != nil {
 		t.Fatal(err)
@@ -66,13 +69,8 @@ func newBed(t *testing.T) bed {
 	if start == nil {
 		t.Fatalf("-by %s: it is program, docker or podman", *by)
 	}
-	if b.one, err = start(filepath.Join(dir, "one")); err != nil {
-		t.Fatal(err)
-	}
-	if b.two, err = startProgram(filepath.Join(dir, "two"), "two", plugin, ceph); err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range []node{b.one, b.two} {
+	stops := func(n node, err error) node {
+		t.Helper()
 		t.Cleanup(func() {
 			if t.Failed() {
 				t.Log(n.log())
@@ -81,7 +79,12 @@ func newBed(t *testing.T) bed {
 				t.Error(err)
 			}
 		})
+		b.must(err)
+		return n
 	}
+	b.one = stops(start(filepath.Join(dir, "one")))
+	two, err := startProgram(filepath.Join(dir, "two"), "two", plugin, ceph)
+	b.two = stops(two, err)
 	t.Logf("==> cell: client %s, cluster %s, keys of type %d, asked by %s", b.client(plugin), strings.Fields(b.tool("ceph", "version"))[2], b.keyType(), *by)
 	return b
 }

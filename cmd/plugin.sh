@@ -59,7 +59,7 @@ build() {
 	((${#missing[@]} == 0)) || die "packages are missing that the build needs: apt-get install --no-install-recommends ${missing[*]}"
 	cmd/packages.sh "$suite" "$arch" "$tmp/tree" \
 		base-files libc-bin libc6-dev librados-dev librbd-dev \
-		btrfs-progs cryptsetup-bin e2fsprogs kmod liblzma5 libzstd1 util-linux xfsprogs
+		btrfs-progs cryptsetup-bin e2fsprogs kmod liblzma5 libzstd1 mount util-linux xfsprogs
 	tree=$(realpath "$tmp/tree")
 	# Without -B and -L the compiler finds this machine's own libraries before those of the sysroot.
 	sysroot="'--sysroot=$tree' '-B$tree/usr/lib/$triplet/' '-L$tree/usr/lib/$triplet' '-Wl,-rpath-link,$tree/usr/lib/$triplet/ceph'"

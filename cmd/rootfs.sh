@@ -25,7 +25,7 @@ programs=(
 	mke2fs mkfs.ext4 e2fsck fsck.ext4 resize2fs
 	mkfs.xfs xfs_growfs xfs_db
 	mkfs.btrfs btrfs btrfstune
-	blkid cryptsetup modprobe
+	blkid cryptsetup losetup modprobe
 )
 # modprobe opens these for modules that are compressed; it is not linked with them. Other libraries that programs may open serve
 # what the plugin does not do: mke2fs -d, tokens and smart cards for passphrases, RDMA.

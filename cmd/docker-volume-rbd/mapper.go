@@ -92,5 +92,5 @@ func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, 
 		return nil, err
 	}
 	m := &fuse.Mapper{Ceph: ceph, Dir: run, Command: []string{self, serveImage}, Log: log}
-	return m, m.Sweep(context.Background())
+	return m, m.Sweep()
 }

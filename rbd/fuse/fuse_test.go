@@ -148,7 +148,7 @@ func TestACopyOfTheMountKeepsNobodyWaiting(t *testing.T) {
 			}
 			if name == "sweep" {
 				m = n.Mapper()
-				if err := m.(*fuse.Mapper).Sweep(t.Context()); err != nil {
+				if err := m.(*fuse.Mapper).Sweep(); err != nil {
 					t.Fatal(err)
 				}
 				for limit := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
@@ -196,7 +196,7 @@ func TestASweepLeavesAloneWhatIsMapped(t *testing.T) {
 	_, n, _, mapping, m := mapped(t, 8<<20)
 	other := n.Mapper().(*fuse.Mapper)
 	other.Ceph.Namespace = "another"
-	if err := other.Sweep(t.Context()); err != nil {
+	if err := other.Sweep(); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(2 * time.Second)
@@ -365,7 +365,7 @@ func TestWhatNeverCameUpIsSweptAway(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "abc"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Mapper().(*fuse.Mapper).Sweep(t.Context()); err != nil {
+	if err := n.Mapper().(*fuse.Mapper).Sweep(); err != nil {
 		t.Fatal(err)
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 0 {

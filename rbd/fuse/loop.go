@@ -1,13 +1,16 @@
 package fuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +55,11 @@ func attachLoop(configure func(*os.File, *unix.LoopConfig) error, file string, m
 			return nil, err
 		}
 		if err = configure(dev, &config); err == nil {
-			return dev, nil
+			var size uint64
+			if size, err = loopSize(dev.Name()); size > 0 {
+				return dev, nil
+			}
+			err = errors.Join(err, driver.ErrUnavailable, errors.New("it has no size: its server did not tell it"))
 		}
 		_ = dev.Close()
 		if !errors.Is(err, unix.EBUSY) { // EBUSY: another process was faster
@@ -156,15 +163,24 @@ func growLoop(device, file string) (size uint64, err error) {
 	if uint64(stat.Size)/512*512 <= size {
 		return size, nil
 	}
-	dev, err := os.OpenFile(device, os.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = dev.Close() }()
-	if err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+	if err := setCapacity(device); err != nil {
 		return 0, fmt.Errorf("grow %s: %w", device, err)
 	}
 	return loopSize(device)
+}
+
+// setCapacity has another process ask the kernel to look at the file's size, one that does
+// not die with this one: from Linux 6.17 on LOOP_SET_CAPACITY asks the file's filesystem,
+// and when its caller is killed before the answer it sets the capacity to 0, under whatever
+// is mounted there (drivers/block/loop.c, lo_calculate_size; seen on 6.18).
+func setCapacity(device string) error {
+	cmd := exec.CommandContext(context.Background(), "losetup", "--set-capacity", device) // no end of a request kills it either
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("losetup: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
 }
 
 // loopOf finds the loop device on a file, "" if there is none. The name is all

@@ -164,6 +164,7 @@ type image struct {
 	img      *rbd.Image
 	readOnly bool
 	dirty    atomic.Bool // written since the last flush
+	size     atomic.Uint64
 }
 
 var (
@@ -178,8 +179,12 @@ var (
 func (i *image) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	size, err := i.img.GetSize() // librbd hears of a resize by itself
 	if err != nil {
-		return failed("size", 0, 0, err)
+		// The loop device takes an error for a size of 0, under whatever is mounted on it.
+		if size = i.size.Load(); size == 0 {
+			return failed("size", 0, 0, err)
+		}
 	}
+	i.size.Store(size)
 	out.Mode, out.Size, out.Blocks, out.Blksize = fuse.S_IFREG|0o600, size, size/512, 4096
 	return fs.OK
 }

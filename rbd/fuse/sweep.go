@@ -15,7 +15,7 @@ import (
 // lock files that nobody holds, and mount points with nothing on them, and ends the
 // children that have no filesystem, in its own time. It is for the start, when no Map
 // is under way.
-func (m *Mapper) Sweep(ctx context.Context) error {
+func (m *Mapper) Sweep() error {
 	locks, err := filepath.Glob(m.lockfile("*"))
 	if err != nil {
 		return err

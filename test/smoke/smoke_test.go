@@ -18,6 +18,10 @@ import (
 
 var by = flag.String("by", "program", "who asks the plugin: program (this test), docker or podman")
 
+// Qemu's emulation of a single program has not all calls: what mkfs.xfs and mkfs.btrfs ask a
+// device for, what freezes a filesystem.
+var emulated = flag.Bool("emulated", false, "without xfs, btrfs and growth, and with snapshots of what is not mounted")
+
 // settings are the plugin's. What is removed is gone, or what is left could not be
 // counted.
 var settings = []string{"LOG_LEVEL=debug", "RBD_MAPPER=fuse", "VOLUME_TRASH=0"}
@@ -138,7 +142,9 @@ func TestSmoke(t *testing.T) {
 	b := newBed(t)
 	written(b)
 	copied(b)
-	grown(b)
+	if !*emulated {
+		grown(b)
+	}
 	encrypted(b)
 	takenOver(b)
 	nothingLeft(b)
@@ -150,22 +156,36 @@ func written(b bed) {
 	for volume, options := range map[string][]string{
 		"db": {"size=64M"}, "x": {"size=512M", "fstype=xfs"}, "b": {"size=256M", "fstype=btrfs"},
 	} {
+		if *emulated && volume != "db" {
+			continue
+		}
 		b.must(b.one.create(volume, options...))
 		b.says(volume, "echo monday >file; sync file; cat file", "monday")
 		b.says(volume, "cat file", "monday")
 	}
-	b.must(b.one.remove("b"))
+	if !*emulated {
+		b.must(b.one.remove("b"))
+	}
 }
 
 // copied: a snapshot of a volume in use, and a copy of it.
 func copied(b bed) {
 	b.Helper()
+	var made struct{ Frozen bool }
+	snapshot := func() {
+		b.Helper()
+		b.must(ask(b.one.socket(), "Snapshot.Create", map[string]any{"volume": "db", "snapshot": "monday"}, &made))
+	}
+	if *emulated {
+		snapshot()
+	}
 	u, err := b.one.hold("db")
 	b.must(err)
-	var made struct{ Frozen bool }
-	b.must(ask(b.one.socket(), "Snapshot.Create", map[string]any{"volume": "db", "snapshot": "monday"}, &made))
-	if !made.Frozen {
-		b.Error("a snapshot of a volume that is mounted, without freezing it")
+	if !*emulated {
+		snapshot()
+	}
+	if made.Frozen == *emulated {
+		b.Errorf("a snapshot of a volume that is mounted: frozen: %v", made.Frozen)
 	}
 	_, err = u.run("echo tuesday >file; sync file")
 	b.must(err)
@@ -286,6 +306,9 @@ func nothingLeft(b bed) {
 			return fmt.Errorf("images: %s", list)
 		}
 		for object := range strings.FieldsSeq(b.tool("rados", "-p", "rbd", "ls")) {
+			if object == "docker_volume.clock" { // one for each pool
+				continue
+			}
 			if strings.HasPrefix(object, "docker_volume.") || strings.HasPrefix(object, "rbd_data.") {
 				return fmt.Errorf("object %s", object)
 			}

@@ -11,7 +11,8 @@
 // Ceph (images, their metadata, the records) and the kernel (mappings, mounts).
 // In memory there are only locks and reference counts; a restart without them
 // is harmless, because the kernel does not let go of what a container holds. Nor are
-// the counts the last word: what no container has for long is let go (unheld.go). Names
+// the counts the last word: what no container has for long is let go (unheld.go),
+// and what a client had no patience to wait for is kept for it a little (kept.go). Names
 // may change hands under a mount, so that ids are compared (identity.go).
 // The record on disk (record.go) is a cache for the time when Ceph is away.
 //

@@ -33,8 +33,8 @@ func (k *kept) add(u user) (over <-chan struct{}, added bool) {
 	return k.m[u], true
 }
 
-// take ends the keeping of a mount; false if that has ended already. With over it is the one that
-// add has begun.
+// take ends the keeping of a mount, with over only the one that add has begun; false if
+// it has ended already.
 func (k *kept) take(u user, over <-chan struct{}) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -112,7 +112,7 @@ func (d *Driver) wantedElsewhere(ctx context.Context, volume string) bool {
 }
 
 // unkeep drops the references of mounts that are only kept: somebody wants the volume
-// for something else. The volume's turn is taken.
+// for something else, or the plugin ends.
 func (d *Driver) unkeep(name string) {
 	for _, u := range d.kept.of(name) {
 		if d.kept.take(u, nil) {

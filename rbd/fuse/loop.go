@@ -59,7 +59,9 @@ func attachLoop(configure func(*os.File, *unix.LoopConfig) error, file string, m
 			if size, err = loopSize(dev.Name()); size > 0 {
 				return dev, nil
 			}
-			err = errors.Join(err, driver.ErrUnavailable, errors.New("it has no size: its server did not tell it"))
+			if err == nil {
+				err = fmt.Errorf("%w: it has no size, as its server did not tell it", driver.ErrUnavailable)
+			}
 		}
 		_ = dev.Close()
 		if !errors.Is(err, unix.EBUSY) { // EBUSY: another process was faster

@@ -109,6 +109,24 @@ func TestALoopDeviceOfAnOldKernel(t *testing.T) {
 	}
 }
 
+// A device without a size is none: it would pass for one that was never written.
+func TestALoopDeviceWithoutASizeIsRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := attachLoop(configureLoop, file, driver.ReadWrite)
+	if err == nil {
+		_ = dev.Close()
+	}
+	if !errors.Is(err, driver.ErrUnavailable) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("it is one, or not one line tells why not: %v", err)
+	}
+	if on, err := loopOf(sysBlock, file); err != nil || on != "" {
+		t.Errorf("left behind: %s, %v", on, err)
+	}
+}
+
 // A device's name comes again: what is known of it is known of its client.
 func TestNothingIsRememberedByTheNameOfALoopDevice(t *testing.T) {
 	stopped := make(chan struct{})

@@ -34,8 +34,9 @@ const maxBody = 1 << 20
 var (
 	errRetry    = errors.New("empty body: docker's retry of a lost request")
 	errProtocol = fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol", driver.ErrInvalid)
-	errNoEnd    = errors.New("it has not come to its end in time; what it still does is undone, or told by the log; a mount is kept for a minute")
-	errUnheard  = errors.New("nobody waits for it any more: kept for a minute, in case the same id asks again")
+	errNoEnd    = errors.New("it has not come to its end in time; what it still does is undone, or told by the log")
+	errHungUp   = errors.New("who asked has hung up")
+	errKept     = errors.New("nobody waits for it any more: kept for a minute, in case the same id asks again")
 )
 
 // tellable decides what may be told of an error. Of what dockerd asks to learn whether
@@ -110,17 +111,18 @@ func work[Response any](log logrus.FieldLogger, op string, limit limits, r *http
 		ended <- is
 	}()
 	unheard := func(why error) error {
-		if keep != nil {
-			keep(ctx)
+		if keep == nil {
+			return why
 		}
-		return why
+		keep(ctx)
+		return errKept
 	}
 	tooLate := time.NewTimer(limit.answer)
 	defer tooLate.Stop()
 	select {
 	case is := <-ended:
 		if is.err == nil && r.Context().Err() != nil {
-			is.err = unheard(errUnheard)
+			is.err = unheard(errHungUp)
 		}
 		return is.response, is.err
 	case <-tooLate.C:

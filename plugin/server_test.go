@@ -481,6 +481,21 @@ func TestWhenDockerHangsUpTheDriverIsTold(t *testing.T) {
 	}
 }
 
+// Of all requests only a mount is kept for who asks again.
+func TestARemovalThatNobodyHearsOf(t *testing.T) {
+	begun := make(chan struct{})
+	c := serve(t, fake{remove: func(ctx context.Context, _ string) error { close(begun); <-ctx.Done(); return nil }})
+	ctx, hangUp := context.WithCancel(t.Context())
+	go func() {
+		<-begun
+		hangUp()
+	}()
+	_ = c.ask(ctx, "VolumeDriver.Remove", `{"Name":"db1"}`)
+	if err, _ := c.lines(1)[0].Data[logrus.ErrorKey].(error); err == nil || err.Error() != "who asked has hung up" {
+		t.Errorf("logged as %v", err)
+	}
+}
+
 // Podman hangs up after 5 s, and asks again with the same id.
 func TestAMountGoesOnWhenWhoAskedHasHungUp(t *testing.T) {
 	for name, fault := range map[string]error{"and is kept": nil, "and fails": errors.New("mount volume db1: busy")} {

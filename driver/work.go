@@ -155,6 +155,9 @@ func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do f
 	case is := <-ended:
 		return is.path, is.err
 	case <-w.goesOn:
+		if w.String() == "" { // the step has ended just now
+			return "", fmt.Errorf("%w: the last steps are under way; ask again", ErrBusy)
+		}
 		return "", fmt.Errorf("%w: %v; it goes on, and the next request for the volume waits for its end", ErrBusy, w)
 	}
 }

@@ -195,10 +195,24 @@ func (d *Driver) answers(ctx context.Context, volume string) error {
 	if !d.outage.doubtful() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.patience/2)
-	defer cancel()
-	_, err := d.images.Exists(ctx, volume)
+	_, err := d.exists(ctx, volume)
 	return err
+}
+
+// exists asks whether there is a volume, which is one short question. Without an answer
+// it is asked again, for longer, if Ceph has one to a question about no volume: a machine
+// that has only just booted and an OSD that recovers are slow, not away.
+func (d *Driver) exists(ctx context.Context, volume string) (found bool, err error) {
+	ask := func(patience time.Duration) {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		found, err = d.images.Exists(ctx, volume)
+	}
+	ask(d.patience / 2)
+	if !answered(err) && ctx.Err() == nil && d.ping() == nil {
+		ask(2 * d.patience)
+	}
+	return found, err
 }
 
 // answered tells whether Ceph has spoken, be it of an error.

@@ -1,10 +1,12 @@
 package driver_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -219,5 +221,53 @@ func TestAnOutageIsFoundOutInTheTimeOfOneQuestion(t *testing.T) {
 		one.tap.on(nil)
 		time.Sleep(time.Second)
 		synctest.Wait()
+	})
+}
+
+// A machine that has only just booted, or an OSD that recovers, takes longer than a short
+// question has. Ceph answers, so who mounts waits on.
+func TestASlowCephIsNotAway(t *testing.T) {
+	slow := func() func(string) error {
+		var looked atomic.Bool
+		return func(call string) error {
+			if call == "exists" && !looked.Swap(true) {
+				time.Sleep(100 * time.Millisecond)
+				return driver.ErrUnavailable
+			}
+			return nil
+		}
+	}
+	t.Run("the plugin has just started", func(t *testing.T) {
+		_, one, _ := twoNodes(t)
+		one.create("v", nil)
+		listed, list := make(chan struct{}), make(chan struct{})
+		var first sync.Once
+		again := slow()
+		one.tap.on(func(call string) error {
+			if call == "names" {
+				first.Do(func() { close(listed) })
+				<-list
+			}
+			return again(call)
+		})
+		ctx, stop := context.WithCancel(within(t, ever))
+		var watch sync.WaitGroup
+		watch.Go(func() { one.Watch(ctx, ever) })
+		<-listed
+		one.mount("v", "1")
+		close(list)
+		stop()
+		watch.Wait()
+	})
+	t.Run("one of two places", func(t *testing.T) {
+		places, rbd, _ := twoPlaces(t)
+		ctx := within(t, ever)
+		if err := places.Create(ctx, "v", nil); err != nil {
+			t.Fatal(err)
+		}
+		rbd.on(slow())
+		if _, err := places.Mount(ctx, "v", "1"); err != nil {
+			t.Error(err)
+		}
 	})
 }

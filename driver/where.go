@@ -15,11 +15,9 @@ func (p Places) where(ctx context.Context, name string) (*Driver, error) {
 	if len(p) == 1 {
 		return p[0], nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, p[0].patience/2)
-	defer cancel()
 	found, errs := make([]bool, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) {
-		found[i], errs[i] = d.images.Exists(ctx, name)
+		found[i], errs[i] = d.exists(ctx, name)
 		found[i] = found[i] || errors.Is(errs[i], ErrUnusable)
 	})
 	return p.only(name, found, errs)

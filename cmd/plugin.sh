@@ -51,6 +51,21 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# notices DIR - the licences of what is linked into the program: our own, Go's, and each module's
+notices() {
+	local path dir
+	mkdir -p "$1/go"
+	cp LICENSE "$1/"
+	cp "$(go env GOROOT)/LICENSE" "$1/go/"
+	CGO_ENABLED=1 GOOS=linux GOARCH=$arch go list -deps -tags "$tags" -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' ./cmd/docker-volume-rbd |
+		sort -u | while read -r path dir; do
+		dir=${dir:-vendor/$path} # in a container
+		mkdir -p "$1/$path"
+		find "$dir" -maxdepth 1 -type f \( -iname 'licen[cs]e*' -o -iname 'copying*' -o -iname 'notice*' \) -exec cp -t "$1/$path" {} +
+		[[ $(find "$1/$path" -maxdepth 1 -type f) ]] || die "the module $path is without a licence"
+	done
+}
+
 # build - on this machine, which is a Debian
 build() {
 	local tree sysroot missing=()
@@ -66,9 +81,10 @@ build() {
 	echo "==> building $version for $arch"
 	CGO_ENABLED=1 GOOS=linux GOARCH=$arch CC="$compiler $sysroot" CGO_CFLAGS=-O2 go build -trimpath -buildvcs=false -tags "$tags" \
 		-ldflags "-s -w -buildid= -X main.version=$version" -o "$tmp/docker-volume-rbd" ./cmd/docker-volume-rbd
+	notices "$tmp/notices"
 	rm -rf --one-file-system "$dir/rootfs"
 	mkdir -p "$dir"
-	cmd/rootfs.sh "$tree" "$dir/rootfs" "$tmp/docker-volume-rbd"
+	cmd/rootfs.sh "$tree" "$dir/rootfs" "$tmp/docker-volume-rbd" "$tmp/notices"
 }
 
 # build_in_container - the same script, in a container that is a Debian

@@ -2,9 +2,9 @@
 # Makes the root filesystem of the managed plugin: PROGRAM, the tools that it runs, and the libraries of both, from the tree that
 # cmd/packages.sh has made. No program of the tree is run: the tree may be of another architecture.
 #
-# Usage: cmd/rootfs.sh TREE DIR PROGRAM    (root; needs lddtree, of pax-utils)
+# Usage: cmd/rootfs.sh TREE DIR PROGRAM NOTICES    (root; needs lddtree, of pax-utils)
 #
-# SOURCE_DATE_EPOCH is the time of all files.
+# NOTICES is a directory with the licences of PROGRAM and of what is linked into it. SOURCE_DATE_EPOCH is the time of all files.
 set -euo pipefail
 shopt -s inherit_errexit
 umask 022
@@ -15,10 +15,10 @@ die() {
 	exit 1
 }
 
-(($# == 3)) || die "usage: $0 TREE DIR PROGRAM"
+(($# == 4)) || die "usage: $0 TREE DIR PROGRAM NOTICES"
 [[ ${SOURCE_DATE_EPOCH-} ]] || die "SOURCE_DATE_EPOCH is not set"
 [[ $(type -P lddtree) ]] || die "lddtree is not installed: apt-get install pax-utils"
-tree=$(realpath "$1") root=$(realpath -m "$2") plugin=$(realpath "$3")
+tree=$(realpath "$1") root=$(realpath -m "$2") plugin=$(realpath "$3") notices=$(realpath "$4")
 cd "$tree"
 
 programs=(
@@ -102,6 +102,8 @@ for path in $needed; do
 	path=$(merged "${path#"$tree/"}")
 	[[ ${path##*/} == "${interpreter##*/}" || -e $root/$path ]] || place "$(real "$path")" "$path"
 done
+
+(cd "$notices" && find . -type f -printf '%P\n') | while read -r path; do place "$notices/$path" "usr/share/doc/docker-volume-rbd/$path"; done
 
 # Each file's package, in the form of distroless images, which scanners read: dpkg's stanza of it, the digests of its files, and its
 # copyright, which is often the same for several.

@@ -3,6 +3,7 @@ package rootfs
 import (
 	"bytes"
 	"crypto/md5"
+	"debug/buildinfo"
 	"debug/elf"
 	"encoding/hex"
 	"encoding/json"
@@ -30,7 +31,7 @@ var arches = map[string]struct {
 }
 
 // ours are the files of no package.
-var ours = regexp.MustCompile(`^(usr/bin/docker-volume-rbd|etc/(passwd|group|nsswitch\.conf)|var/lib/dpkg/status\.d/.*|usr/share/doc/[^/]*/copyright)$`)
+var ours = regexp.MustCompile(`^(usr/bin/docker-volume-rbd|etc/(passwd|group|nsswitch\.conf)|var/lib/dpkg/status\.d/.*|usr/share/doc/[^/]*/copyright|usr/share/doc/docker-volume-rbd/.*)$`)
 
 func TestRootFilesystem(t *testing.T) {
 	dir, plugins := t.TempDir(), map[string]string{}
@@ -49,6 +50,7 @@ func TestRootFilesystem(t *testing.T) {
 			t.Run("each file is of a package, whose version and licence are there", func(t *testing.T) {
 				packages(t, root, files)
 			})
+			t.Run("the licence of what is linked into the program is there", func(t *testing.T) { licences(t, root) })
 			t.Run("what each program and library needs is there", func(t *testing.T) {
 				for _, file := range files {
 					needs(t, root, file, a.machine, a.triplet)
@@ -137,6 +139,29 @@ func packages(t *testing.T, root string, files []string) {
 	}
 	if !strings.Contains(read(t, root, "etc/os-release"), "ID=debian\n") {
 		t.Error("etc/os-release is not Debian's")
+	}
+}
+
+// licences wants that of the program, of Go, and of each module in the program, as the
+// program itself tells.
+func licences(t *testing.T, root string) {
+	t.Helper()
+	program, err := buildinfo.ReadFile(filepath.Join(root, "usr/bin/docker-volume-rbd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := []string{"", "go"}
+	for _, module := range program.Deps {
+		of = append(of, module.Path)
+	}
+	if len(of) < 10 {
+		t.Errorf("the program tells of %v only", of)
+	}
+	for _, path := range of {
+		found, err := filepath.Glob(filepath.Join(root, "usr/share/doc/docker-volume-rbd", path, "*LICENSE*"))
+		if err != nil || len(found) == 0 {
+			t.Errorf("no licence of %q: %v", path, err)
+		}
 	}
 }
 

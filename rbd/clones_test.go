@@ -140,6 +140,40 @@ func TestAClonesParentIsGone(t *testing.T) {
 	}
 }
 
+// The parent of a clone is not found any more while the clone is being removed: it is still
+// there under its name, and nobody is told that it is gone, nor anything of its parent.
+func TestAParentIsLostWhileItsCloneIsRemoved(t *testing.T) {
+	o := newObjects(t)
+	parent, clone, snap := o.copied()
+	b := o.open("b")
+	a := o.open("a")
+	if err := a.Unsnap(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Remove(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	_ = a.Close(t.Context())
+	entry := o.get("rbd_trash", "id_"+parent.ID)
+	o.rados("rmomapkey", "rbd_trash", "id_"+parent.ID) // nothing is found by an id that has no name
+	err := b.Remove(t.Context(), time.Hour)
+	if !errors.Is(err, driver.ErrUnusable) || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "is it a clone whose parent") {
+		t.Errorf("remove: %v", err)
+	}
+	from := &driver.Origin{Place: driver.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "b", ID: clone.ID, Snap: "none", SnapID: snap}
+	if err := o.pool.Create(t.Context(), driver.ImageSpec{Name: "c", Size: clone.Size, From: from}); !errors.Is(err, driver.ErrUnusable) {
+		t.Errorf("copy: %v", err)
+	}
+	if left := o.rados("ls"); o.inTrash(clone.ID) || !strings.Contains(left, "rbd_id.b\n") {
+		t.Errorf("it was removed: %s", left)
+	}
+	o.set("rbd_trash", "id_"+parent.ID, entry)
+	if err := b.Remove(t.Context(), time.Hour); err != nil || !o.inTrash(clone.ID) {
+		t.Errorf("found again: %v", err)
+	}
+	_ = b.Close(t.Context())
+}
+
 // A clone that has lost its entries in rbd_directory, as while it is being removed: librbd
 // lists no clones of its parent then, and says ENOENT. The parent is there all the same, and
 // is not "removed already"; what rbd_directory has lost cannot be removed, and is told.

@@ -122,11 +122,19 @@ func describe(img *rbd.Image, name string) (image driver.Image, err error) {
 	return image, err
 }
 
+// current makes librbd look at the header of an image, and at its parent, if they may have
+// changed. It does so before it answers anything else, too, and if it finds the parent no
+// more the answer is ENOENT, which must not be taken for that to the question.
+func current(img *rbd.Image) error {
+	_, err := img.GetSize()
+	return err
+}
+
 // parentOf names the snapshot that an image is a clone of; nil if it is none.
 func parentOf(img *rbd.Image) (*driver.Origin, error) {
 	p, err := img.GetParent()
 	if errno(err) == syscall.ENOENT {
-		return nil, nil
+		return nil, current(img)
 	}
 	if err != nil {
 		return nil, err

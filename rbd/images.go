@@ -147,6 +147,10 @@ func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec driver.ImageSpec, o
 	defer parent.Destroy()
 	img, err := rbd.OpenImageByIdReadOnly(parent, spec.From.ID, rbd.NoSnapshot)
 	if errno(err) == syscall.ENOENT {
+		if there, lookErr := exists(parent, headerObject(spec.From.ID)); lookErr != nil || there {
+			return cmp.Or(lookErr, fmt.Errorf("%w: image %s/%s, which is to be cloned, is there, but librbd does not find all of it; try rbd info %[2]s/%[3]s",
+				driver.ErrUnusable, spec.From.Place, spec.From.Image))
+		}
 		return fmt.Errorf("%w: image %s/%s, which is to be cloned, is gone", driver.ErrInvalid, spec.From.Place, spec.From.Image)
 	}
 	if err != nil {

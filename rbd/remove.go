@@ -18,22 +18,8 @@ import (
 // The handle is closed in between: librbd deletes no image that has a watcher.
 func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	err := h.call(ctx, "remove image", changes, func() (err error) {
-		keep, err = h.toTrash(keep)
-		// Of something else than the image: whoever hears that it is not found forgets the volume.
-		// The first removal of a pool makes its trash, and without space for that librbd says
-		// ENOENT (seen with 16.2); so it does if rbd_directory has not the image, or not so.
-		if errno(err) == syscall.ENOENT && h.inPlace() == nil {
-			switch is, lookErr := askText(h.ioctx, directory, "dir_get_name", h.image.ID); {
-			case lookErr != nil:
-				return errors.Join(lookErr, err)
-			case is == "":
-				return fmt.Errorf("%w: object %s has lost the image, id %s: it is whole, and rbd ls %s does not show it; its keys name_%s and id_%s are missing there",
-					driver.ErrBusy, directory, h.image.ID, h.pool.place(), h.image.Name, h.image.ID)
-			case is != h.image.Name:
-				return fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
-					"wanted goes with rados -p %s --namespace '%s' rm %s", driver.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name))
-			}
-			return fmt.Errorf("it cannot be moved to the trash: is the cluster full? See ceph health detail (%s)", err.Error())
+		if keep, err = h.toTrash(keep); errno(err) == syscall.ENOENT {
+			return h.unmoved(err)
 		}
 		return err
 	})
@@ -52,6 +38,40 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 			h.image.Name, h.pool.place(), h.image.ID, err)
 	}
 	return nil
+}
+
+// unmoved tells what ENOENT means of a move to the trash. Only if the image has its name no
+// longer it is that: whoever hears that it is not found forgets the volume. The first removal
+// of a pool makes its trash, and without space for that librbd says ENOENT (seen with 16.2);
+// so it does if rbd_directory has not the image, or not so, and if the parent of a clone is
+// not found, be it for a moment.
+func (h *handle) unmoved(err error) error {
+	t, lookErr := look(h.ioctx, h.image.Name)
+	header := false
+	if lookErr == nil {
+		header, lookErr = exists(h.ioctx, headerObject(h.image.ID))
+	}
+	if lookErr != nil { // the errno of the other one must not be taken for its answer
+		return fmt.Errorf("%w (after: %s)", lookErr, err.Error())
+	}
+	if !header || t.held != h.image.ID && t.listed != h.image.ID {
+		return rbd.ErrNotFound
+	}
+	openErr := h.inPlace()
+	is, lookErr := askText(h.ioctx, directory, "dir_get_name", h.image.ID)
+	switch {
+	case lookErr != nil:
+		return fmt.Errorf("%w (after: %s)", lookErr, err.Error())
+	case is == "":
+		return fmt.Errorf("%w: object %s has lost the image, id %s: it is whole, and rbd ls %s does not show it; its keys name_%s and id_%s are missing there",
+			driver.ErrBusy, directory, h.image.ID, h.pool.place(), h.image.Name, h.image.ID)
+	case is != h.image.Name:
+		return fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
+			"wanted goes with rados -p %s --namespace '%s' rm %s", driver.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name))
+	case openErr != nil:
+		return h.pool.unfound(h.ioctx, h.image.Name)
+	}
+	return fmt.Errorf("it cannot be moved to the trash: is the cluster full? See ceph health detail (%s)", err.Error())
 }
 
 // toTrash moves the image to the trash, and tells for how long.

@@ -35,8 +35,10 @@ func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
 	}
 	for _, s := range all {
 		kind, err := h.img.GetSnapNamespaceType(s.Id)
-		if errno(err) == syscall.ENOENT { // removed meanwhile
-			continue
+		if errno(err) == syscall.ENOENT {
+			if err = current(h.img); err == nil { // removed meanwhile
+				continue
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -46,7 +48,9 @@ func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
 		}
 		created, err := h.img.GetSnapTimestamp(s.Id)
 		if errno(err) == syscall.ENOENT {
-			continue
+			if err = current(h.img); err == nil {
+				continue
+			}
 		}
 		if err != nil {
 			return nil, err

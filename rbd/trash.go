@@ -1,6 +1,7 @@
 package rbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,8 +146,11 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 	var clones []rbd.ImageSpec
 	err = p.do(ctx, "list clones", reads, func(_ *client, ioctx *rados.IOContext) error {
 		img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
-		if errno(err) == syscall.ENOENT { // its header is gone already
-			return nil
+		if errno(err) == syscall.ENOENT {
+			if there, lookErr := exists(ioctx, headerObject(id)); lookErr != nil || there {
+				return cmp.Or(lookErr, fmt.Errorf("%w: librbd does not find all of it; is it a clone whose parent is gone?", driver.ErrUnusable))
+			}
+			return nil // it is all but deleted
 		}
 		if err != nil {
 			return err

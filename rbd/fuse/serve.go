@@ -84,6 +84,10 @@ func serve(in io.Reader, ready func(addr string) error) error {
 	defer ioctx.Destroy()
 	ioctx.SetNamespace(j.Namespace)
 	img, err := open(ioctx, j)
+	if errors.Is(err, rbd.ErrNotFound) { // whoever asks has it open by its name
+		return fmt.Errorf("librbd does not find all of the image by its id (%w): has rbd_directory lost it, or is it a clone whose parent is gone? "+
+			"See rbd info --pool %s --namespace '%s' --image-id %s", err, j.Pool, j.Namespace, j.ID)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,11 +5,13 @@
 #
 # KERNEL_SUITE     of which Debian; without it this machine's own. trixie has 6.12, trixie-backports 7.3.
 # KERNEL_ARCH      amd64 or arm64; without it this machine's own
+# KERNEL_FLAVOUR   which of Debian's kernels: arm64-16k has the pages of a Raspberry Pi 5; without it the architecture's common one
 #
 # DIR then has vmlinuz, initrd and modules, whose lib/modules/VERSION is what modprobe looks for. See cmd/packages.sh for where the
 # packages are cached.
 #
-# The guest's root is the host's, by 9p and read-only, with what the guest writes in its memory (overlay). After that the
+# The guest's root is the host's, by 9p and read-only, with what the guest writes in its memory (overlay); of a guest of another
+# architecture it is covered by a tree of programs. After that the
 # program is run that the kernel's command line names behind "--".
 set -euo pipefail
 
@@ -33,7 +35,7 @@ early=(virtio_pci 9p 9pnet_virtio overlay)
 
 arch=${KERNEL_ARCH:-$(dpkg --print-architecture)}
 suite=${KERNEL_SUITE:-$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)}
-"$(dirname "$0")/../cmd/packages.sh" "$suite" "$arch" "$tmp/tree" "linux-image-$arch" busybox-static
+"$(dirname "$0")/../cmd/packages.sh" "$suite" "$arch" "$tmp/tree" "linux-image-${KERNEL_FLAVOUR:-$arch}" busybox-static
 tree=$(realpath "$tmp/tree")
 versions=("$tree"/usr/lib/modules/*)
 release=${versions[0]##*/}
@@ -43,7 +45,7 @@ vmlinuz=$tree/boot/vmlinuz-$release
 
 initrd() {
 	local root=$tmp/initrd module
-	mkdir -p "$root"/{bin,dev,proc,sys,host,rw,root}
+	mkdir -p "$root"/{bin,dev,proc,sys,host,programs,rw,root}
 	cp "$tree/usr/bin/busybox" "$root/bin/busybox"
 	for module in "${early[@]}"; do
 		modprobe -d "$tree" -S "$release" --show-depends "$module"
@@ -65,9 +67,13 @@ initrd() {
 		mount -t sysfs sysfs /sys
 		mount -t devtmpfs devtmpfs /dev
 		while read -r module; do insmod "/$module"; done </early
-		mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host &&
+		shared="ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose" lower=/host
+		if mount -t 9p -o "$shared" programs /programs 2>/dev/null; then lower=/programs:/host; fi
+		mount -t 9p -o "$shared" host /host &&
 		mount -t tmpfs -o mode=755 tmpfs /rw && mkdir /rw/upper /rw/work &&
-		mount -t overlay -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work overlay /root || poweroff -f
+		mount -t overlay -o "lowerdir=$lower,upperdir=/rw/upper,workdir=/rw/work" overlay /root || poweroff -f
+		# What the host's admin has installed there is not of the architecture.
+		[ "$lower" = /host ] || mount -t tmpfs -o mode=755 tmpfs /root/usr/local
 		for fs in proc sys dev; do mount --move /$fs /root/$fs; done
 		exec switch_root /root "$@"
 	END

@@ -40,6 +40,8 @@ cells() {
 		;;
 	arm64)
 		echo "the program, emulated by qemu-user|emulated forky"
+		echo "linux 6.12, beside a node of amd64|beside trixie arm64"
+		echo "linux 6.12 with pages of 16 KiB, beside a node of amd64|beside trixie arm64-16k"
 		;;
 	*) echo "$0: there is no slice $1: it is one of ${slices[*]}" >&2 && exit 2 ;;
 	esac
@@ -66,6 +68,15 @@ emulated() {
 guests() {
 	local some='Contract|Encrypted|AnEncryptedVolumeOnBothMappers|GrowthWhileItIsMounted|ASnapshotOnTwoKernels|ANodeLosesItsPower|ANodeIsPaused|ErrorsStopAFilesystem|TheManagedPlugin'
 	KERNEL_SUITE=$1 test/krbd.sh -test.run "^Test($some)\$" -test.skip '^TestTheManagedPlugin$/^(crash|disable|upgrade|the_engine|without)'
+}
+
+# beside SUITE FLAVOUR - a node of arm64 with a kernel of a suite and one of amd64: volumes move between them, by power cuts too, on both mappers;
+# and the managed plugin in an engine of arm64
+# shellcheck disable=SC2317,SC2329 # eval calls it
+beside() {
+	[[ $(type -P qemu-system-aarch64) ]] || { echo "apt-get install qemu-system-arm" && return 1; }
+	GUEST_ARCH=arm64 KERNEL_SUITE=$1 KERNEL_FLAVOUR=$2 test/krbd.sh -test.run '^Test(APlannedMove|AnEncryptedVolumeOnBothMappers|GrowthWhileItIsMounted|ASnapshotOnTwoKernels|ANodeLosesItsPower|TheManagedPlugin)$' \
+		-test.skip '^TestTheManagedPlugin$/^(disable|upgrade|the_engine|without)'
 }
 
 # tell SLICE CELL RESULT SECONDS DETAILS - writes the cell's line of the table anew

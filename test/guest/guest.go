@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,10 @@ type Guest struct {
 	Number int // of the guest in its network, 1 to 99
 	MemMB  int
 	Serve  []int // ports of the guest that the caller wants to reach
+
+	// Arch is the guest's architecture, as Go calls it; "" = this machine's. Another one needs
+	// a tree of Debian's packages of it (cmd/packages.sh), which covers the host's files.
+	Arch, Programs string
 
 	qemu  *exec.Cmd
 	ended chan struct{}
@@ -94,16 +99,24 @@ func (g *Guest) start() error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
+	machine, known := machines[cmp.Or(g.Arch, runtime.GOARCH)]
+	if !known {
+		return fmt.Errorf("there is no machine of architecture %q", g.Arch)
+	}
 	mac := fmt.Sprintf("52:54:00:12:34:%02x", g.Number)
-	cmd := exec.Command("qemu-system-x86_64", "-name", g.Name, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
+	args := []string{"-name", g.Name, "-M", machine.model, "-accel", "tcg,thread=multi", "-cpu", machine.cpu, "-smp", "2",
 		"-m", strconv.Itoa(g.MemMB), "-nographic", "-nodefaults", "-serial", "stdio",
 		"-kernel", filepath.Join(g.Kernel, "vmlinuz"), "-initrd", filepath.Join(g.Kernel, "initrd"),
-		"-append", strings.Join([]string{"console=ttyS0 quiet panic=-1 mitigations=off --", source("init.sh"), g.Name, g.Addr() + "/24",
+		"-append", strings.Join([]string{"console=" + machine.console, "quiet panic=-1 mitigations=off --", source("init.sh"), g.Name, g.Addr() + "/24",
 			filepath.Join(g.Kernel, "modules"), g.Agent, strconv.Itoa(agentPort)}, " "),
-		"-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap", "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
 		"-netdev", user, "-device", "virtio-net-pci,netdev=agent,romfile=",
-		"-netdev", "tap,id=ceph,script=no,downscript=no,ifname="+g.tap(), "-device", "virtio-net-pci,romfile=,netdev=ceph,mac="+mac,
-		"-device", "virtio-rng-pci", "-pidfile", g.path("pid"), "-qmp", "unix:"+g.path("qmp")+",server=on,wait=off")
+		"-netdev", "tap,id=ceph,script=no,downscript=no,ifname=" + g.tap(), "-device", "virtio-net-pci,romfile=,netdev=ceph,mac=" + mac,
+		"-device", "virtio-rng-pci", "-pidfile", g.path("pid"), "-qmp", "unix:" + g.path("qmp") + ",server=on,wait=off"}
+	args = append(args, shared("host", "/")...)
+	if g.Programs != "" {
+		args = append(args, shared("programs", g.Programs)...)
+	}
+	cmd := exec.Command(machine.qemu, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
@@ -114,6 +127,18 @@ func (g *Guest) start() error {
 		close(ended)
 	}(g.ended)
 	return g.waitUp()
+}
+
+// machines are what qemu has for an architecture. The Raspberry Pi 5 has this processor.
+var machines = map[string]struct{ qemu, model, cpu, console string }{
+	"amd64": {"qemu-system-x86_64", "q35", "max", "ttyS0"},
+	"arm64": {"qemu-system-aarch64", "virt", "cortex-a76", "ttyAMA0"},
+}
+
+// shared lets the guest read a directory, as the tag of 9p.
+func shared(tag, dir string) []string {
+	return []string{"-fsdev", "local,id=" + tag + ",path=" + dir + ",security_model=none,readonly=on,multidevs=remap",
+		"-device", "virtio-9p-pci,fsdev=" + tag + ",mount_tag=" + tag}
 }
 
 // waitUp waits until the agent answers.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,7 +31,7 @@ var numbers atomic.Int64
 // serveMapper starts the mappers of a guest, once per boot.
 func (n *node) serveMapper() error {
 	_, err := n.Sh(quick, fmt.Sprintf("cat /run/mapper.pid 2>/dev/null || { setsid %s -listen 10.0.2.15:%d >/run/mapper.log 2>&1 </dev/null & echo $! >/run/mapper.pid; }",
-		filepath.Join(work, "mapper"), mapperPort))
+		n.file("mapper"), mapperPort))
 	if err != nil {
 		return err
 	}

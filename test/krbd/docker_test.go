@@ -50,12 +50,15 @@ func (n *node) engine(t *testing.T, flags ...string) {
 			t.Error(err)
 		}
 	})
+	// dockerd gives containerd 15 s; a guest may need as long to read it for the first time.
+	_, err = n.Run(2*quick, "containerd", "--version")
+	must(t, err)
 	began := time.Now()
 	_, err = n.Run(3*time.Minute, slices.Concat([]string{script("engine.sh"), "start", engineDir + "/d"}, reachable, flags)...)
 	must(t, err)
 	up := time.Since(began)
 	root := t.TempDir()
-	for _, args := range [][]string{{"cp", filepath.Join(work, "writer"), root + "/writer"}, {"tar", "-C", root, "-cf", root + ".tar", "writer"}} {
+	for _, args := range [][]string{{"cp", n.file("writer"), root + "/writer"}, {"tar", "-C", root, "-cf", root + ".tar", "writer"}} {
 		_, err = tool.Run(quick, args[0], args[1:]...)
 		must(t, err)
 	}

@@ -18,7 +18,7 @@ var metric = regexp.MustCompile(`([\d.e+]+) ([\w/-]+(?:ms|MB/s))`)
 // the sub-benchmark and that of the metric.
 func bench(t *testing.T, n *node, name string, times int, env ...string) map[string]float64 {
 	t.Helper()
-	out, err := n.Run(10*time.Minute, append(append([]string{"env"}, env...), filepath.Join(work, "inside.test"),
+	out, err := n.Run(10*time.Minute, append(append([]string{"env"}, env...), n.file("inside.test"),
 		"-test.run", "^$", "-test.bench", name, "-test.benchtime", fmt.Sprintf("%dx", times))...)
 	must(t, err)
 	figures := map[string]float64{}

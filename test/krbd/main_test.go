@@ -1,6 +1,7 @@
 package krbd
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -41,7 +42,7 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	began := time.Now()
-	nodes := []*node{{Guest: newGuest(1, 3072)}, {Guest: newGuest(2, 3072)}}
+	nodes := []*node{newNode(1, os.Getenv("TEST_GUEST_ARCH")), newNode(2, "")}
 	one, two = nodes[0], nodes[1]
 	errs := make([]error, len(nodes))
 	var wg sync.WaitGroup
@@ -58,15 +59,30 @@ func run(m *testing.M) int {
 	}
 	fmt.Printf("==> two guests are up after %v, %.1f and %.1f times as slow as on an idle machine\n",
 		time.Since(began).Round(time.Second), one.Slowness(), two.Slowness())
+	fmt.Printf("==> cell: %s; %s\n", one.about(), two.about())
 	return m.Run()
 }
 
-func newGuest(number, memMB int) *guest.Guest {
-	return &guest.Guest{
-		Dir: work, Kernel: filepath.Join(work, "kernel"), Agent: filepath.Join(work, "agent"),
-		Name: fmt.Sprintf("node%d", number), Number: number, MemMB: memMB, Serve: []int{mapperPort, dockerPort},
+// newNode is a guest of an architecture, as Go calls it; "" = this machine's.
+func newNode(number int, arch string) *node {
+	n := &node{Guest: &guest.Guest{
+		Dir: work, Name: fmt.Sprintf("node%d", number), Number: number, MemMB: 3072, Serve: []int{mapperPort, dockerPort}, Arch: arch,
+	}}
+	if arch != "" {
+		n.Programs = n.file("root")
 	}
+	n.Kernel, n.Agent = n.file("kernel"), n.file("agent")
+	return n
 }
+
+// about tells of the node's kernel.
+func (n *node) about() string {
+	out, err := n.Sh(quick, `echo "Linux $(uname -r), $(uname -m), pages of $(($(getconf PAGESIZE) / 1024)) KiB"`)
+	return cmp.Or(out, fmt.Sprint(err))
+}
+
+// file is one of those that test/krbd.sh has made for the node's architecture.
+func (n *node) file(name string) string { return filepath.Join(work, n.Arch, name) }
 
 func must(t *testing.T, errs ...error) {
 	t.Helper()

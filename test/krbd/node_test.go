@@ -50,7 +50,7 @@ func (n *node) start(program string, settings ...string) error {
 	for _, s := range settings {
 		line += " '" + s + "'"
 	}
-	line += fmt.Sprintf(" %s -socket %s -root %s >>/run/plugin.log 2>&1 </dev/null & echo $! >/run/plugin.pid", filepath.Join(work, program), socket, root)
+	line += fmt.Sprintf(" %s -socket %s -root %s >>/run/plugin.log 2>&1 </dev/null & echo $! >/run/plugin.pid", n.file(program), socket, root)
 	if _, err := n.Sh(quick, line); err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (w *writers) write(t *testing.T, n *node) (ended chan error) {
 	ended = make(chan error, 1)
 	in, out := io.Pipe()
 	go func() {
-		err := n.Stream(10*time.Minute, out, filepath.Join(work, "writer"), "-file", path+"/log", "-report", "-", "-node", n.Name)
+		err := n.Stream(10*time.Minute, out, n.file("writer"), "-file", path+"/log", "-report", "-", "-node", n.Name)
 		_ = out.Close()
 		ended <- err
 	}()

@@ -181,3 +181,27 @@ func TestARemovalAfterOneThatDied(t *testing.T) {
 		})
 	}
 }
+
+// A clone in the trash that librbd does not find, as it does not find its parent, is kept
+// and told: nobody else was faster.
+func TestACloneInTheTrashWhoseParentIsLost(t *testing.T) {
+	o := newObjects(t)
+	parent, clone, _ := o.copied()
+	a := o.open("a")
+	if err := a.Unsnap(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	_ = a.Close(t.Context())
+	o.remove("a", 24*time.Hour)
+	o.remove("b", time.Hour)
+	o.aged(clone.ID, 2*time.Hour)
+	entry := o.get("rbd_trash", "id_"+parent.ID)
+	o.rados("rmomapkey", "rbd_trash", "id_"+parent.ID)
+	names, err := o.pool.Purge(t.Context())
+	if len(names) > 0 || err == nil || !strings.Contains(err.Error(), "is it a clone whose parent is gone?") || !o.inTrash(clone.ID) {
+		t.Errorf("purged: %v, %v", names, err)
+	}
+	o.set("rbd_trash", "id_"+parent.ID, entry)
+	o.purge("b")
+	o.gone(clone.ID)
+}

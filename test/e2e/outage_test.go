@@ -55,8 +55,8 @@ var (
 		},
 		{
 			name: "the cluster is full", begin: func(t *testing.T) func() {
-				fill(t, "full", "pool(s) full")
-				return func() { fill(t, "none", "HEALTH_OK") }
+				fill(t, "full")
+				return func() { fill(t, "none") }
 			},
 			create: full, mount: full,
 		},
@@ -87,11 +87,11 @@ func during(t *testing.T, begin, end []string) func() {
 }
 
 // fill makes the OSD believe that it is full, or not, and waits until all know.
-func fill(t *testing.T, state, health string) {
+func fill(t *testing.T, state string) {
 	t.Helper()
 	admin(t, "tell", "osd.0", "injectfull", state, "1000000")
 	wait(t, limit, func() error {
-		if now := admin(t, "health"); !strings.Contains(now, health) {
+		if now := admin(t, "health", "--format", "json"); strings.Contains(now, `"POOL_FULL"`) != (state == "full") {
 			return fmt.Errorf("health is %s", now)
 		}
 		return nil

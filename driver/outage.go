@@ -187,7 +187,7 @@ func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.Cancel
 	return context.WithTimeout(ctx, 2*d.patience)
 }
 
-// answers asks, if Ceph is in doubt, one short question before a long request:
+// answers asks, if Ceph is in doubt, one question before a long request:
 // dockerd answers nobody when it starts until it has tried to start each container
 // that has --restart (20.10, 26.1). It asks of the volume itself, as another's
 // part of Ceph may be the one that is away.
@@ -199,18 +199,28 @@ func (d *Driver) answers(ctx context.Context, volume string) error {
 	return err
 }
 
-// exists asks whether there is a volume, which is one short question. Without an answer
-// it is asked again, for longer, if Ceph has one to a question about no volume: a machine
-// that has only just booted and an OSD that recovers are slow, not away.
+// exists asks whether there is a volume. It is given up early if Ceph has no answer to a
+// question about no volume either, twice in a row: a machine that has only just booted takes
+// a while to connect, and one that is slow, or whose OSD recovers, is not away.
 func (d *Driver) exists(ctx context.Context, volume string) (found bool, err error) {
-	ask := func(patience time.Duration) {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		found, err = d.images.Exists(ctx, volume)
-	}
-	ask(d.patience / 2)
-	if !answered(err) && ctx.Err() == nil && d.ping() == nil {
-		ask(2 * d.patience)
+	ctx, cancel := context.WithTimeout(ctx, 2*d.patience)
+	defer cancel()
+	silent := make(chan error, 1)
+	pings := time.AfterFunc(d.patience/5, func() {
+		if d.ping() == nil { // it may have been begun by others, before
+			return
+		}
+		if err := d.ping(); err != nil {
+			silent <- err
+			cancel()
+		}
+	})
+	defer pings.Stop()
+	if found, err = d.images.Exists(ctx, volume); err != nil {
+		select {
+		case err = <-silent: // who was cut short knows no reason
+		default:
+		}
 	}
 	return found, err
 }

@@ -224,15 +224,18 @@ func TestAnOutageIsFoundOutInTheTimeOfOneQuestion(t *testing.T) {
 	})
 }
 
-// A machine that has only just booted, or an OSD that recovers, takes longer than a short
-// question has. Ceph answers, so who mounts waits on.
+// A machine that has only just booted takes a while to connect, and longer than a short
+// question, or a ping, has. Then Ceph answers, so who mounts waits on.
 func TestASlowCephIsNotAway(t *testing.T) {
 	slow := func() func(string) error {
-		var looked atomic.Bool
+		var pings, looks atomic.Int32
 		return func(call string) error {
-			if call == "exists" && !looked.Swap(true) {
-				time.Sleep(100 * time.Millisecond)
+			switch {
+			case call == "ping" && pings.Add(1) == 1:
+				time.Sleep(80 * time.Millisecond)
 				return driver.ErrUnavailable
+			case call == "exists" && looks.Add(1) == 1:
+				time.Sleep(250 * time.Millisecond) // of the 400 that it has
 			}
 			return nil
 		}
@@ -270,4 +273,24 @@ func TestASlowCephIsNotAway(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// If Ceph has no answer at all, who mounts hears why, and not that a question was cut short.
+func TestAMountHearsWhyCephIsAway(t *testing.T) {
+	places, rbd, _ := twoPlaces(t)
+	ctx := within(t, ever)
+	if err := places.Create(ctx, "v", nil); err != nil {
+		t.Fatal(err)
+	}
+	rbd.on(func(call string) error {
+		switch call {
+		case "ping":
+			return fmt.Errorf("%w: no monitor answers", driver.ErrUnavailable)
+		case "exists":
+			time.Sleep(150 * time.Millisecond) // less than it has
+		}
+		return nil
+	})
+	_, err := places.Mount(ctx, "v", "1")
+	check(t, err, driver.ErrUnavailable, "no monitor answers")
 }

@@ -125,24 +125,36 @@ const (
 	restoring = 3 // on its way back
 )
 
-// trashState tells how an image is in the trash; found is false if it is not.
-func trashState(ioctx *rados.IOContext, id string) (state uint64, found bool, err error) {
+// stay is how, and for how long, an image is in the trash; one that is put there again has
+// another one.
+type stay struct {
+	state        uint64
+	since, until int64 // in seconds since 1970, as librbd tells them
+}
+
+// trashStay finds an image in the trash; found is false if it is not there.
+func trashStay(ioctx *rados.IOContext, id string) (s stay, found bool, err error) {
 	d, err := ask(ioctx, trashList, "trash_get", text(id))
 	if errno(err) == syscall.ENOENT {
-		return 0, false, nil
+		return s, false, nil
 	}
 	if err != nil {
-		return 0, false, err
+		return s, false, err
 	}
 	version, entry := d.versioned()
 	entry.number(1) // who put it there
 	entry.text()
-	entry.time()
-	entry.time()
+	s.since, s.until = entry.time().Unix(), entry.time().Unix()
 	if version > 1 {
-		state = entry.number(1)
+		s.state = entry.number(1)
 	}
-	return state, true, entry.err()
+	return s, true, entry.err()
+}
+
+// trashState is the state of trashStay.
+func trashState(ioctx *rados.IOContext, id string) (state uint64, found bool, err error) {
+	s, found, err := trashStay(ioctx, id)
+	return s.state, found, err
 }
 
 // setTrashState changes it, if it is what it was.

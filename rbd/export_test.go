@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/ceph/go-ceph/rados"
 )
 
 // DiagnoseLate is what a call says of a client that was retired and shut down while
@@ -53,4 +55,17 @@ func (p *Pool) RenewLate(ctx context.Context) (connected bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.current != nil, nil
+}
+
+// DeleteDue deletes an image from the trash; between comes after the look that found its time
+// to be up.
+func (p *Pool) DeleteDue(ctx context.Context, id string, between func()) error {
+	return p.do(ctx, "empty the trash", reads, func(_ *client, ioctx *rados.IOContext) error {
+		due, _, err := trashStay(ioctx, id)
+		if err != nil {
+			return err
+		}
+		between()
+		return deleteDue(ioctx, id, due)
+	})
 }

@@ -17,9 +17,13 @@ import (
 // and survives the death of this plugin. Without the manager we do it ourselves.
 // The handle is closed in between: librbd deletes no image that has a watcher.
 func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
+	var due stay
 	err := h.call(ctx, "remove image", changes, func() (err error) {
 		if keep, err = h.toTrash(keep); errno(err) == syscall.ENOENT {
 			return h.unmoved(err)
+		}
+		if err == nil && keep == 0 {
+			due, _, _ = trashStay(h.ioctx, h.image.ID) // without it Purge will
 		}
 		return err
 	})
@@ -33,7 +37,7 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 		return nil
 	}
 	// The volume is gone, whatever becomes of the data.
-	if err := h.pool.emptyTrash(ctx, h.image.ID); err != nil {
+	if err := h.pool.emptyTrash(ctx, h.image.ID, due); err != nil {
 		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
 			h.image.Name, h.pool.place(), h.image.ID, err)
 	}

@@ -87,7 +87,7 @@ func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 			waits, err = p.freeClones(ctx, entry.Id)
 		}
 		if err == nil && !waits {
-			err = p.emptyTrash(ctx, entry.Id)
+			err = p.emptyTrash(ctx, entry.Id, stay{since: entry.DeletionTime.Unix(), until: entry.DefermentEndTime.Unix()})
 		}
 		switch {
 		case errors.Is(err, driver.ErrNotFound): // another node was faster
@@ -186,8 +186,9 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 	return len(clones) > 0, nil
 }
 
-// emptyTrash deletes an image that is in the trash, and has been long enough.
-func (p *Pool) emptyTrash(ctx context.Context, id string) error {
+// emptyTrash deletes an image that is in the trash, and has been long enough. The manager
+// looks at its time when it comes to it.
+func (p *Pool) emptyTrash(ctx context.Context, id string, due stay) error {
 	err := p.byManager(ctx, func(t *admin.TaskAdmin) error {
 		_, err := t.AddTrashRemove(admin.NewImageSpec(p.cfg.Pool, p.cfg.Namespace, id))
 		return err
@@ -196,6 +197,36 @@ func (p *Pool) emptyTrash(ctx context.Context, id string) error {
 		return nil
 	}
 	return p.do(ctx, "empty the trash", reads, func(_ *client, ioctx *rados.IOContext) error {
-		return rbd.TrashRemove(ioctx, id, true) // whatever this node's clock says
+		return deleteDue(ioctx, id, due)
 	})
+}
+
+// deleteDue deletes an image whose stay in the trash is over, whatever this node's clock
+// says. It may have been restored since somebody looked, and used, and be there anew, to be
+// kept: so it is marked as going first, from when on nobody can restore it, and looked at
+// then. ErrNotFound if it is not that stay any more.
+func deleteDue(ioctx *rados.IOContext, id string, due stay) error {
+	same := func() (stay, error) {
+		now, found, err := trashStay(ioctx, id)
+		if err == nil && (!found || now.since != due.since || now.until != due.until) {
+			err = rbd.ErrNotFound
+		}
+		return now, err
+	}
+	now, err := same()
+	if err != nil {
+		return err
+	}
+	if now.state == inTrash {
+		if err = setTrashState(ioctx, id, inTrash, removing); errno(err) == syscall.ESTALE { // somebody restores or deletes it
+			return rbd.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		if _, err = same(); err != nil {
+			return errors.Join(setTrashState(ioctx, id, removing, inTrash), err)
+		}
+	}
+	return rbd.TrashRemove(ioctx, id, true)
 }

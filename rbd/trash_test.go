@@ -2,6 +2,7 @@ package rbd_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -204,4 +205,26 @@ func TestACloneInTheTrashWhoseParentIsLost(t *testing.T) {
 	o.set("rbd_trash", "id_"+parent.ID, entry)
 	o.purge("b")
 	o.gone(clone.ID)
+}
+
+// Between the look that finds its time to be up and its deletion, for which the manager is
+// asked first, an image was restored, used, and removed again, to be kept: it is.
+func TestAnImageThatIsInTheTrashAgainIsKept(t *testing.T) {
+	o := newObjects(t)
+	drivertest.Create(t, o.pool, "a", 8<<20)
+	id := o.get("rbd_directory", "name_a")
+	image := string(id[4:])
+	o.remove("a", time.Second)
+	err := o.pool.DeleteDue(t.Context(), image, func() {
+		o.rbd("trash", "restore", "--pool", o.cfg.Pool, "--namespace", o.cfg.Namespace, image)
+		o.remove("a", time.Hour)
+	})
+	if !errors.Is(err, driver.ErrNotFound) || !o.inTrash(image) {
+		t.Fatalf("deleted: %v", err)
+	}
+	o.rbd("trash", "restore", "--pool", o.cfg.Pool, "--namespace", o.cfg.Namespace, image) // it is not marked as going
+	o.remove("a", time.Second)
+	if err := o.pool.DeleteDue(t.Context(), image, func() {}); err != nil || o.inTrash(image) {
+		t.Errorf("when its time is up: %v", err)
+	}
 }

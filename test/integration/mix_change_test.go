@@ -92,6 +92,7 @@ func (m *mix) remove(r *rand.Rand, s *slot) {
 	if now := m.admin.id(s.name); now != "" {
 		m.fault(s, "it was removed, and its name still means image %s", now)
 	}
+	m.note(s, "what node %s removes is kept for %v", n.name, n.keep)
 	_ = m.admin.repair("pending", s.name, i.id) // it was the name's
 	s.image = nil
 	if !i.used {

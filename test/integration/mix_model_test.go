@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -105,8 +106,11 @@ func (h *history) note(s *slot, format string, args ...any) {
 	h.lines = append(h.lines, e)
 }
 
-// shown is how much of the history of a volume goes with a fault.
+// shown is how much of the history of a volume goes with a fault, and as much of that of the
+// images that it names.
 const shown = 30
+
+var imageID = regexp.MustCompile(`\b[0-9a-f]{8,16}\b`)
 
 // fault notes that something is not as it must be, with what happened to the volume.
 func (h *history) fault(s *slot, format string, args ...any) {
@@ -120,17 +124,24 @@ func (h *history) fault(s *slot, format string, args ...any) {
 			id = s.image.id
 		}
 	}
-	var lines []string
+	text := fmt.Sprintf(format, args...)
+	named := imageID.FindAllString(text, -1)
+	var ofName, ofImages []string
 	for _, e := range slices.Backward(h.lines) {
-		if e.slot == "" || e.slot == name || id != "" && e.id == id || strings.Contains(e.text, " "+name+" ") {
-			lines = append(lines, fmt.Sprintf("  %8.3fs %s (%s) %s", e.at.Sub(h.began).Seconds(), e.slot, e.id, e.text))
-		}
-		if len(lines) == shown {
-			break
+		line := fmt.Sprintf("  %8.3fs %s (%s) %s", e.at.Sub(h.began).Seconds(), e.slot, e.id, e.text)
+		about := func(id string) bool { return e.id == id || strings.Contains(e.text, id) }
+		switch {
+		case slices.ContainsFunc(named, about):
+			ofImages = append(ofImages, line)
+		case e.slot == "" || e.slot == name || id != "" && e.id == id || strings.Contains(e.text, " "+name+" "):
+			ofName = append(ofName, line)
 		}
 	}
-	slices.Reverse(lines)
-	h.faults = append(h.faults, fmt.Sprintf("volume %s: %s\n%s", name, fmt.Sprintf(format, args...), strings.Join(lines, "\n")))
+	ofName, ofImages = ofName[:min(shown, len(ofName))], ofImages[:min(shown, len(ofImages))]
+	slices.Reverse(ofName)
+	slices.Reverse(ofImages)
+	lines := slices.Concat(ofName, []string{"  and to the images:"}, ofImages)
+	h.faults = append(h.faults, fmt.Sprintf("volume %s: %s\n%s", name, text, strings.Join(lines, "\n")))
 	if len(h.faults) == 1 {
 		close(h.found)
 	}

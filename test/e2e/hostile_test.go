@@ -36,7 +36,7 @@ func request(op string, r map[string]any) (string, error) {
 // Names and options that are none get a line each, and nothing comes of them.
 func TestHostileRequests(t *testing.T) {
 	story(t)
-	before := ceph(t, "rados", "ls")
+	before := strings.Split(ceph(t, "rados", "ls"), "\n")
 	files := pluginFiles(t)
 	names := []string{
 		"", ".", "..", "../../etc", "/etc/passwd", "a/b", "a b", "-rf", "--help", "a\x00b", "a\nb", "a@b", "a,b", "\u00e4\u00f6", "\u202egnp", "'; true",
@@ -88,7 +88,12 @@ func TestHostileRequests(t *testing.T) {
 	for _, c := range silent {
 		_ = c.Close()
 	}
-	equal(t, "objects in the pool", ceph(t, "rados", "ls"), before)
+	// The manager may still delete what another test has removed.
+	for object := range strings.Lines(ceph(t, "rados", "ls")) {
+		if object = strings.TrimSpace(object); !slices.Contains(before, object) {
+			t.Errorf("a new object in the pool: %s", object)
+		}
+	}
 	if now := pluginFiles(t); !slices.Equal(now, files) {
 		t.Errorf("files of the plugin: %q, before: %q", now, files)
 	}

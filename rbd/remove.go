@@ -36,8 +36,9 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	if keep > 0 { // Purge will
 		return nil
 	}
-	// The volume is gone, whatever becomes of the data.
-	if err := h.pool.emptyTrash(ctx, h.image.ID, due); err != nil {
+	// The volume is gone, whatever becomes of the data. If it is not found it was deleted by
+	// others or, restored meanwhile, is not ours to delete.
+	if err := h.pool.emptyTrash(ctx, h.image.ID, due); err != nil && !errors.Is(err, driver.ErrNotFound) {
 		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
 			h.image.Name, h.pool.place(), h.image.ID, err)
 	}

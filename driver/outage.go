@@ -207,7 +207,7 @@ func (d *Driver) exists(ctx context.Context, volume string) (found bool, err err
 	defer cancel()
 	silent := make(chan error, 1)
 	pings := time.AfterFunc(d.patience/5, func() {
-		if d.ping() == nil { // it may have been begun by others, before
+		if d.ping() == nil || ctx.Err() != nil { // it may have been begun by others, before
 			return
 		}
 		if err := d.ping(); err != nil {

@@ -11,8 +11,7 @@
 # packages are cached.
 #
 # The guest's root is the host's, by 9p and read-only, with what the guest writes in its memory (overlay); of a guest of another
-# architecture it is covered by a tree of programs. After that the
-# program is run that the kernel's command line names behind "--".
+# architecture it is covered by a tree of programs. After that the program is run that the kernel's command line names behind "--".
 set -euo pipefail
 
 die() {

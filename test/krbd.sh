@@ -23,7 +23,7 @@ foreign() {
 		bash dash coreutils util-linux mount mawk sed grep findutils tar gzip hostname procps iproute2 kmod passwd libc-bin curl \
 		librbd1 docker.io docker-cli tini e2fsprogs xfsprogs btrfs-progs cryptsetup-bin
 	ARCH=$GUEST_ARCH cmd/plugin.sh "$1/plugin"
-	ln -s plugin/rootfs/usr/bin/docker-volume-rbd "$1/docker-volume-rbd"
+	ln -sf plugin/rootfs/usr/bin/docker-volume-rbd "$1/docker-volume-rbd"
 	CGO_ENABLED=0 GOARCH=$GUEST_ARCH go build -o "$1/agent" ./test/guest/agent
 	CGO_ENABLED=0 GOARCH=$GUEST_ARCH go build -o "$1/writer" ./test/workload/writer
 }

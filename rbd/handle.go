@@ -196,7 +196,22 @@ func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
 }
 
 func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
-	return h.call(ctx, "write metadata", changes, func() error { return setMeta(h.img, meta) })
+	return h.call(ctx, "write metadata", changes, func() error { return h.setMeta(meta) })
+}
+
+// setMeta takes one operation for all of it. librbd has itself the exclusive lock given first,
+// key by key, which metadata needs only where a journal records it for a mirror: 7 round trips
+// each, and 16.2 was seen to wait for ever for an answer of the lock's owner.
+func (h *handle) setMeta(meta map[string]string) error {
+	if !slices.Contains(h.image.Features, rbd.FeatureNameJournaling) {
+		return setMetadata(h.ioctx, h.image.ID, meta)
+	}
+	for key, value := range meta {
+		if err := h.img.SetMetadata(prefix+key, value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Unlock breaks the lock itself: librbd's own way would fence the owner.

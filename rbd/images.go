@@ -163,15 +163,6 @@ func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec driver.ImageSpec, o
 	return rbd.CloneImage(parent, spec.From.Image, spec.From.Snap, ioctx, spec.Name, opts)
 }
 
-func setMeta(img *rbd.Image, meta map[string]string) error {
-	for key, value := range meta {
-		if err := img.SetMetadata(prefix+key, value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // openable tells whether librbd opens an image, or has one opened that is whole;
 // ErrNoVolume if there is none.
 func (p *Pool) openable(c *client, ioctx *rados.IOContext, name string) error {

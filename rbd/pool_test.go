@@ -83,20 +83,18 @@ func TestAClientThatWasFencedIsReplaced(t *testing.T) {
 func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := drivertest.Create(t, p, "a", 64<<20)
+	wakeUp := lockedByASleeper(t, image.Name, cfg)
 	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	much := map[string]string{}
-	for i := range 1000 { // an operation for each
-		much[fmt.Sprint("x", i)] = "1"
-	}
-	if err := h.SetMeta(ctx, much); !errors.Is(err, driver.ErrUnavailable) {
+	if err := h.Snap(ctx, "later"); !errors.Is(err, driver.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
+	wakeUp()
 	again, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
 	if err != nil {
 		t.Fatal(err)

@@ -104,7 +104,7 @@ func (h *handle) toTrash(keep time.Duration) (time.Duration, error) {
 	if err != nil {
 		return keep, err
 	}
-	if err := setMeta(h.img, map[string]string{removed: mark(h.image.ID, time.Now().Add(delay))}); err != nil {
+	if err := h.setMeta(map[string]string{removed: mark(h.image.ID, time.Now().Add(delay))}); err != nil {
 		return keep, err
 	}
 	return keep, rbd.GetImage(h.ioctx, h.image.Name).Trash(delay)

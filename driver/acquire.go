@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // aim is what the guard is wanted for.
@@ -42,7 +44,7 @@ func (d *Driver) acquire(ctx context.Context, name string, to aim) (*lease, erro
 // or an error. Until the guard is taken the image is open read-only: else those
 // who wait would see one another among its watchers.
 func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease, inUse, err error) {
-	h, err := d.images.Open(ctx, name, ReadOnly)
+	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -52,7 +54,7 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 		}
 	}()
 	held, version, err := d.loadGuard(ctx, h.Image().ID)
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return nil, nil, err
 	}
 	mine, err := d.isMine(ctx, h.Image().ID, held)
@@ -83,9 +85,9 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 	if err == nil && !l.adopted {
 		err = d.take(ctx, l, fence)
 	}
-	if errors.Is(err, ErrLost) {
+	if errors.Is(err, backend.ErrLost) {
 		d.pause(ctx, d.glance())
-		return nil, fmt.Errorf("%w: another node was faster to get the volume", ErrInUse), nil
+		return nil, fmt.Errorf("%w: another node was faster to get the volume", backend.ErrInUse), nil
 	}
 	if err != nil {
 		return nil, nil, err
@@ -94,7 +96,7 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 }
 
 // notShared is errShared if the volume is mounted without a guard.
-func (d *Driver) notShared(ctx context.Context, h Handle) error {
+func (d *Driver) notShared(ctx context.Context, h backend.Handle) error {
 	meta, err := h.Meta(ctx)
 	if err == nil && sealed(meta, h.Image()) {
 		err = errShared
@@ -153,7 +155,7 @@ func (d *Driver) outlive(ctx context.Context, l *lease) (inUse, err error) {
 // changed tells whether the guard is another than it was, or none.
 func (d *Driver) changed(ctx context.Context, l *lease) (bool, error) {
 	_, version, err := d.loadGuard(ctx, l.Image().ID)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		err = nil
 	}
 	return version != l.version, err
@@ -163,7 +165,7 @@ func (d *Driver) changed(ctx context.Context, l *lease) (bool, error) {
 // guard. A mapping that is not under it is dropped: an orphan of a killed plugin
 // that came up late, or one of ours that another node fenced, and gave the guard
 // back, since we looked.
-func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, error) {
+func (d *Driver) adopts(ctx context.Context, image backend.Image, held Guard) (bool, error) {
 	all, err := d.mappings(ctx)
 	if err != nil {
 		return false, err
@@ -175,9 +177,9 @@ func (d *Driver) adopts(ctx context.Context, image Image, held Guard) (bool, err
 		switch {
 		case m.ID != image.ID:
 		case m.Name != image.Name:
-			return false, fmt.Errorf("%w: the image is mapped here as %s, its name of before; stop what uses that", ErrInUse, m.Name)
-		case m.Mode == ReadOnly:
-			return false, fmt.Errorf("%w: it is mounted read-only on this node (%s); stop the containers that use it", ErrInUse, d.node.Name)
+			return false, fmt.Errorf("%w: the image is mapped here as %s, its name of before; stop what uses that", backend.ErrInUse, m.Name)
+		case m.Mode == backend.ReadOnly:
+			return false, fmt.Errorf("%w: it is mounted read-only on this node (%s); stop the containers that use it", backend.ErrInUse, d.node.Name)
 		case !held.covers(m):
 			return false, d.drop(ctx, m)
 		default:
@@ -215,7 +217,7 @@ func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 		}
 		ctx, cancel := aftermath(ctx)
 		defer cancel()
-		err = also(err, "give the guard back", d.giveBack(ctx, seen.Image().ID, l.version))
+		err = backend.Also(err, "give the guard back", d.giveBack(ctx, seen.Image().ID, l.version))
 	}()
 	if err := d.openUnder(ctx, l, guardMapping); err != nil {
 		return err
@@ -232,13 +234,13 @@ func (d *Driver) take(ctx context.Context, l *lease, fence bool) (err error) {
 // names the control client already.
 func (d *Driver) openUnder(ctx context.Context, l *lease, state string) error {
 	seen := l.Handle
-	h, err := d.images.Open(ctx, seen.Image().Name, ReadWrite)
+	h, err := d.images.Open(ctx, seen.Image().Name, backend.ReadWrite)
 	if err != nil {
 		return err
 	}
 	l.Handle = h
 	if h.Image().ID != seen.Image().ID {
-		return fmt.Errorf("%w: the image was replaced meanwhile", ErrInUse)
+		return fmt.Errorf("%w: the image was replaced meanwhile", backend.ErrInUse)
 	}
 	if h.Client() != seen.Client() { // the connection was lost in between
 		return d.swap(ctx, l, state, h.Client())

@@ -3,6 +3,8 @@ package driver
 import (
 	"cmp"
 	"fmt"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // agree tells whether an existing image is what the request asks for: only
@@ -10,7 +12,7 @@ import (
 func (o options) agree(size uint64, meta map[string]string) error {
 	differ := func(option, is string) error {
 		return fmt.Errorf("%w with %s %s, but %s was asked for; remove that volume or leave the option out",
-			ErrExists, option, is, o.given[option])
+			backend.ErrExists, option, is, o.given[option])
 	}
 	if o.given[OptSize] != "" && o.size != size {
 		return differ(OptSize, formatSize(size))

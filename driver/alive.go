@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // waitForWatchers waits until nobody but the control client, and a manager that
@@ -38,7 +40,7 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 			return err
 		}
 		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin, a manager that flattens it?): "+
-			"find it with rbd status, stop it there", ErrInUse, strings.Join(others, ", "))
+			"find it with rbd status, stop it there", backend.ErrInUse, strings.Join(others, ", "))
 		if !d.pause(ctx, d.poll) {
 			return inUse
 		}
@@ -48,7 +50,7 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		case err != nil:
 			return err
 		case changed: // else two could wait for each other's watch
-			return fmt.Errorf("%w while waiting for other watchers of the image", ErrLost)
+			return fmt.Errorf("%w while waiting for other watchers of the image", backend.ErrLost)
 		}
 	}
 }
@@ -56,7 +58,7 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 // alive tells whether one of the holder's clients watches the image. It looks
 // twice: one that is about to map watches a moment after its guard says so, and
 // one that lost its OSD may be just about to watch again.
-func (d *Driver) alive(ctx context.Context, h Handle, held Guard) (bool, error) {
+func (d *Driver) alive(ctx context.Context, h backend.Handle, held Guard) (bool, error) {
 	moment := d.glance()
 	if held.State == guardMapping {
 		moment = 5 * d.poll
@@ -74,14 +76,14 @@ func (d *Driver) alive(ctx context.Context, h Handle, held Guard) (bool, error) 
 
 // seen tells whether Ceph has one of the guard's clients among the watchers of
 // its image.
-func seen(ctx context.Context, h Handle, held Guard) (bool, error) {
+func seen(ctx context.Context, h backend.Handle, held Guard) (bool, error) {
 	watchers, err := h.Watchers(ctx)
 	return slices.ContainsFunc(held.Addrs, func(a string) bool { return slices.Contains(watchers, a) }), err
 }
 
 func inUseBy(g Guard) error {
 	return fmt.Errorf("%w by node %s (%s), %s since %s; stop what uses it there",
-		ErrInUse, g.Node, strings.Join(g.Addrs, ", "), g.State, g.Since.Format(time.RFC3339))
+		backend.ErrInUse, g.Node, strings.Join(g.Addrs, ", "), g.State, g.Since.Format(time.RFC3339))
 }
 
 // glance is how often whoever waits looks at the guard.
@@ -89,7 +91,7 @@ func (d *Driver) glance() time.Duration { return d.poll / 5 }
 
 // pause waits; false when the context leaves no time for it.
 func (d *Driver) pause(ctx context.Context, t time.Duration) bool {
-	return d.timeFor(ctx, t) && sleep(ctx, t)
+	return d.timeFor(ctx, t) && backend.Sleep(ctx, t)
 }
 
 // timeFor tells whether a context lasts for longer than that.

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"reflect"
 	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // blank is the promise of a filesystem, made by Create before it makes the
@@ -15,7 +17,7 @@ import (
 // can be completed, and because what was written by one who has lost the guard
 // must not count, however late it arrives.
 type blank struct {
-	Image ImageSpec         `json:"image"`
+	Image backend.ImageSpec `json:"image"`
 	Meta  map[string]string `json:"meta"`
 	// Begun is the id of the image on which a filesystem was begun: that image
 	// may hold remains of it. "" = not begun, so the image must be empty.
@@ -27,7 +29,7 @@ type blank struct {
 
 func blankKey(volume string) string { return "blank." + volume }
 
-func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version Version, err error) {
+func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version backend.Version, err error) {
 	version, err = d.records.Load(ctx, blankKey(volume), &b)
 	if b.Meta == nil { // of a hand that wrote the record
 		b.Meta = map[string]string{}
@@ -37,17 +39,17 @@ func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version
 
 // promised finds the promise that is not kept yet, of an image with this metadata;
 // nil if there is none. What is left of another image of the name is none.
-func (d *Driver) promised(ctx context.Context, image Image, meta map[string]string) (*blank, Version, error) {
+func (d *Driver) promised(ctx context.Context, image backend.Image, meta map[string]string) (*blank, backend.Version, error) {
 	if meta[metaComplete] == image.ID || meta[metaFSType] != "" && image.Parent == nil { // no clone, and complete
 		return nil, 0, nil
 	}
 	b, version, err := d.loadBlank(ctx, image.Name)
 	switch from := b.Image.From; {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, backend.ErrNotFound):
 		return nil, 0, nil
 	case err != nil:
 		return nil, 0, err
-	case from == nil && meta[metaFSType] != "", from != nil && image.Parent != nil && !from.same(image.Parent):
+	case from == nil && meta[metaFSType] != "", from != nil && image.Parent != nil && !from.Same(image.Parent):
 		return nil, 0, nil
 	case from == nil:
 		maps.Copy(b.Meta, meta) // what an operator has said since
@@ -63,11 +65,11 @@ func (b blank) equal(other blank) bool {
 // its version. One that is there is of a Create that died or that another node
 // is just at; in a moment the image of the latter will be there, and then the
 // blank is not ours to touch: Create finds the image and compares.
-func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, error) {
+func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Version, error) {
 	for first := true; ; first = false {
 		there, version, err := d.loadBlank(ctx, name)
 		switch {
-		case err != nil && !errors.Is(err, ErrNotFound):
+		case err != nil && !errors.Is(err, backend.ErrNotFound):
 			return 0, err
 		case err == nil && there.Removed != "": // nobody is at it who would make an image
 		case err == nil && there.Begun == "" && there.equal(b):
@@ -81,7 +83,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (Version, er
 			return version, err
 		}
 		written, err := d.records.Swap(ctx, blankKey(name), version, b)
-		if !errors.Is(err, ErrLost) {
+		if !errors.Is(err, backend.ErrLost) {
 			return written, err
 		}
 	}
@@ -98,13 +100,13 @@ func (d *Driver) fresh(ctx context.Context, l *lease, b *blank) (bool, error) {
 		name, fstype := l.Image().Name, b.Meta[metaFSType]
 		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds data; it is not formatted. "+
 			"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
-			ErrContent, fstype, d.place, name, fstype)
+			backend.ErrContent, fstype, d.place, name, fstype)
 	}
 	return sure, err
 }
 
 // encrypt makes a blank volume's image an encrypted one, before it is mapped.
-func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version Version, e Encryption) (Version, error) {
+func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version backend.Version, e backend.Encryption) (backend.Version, error) {
 	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
 		return 0, err
 	}
@@ -123,7 +125,7 @@ func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version Versio
 
 // makeFilesystem keeps the promise of a volume's blank and mounts what it made.
 // Killed at any point it leaves the blank, and the next mount begins again.
-func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b *blank, version Version) error {
+func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m backend.Mapping, b *blank, version backend.Version) error {
 	name, fstype, path := l.Image().Name, b.Meta[metaFSType], d.path(l.Image().Name)
 	owner, err := ownerOf(b.Meta)
 	if err != nil {
@@ -152,7 +154,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b *bla
 	if err != nil {
 		return fmt.Errorf("%w; to choose other mkfsOptions remove the volume and create it again", err)
 	}
-	mount := Mount{Device: m.Device, Path: path, FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
+	mount := backend.Mount{Device: m.Device, Path: path, FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
 	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
@@ -170,7 +172,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m Mapping, b *bla
 
 // keep notes on the image what was promised, takes the promise away, and leaves the
 // guard to the mapping alone.
-func (d *Driver) keep(ctx context.Context, l *lease, m Mapping, version Version, meta map[string]string, fstype string) error {
+func (d *Driver) keep(ctx context.Context, l *lease, m backend.Mapping, version backend.Version, meta map[string]string, fstype string) error {
 	if len(meta) > 0 {
 		if err := l.SetMeta(ctx, meta); err != nil {
 			return err
@@ -191,12 +193,12 @@ func (d *Driver) keep(ctx context.Context, l *lease, m Mapping, version Version,
 // forgetBlank takes a blank away that has no volume any more. A crash before it
 // does no harm: the next Create of the name replaces it. Another version is
 // another's promise.
-func (d *Driver) forgetBlank(ctx context.Context, name string, version Version) error {
+func (d *Driver) forgetBlank(ctx context.Context, name string, version backend.Version) error {
 	if version == 0 {
 		return nil
 	}
 	err := d.records.Delete(ctx, blankKey(name), version)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrLost) {
+	if errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrLost) {
 		return nil
 	}
 	return err

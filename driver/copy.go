@@ -8,6 +8,8 @@ import (
 	"maps"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // The depth of clones of clones: from where on the manager is asked to make a new
@@ -71,40 +73,40 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 		b.Image.Size = s.Size
 	}
 	if b.Image.Size < s.Size {
-		return nil, invalidf("option %s=%q: %s has %s, and a copy is not made smaller", OptSize, o.given[OptSize], o.from, formatSize(s.Size))
+		return nil, backend.Invalidf("option %s=%q: %s has %s, and a copy is not made smaller", OptSize, o.given[OptSize], o.from, formatSize(s.Size))
 	}
-	b.Image.From = &Origin{Place: origin.place, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
+	b.Image.From = &backend.Origin{Place: origin.place, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
 	return drop, nil
 }
 
 // original looks at a volume of which a copy is wanted, and whether one can be made.
-func (d *Driver) original(ctx context.Context, o options) (Image, map[string]string, error) {
-	h, err := d.images.Open(ctx, o.from.volume, ReadOnly)
-	if errors.Is(err, ErrNoVolume) {
-		return Image{}, nil, invalidf("option %s: there is no volume %s", OptFrom, o.from.volume)
+func (d *Driver) original(ctx context.Context, o options) (backend.Image, map[string]string, error) {
+	h, err := d.images.Open(ctx, o.from.volume, backend.ReadOnly)
+	if errors.Is(err, backend.ErrNoVolume) {
+		return backend.Image{}, nil, backend.Invalidf("option %s: there is no volume %s", OptFrom, o.from.volume)
 	}
 	if err != nil {
-		return Image{}, nil, err
+		return backend.Image{}, nil, err
 	}
 	defer d.closeHandle(ctx, h)
 	meta, promised, err := d.metaOf(ctx, h)
 	if err != nil {
-		return Image{}, nil, err
+		return backend.Image{}, nil, err
 	}
 	if promised != nil {
-		return Image{}, nil, invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", OptFrom, o.from.volume)
+		return backend.Image{}, nil, backend.Invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", OptFrom, o.from.volume)
 	}
 	if o.from.snapshot == "" {
 		if err := halfRolledBack(meta); err != nil {
-			return Image{}, nil, fmt.Errorf("option %s: volume %s: %w", OptFrom, o.from.volume, err)
+			return backend.Image{}, nil, fmt.Errorf("option %s: volume %s: %w", OptFrom, o.from.volume, err)
 		}
 	}
 	if is := meta[metaFSType]; o.fstype != "" && is != "" && o.fstype != is {
-		return Image{}, nil, invalidf("option %s=%q: volume %s is %s", OptFSType, o.fstype, o.from.volume, is)
+		return backend.Image{}, nil, backend.Invalidf("option %s=%q: volume %s is %s", OptFSType, o.fstype, o.from.volume, is)
 	}
 	depth, err := h.Depth(ctx)
 	if err == nil && depth+1 >= tooDeep {
-		err = invalidf("option %s: volume %s is a clone of clones, %d deep; wait until the manager has made it independent "+
+		err = backend.Invalidf("option %s: volume %s is a clone of clones, %d deep; wait until the manager has made it independent "+
 			"(ceph rbd task list), or have it do so: ceph rbd task add flatten %s/%s", OptFrom, o.from.volume, depth, d.place, o.from.volume)
 	}
 	return h.Image(), meta, err
@@ -113,7 +115,7 @@ func (d *Driver) original(ctx context.Context, o options) (Image, map[string]str
 // finishCopy keeps the promise of a copy: its size, an id of its own for its
 // filesystem where that needs one, and metadata of its own. Killed at any point,
 // the next mount does it again.
-func (d *Driver) finishCopy(ctx context.Context, l *lease, m Mapping, b *blank, version Version) error {
+func (d *Driver) finishCopy(ctx context.Context, l *lease, m backend.Mapping, b *blank, version backend.Version) error {
 	name := l.Image().Name
 	// As for a new filesystem, the control client writes too.
 	if err := d.swap(ctx, l, guardMapped, m.Addr, l.Client()); err != nil {
@@ -134,7 +136,7 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m Mapping, b *blank, 
 	if err != nil {
 		return err
 	}
-	mount := Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
+	mount := backend.Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
 	if err := d.check(ctx, m, fstype); err != nil {
 		return err
 	}
@@ -170,7 +172,7 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m Mapping, b *blank, 
 }
 
 // fstypeOf is what is noted of a volume's filesystem, or what is found there.
-func (d *Driver) fstypeOf(ctx context.Context, meta map[string]string, m Mapping) (string, error) {
+func (d *Driver) fstypeOf(ctx context.Context, meta map[string]string, m backend.Mapping) (string, error) {
 	if fstype := meta[metaFSType]; fstype != "" {
 		return fstype, nil
 	}

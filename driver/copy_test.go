@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestWhatCannotBeCopied(t *testing.T) {
@@ -30,7 +30,7 @@ func TestWhatCannotBeCopied(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v: %v", row.options, err)
 		}
-		if _, err := two.Driver.Get(within(t, ever), "w"); !errors.Is(err, driver.ErrNotFound) {
+		if _, err := two.Driver.Get(within(t, ever), "w"); !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("%v: something was made: %v", row.options, err)
 		}
 	}
@@ -48,7 +48,7 @@ func TestWhatCannotBeCopied(t *testing.T) {
 			from = name
 		}
 	}
-	check(t, err, driver.ErrInvalid, "deep; wait until the manager has made it independent")
+	check(t, err, backend.ErrInvalid, "deep; wait until the manager has made it independent")
 	if tasks := c.Flattened(); deepest < 10 || !slices.Contains(tasks, "rbd/deep3") || slices.Contains(tasks, "rbd/deep2") {
 		t.Errorf("refused at depth %d, to be flattened: %v", deepest, tasks)
 	}
@@ -99,7 +99,7 @@ func TestAPromiseOfACopyIsForNoOtherImage(t *testing.T) {
 		t.Fatal("no error")
 	}
 	c.Snapshot("v", "other")
-	h, err := two.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := two.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,8 +107,8 @@ func TestAPromiseOfACopyIsForNoOtherImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := driver.Origin{Place: driver.Place{Pool: "rbd"}, Image: "v", ID: h.Image().ID, Snap: "other", SnapID: snaps[1].ID}
-	if err := two.client.Create(within(t, ever), driver.ImageSpec{Name: "w", Size: 512 << 20, Features: h.Image().Features, From: &from}); err != nil {
+	from := backend.Origin{Place: backend.Place{Pool: "rbd"}, Image: "v", ID: h.Image().ID, Snap: "other", SnapID: snaps[1].ID}
+	if err := two.client.Create(within(t, ever), backend.ImageSpec{Name: "w", Size: 512 << 20, Features: h.Image().Features, From: &from}); err != nil {
 		t.Fatal(err)
 	}
 	two.mount("w", "1")

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 // The plugin dies at each of its calls to Ceph and the kernel, before or after
@@ -73,7 +73,7 @@ func TestACrashAtAnyStep(t *testing.T) {
 					where := fmt.Sprintf("crash at call %d, in %s", stopAt, reached)
 
 					_, err := next.Driver.Mount(within(t, ever), "v", "next")
-					if errors.Is(err, driver.ErrNotFound) && !created {
+					if errors.Is(err, backend.ErrNotFound) && !created {
 						next.create("v", nil) // what Docker's user does next
 						_, err = next.Driver.Mount(within(t, ever), "v", "next")
 					}
@@ -171,7 +171,7 @@ func TestAPauseAtAnyStep(t *testing.T) {
 					if d := one.device("v"); d != "" {
 						t.Fatalf("%s: both have the volume, one as %s (%v)", where, d, err)
 					}
-					one.refused("v", "3", driver.ErrInUse, "node two")
+					one.refused("v", "3", backend.ErrInUse, "node two")
 					two.unmount("v", "2")
 				}
 				one.mount("v", "3")
@@ -239,7 +239,7 @@ func TestACrashInRemove(t *testing.T) {
 			one.crash()
 			want := "ext4 data"
 			_, err = two.Driver.Mount(within(t, ever), "v", "1")
-			if errors.Is(err, driver.ErrNotFound) {
+			if errors.Is(err, backend.ErrNotFound) {
 				want = "ext4"
 				two.create("v", nil)
 				_, err = two.Driver.Mount(within(t, ever), "v", "1")

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Create makes the image of a new volume; the filesystem waits for the first
@@ -22,7 +24,7 @@ func (d *Driver) CreateFrom(ctx context.Context, name string, opts map[string]st
 }
 
 func (d *Driver) create(ctx context.Context, name string, given map[string]string, origin *Driver) error {
-	if err := checkName(name); err != nil {
+	if err := backend.CheckName(name); err != nil {
 		return err
 	}
 	o, err := parseOptions(d.place, d.defaults, given)
@@ -56,7 +58,7 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 
 // make writes the blank and makes the image.
 func (d *Driver) make(ctx context.Context, name string, o options, origin *Driver) (err error) {
-	b := blank{Image: ImageSpec{
+	b := blank{Image: backend.ImageSpec{
 		Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
 		StripeUnit: o.stripeUnit, StripeCount: o.stripeCount,
 	}, Meta: o.meta()}
@@ -74,7 +76,7 @@ func (d *Driver) make(ctx context.Context, name string, o options, origin *Drive
 			return cannot
 		}
 		defer func() {
-			if !errors.Is(err, ErrUnavailable) { // else the clone may yet be made: the snapshot goes with a sweep
+			if !errors.Is(err, backend.ErrUnavailable) { // else the clone may yet be made: the snapshot goes with a sweep
 				done()
 			}
 		}()
@@ -84,13 +86,13 @@ func (d *Driver) make(ctx context.Context, name string, o options, origin *Drive
 		return err
 	}
 	switch err = d.images.Create(ctx, b.Image); {
-	case errors.Is(err, ErrExists):
+	case errors.Is(err, backend.ErrExists):
 		if err := d.another(ctx, b); err != nil {
 			return err
 		}
 		return d.agree(ctx, name, o)
-	case errors.Is(err, ErrInvalid): // nothing was made, nor will be by any who was promised the same
-		return also(err, "clean up", d.forgetBlank(ctx, name, promised))
+	case errors.Is(err, backend.ErrInvalid): // nothing was made, nor will be by any who was promised the same
+		return backend.Also(err, "clean up", d.forgetBlank(ctx, name, promised))
 	}
 	return err
 }
@@ -102,14 +104,14 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 	if from == nil {
 		return nil
 	}
-	h, err := d.images.Open(ctx, b.Image.Name, ReadOnly)
+	h, err := d.images.Open(ctx, b.Image.Name, backend.ReadOnly)
 	if err != nil {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
 	parent := h.Image().Parent
 	there, version, err := d.loadBlank(ctx, b.Image.Name)
-	if errors.Is(err, ErrNotFound) || err == nil && (parent == nil || parent.same(there.Image.From) || parent.Place != from.Place || parent.ID != from.ID) {
+	if errors.Is(err, backend.ErrNotFound) || err == nil && (parent == nil || parent.Same(there.Image.From) || parent.Place != from.Place || parent.ID != from.ID) {
 		return nil
 	}
 	if err != nil {
@@ -117,14 +119,14 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 	}
 	there.Image.From = parent
 	_, err = d.records.Swap(ctx, blankKey(b.Image.Name), version, there)
-	if errors.Is(err, ErrLost) {
+	if errors.Is(err, backend.ErrLost) {
 		return nil
 	}
 	return err
 }
 
 // needed are the features that an image will have, those of its layout included.
-func needed(spec ImageSpec, o options) []string {
+func needed(spec backend.ImageSpec, o options) []string {
 	features := slices.Clone(spec.Features)
 	if spec.DataPool != "" {
 		features = append(features, "data-pool")
@@ -141,7 +143,7 @@ func needed(spec ImageSpec, o options) []string {
 // agree compares an existing volume with what is asked for; ErrNotFound if
 // there is none, errHalfMade if it was not made to its end.
 func (d *Driver) agree(ctx context.Context, name string, o options) error {
-	h, err := d.images.Open(ctx, name, ReadOnly)
+	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return err
 	}
@@ -158,7 +160,7 @@ func (d *Driver) agree(ctx context.Context, name string, o options) error {
 
 // sizeOf is the size of a volume's image, in bytes, or what a copy is to become. Of a
 // new volume the blank may be the promise of another node, which was too late.
-func sizeOf(image Image, promised *blank) uint64 {
+func sizeOf(image backend.Image, promised *blank) uint64 {
 	if promised != nil && promised.Image.From != nil {
 		return max(image.Size, promised.Image.Size)
 	}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // describe asks Ceph. With an error it is what could be learned all the same, or
 // nothing, without a Status, if the image could not be opened.
 func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error) {
-	h, err := d.images.Open(ctx, name, ReadOnly)
+	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -52,7 +54,7 @@ func (v Volume) show(key, value string) {
 	}
 }
 
-func (d *Driver) describeMeta(ctx context.Context, h Handle, v Volume) error {
+func (d *Driver) describeMeta(ctx context.Context, h backend.Handle, v Volume) error {
 	meta, promised, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
@@ -99,13 +101,13 @@ func (d *Driver) describeGuard(ctx context.Context, id string, v Volume) error {
 		v.Status["node"] = guard.Node
 		v.Status["since"] = guard.Since.Format(time.RFC3339)
 		v.Status["client"] = strings.Join(guard.Addrs, ", ")
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, backend.ErrNotFound):
 		return nil
 	}
 	return err
 }
 
-func (d *Driver) describeSnapshots(ctx context.Context, h Handle, v Volume) error {
+func (d *Driver) describeSnapshots(ctx context.Context, h backend.Handle, v Volume) error {
 	snaps, err := h.Snapshots(ctx)
 	if err != nil {
 		return err
@@ -119,7 +121,7 @@ func (d *Driver) describeSnapshots(ctx context.Context, h Handle, v Volume) erro
 	}
 	copies, err := h.Clones(ctx)
 	switch {
-	case errors.Is(err, ErrDenied): // they are in pools of others, and no fault of this volume
+	case errors.Is(err, backend.ErrDenied): // they are in pools of others, and no fault of this volume
 		v.Status["copies"] = "not visible to this user"
 		return nil
 	case err == nil && len(copies) > 0:
@@ -128,7 +130,7 @@ func (d *Driver) describeSnapshots(ctx context.Context, h Handle, v Volume) erro
 	return err
 }
 
-func (d *Driver) describeLayout(ctx context.Context, h Handle, v Volume) error {
+func (d *Driver) describeLayout(ctx context.Context, h backend.Handle, v Volume) error {
 	layout, err := h.Layout(ctx)
 	if err != nil {
 		return err
@@ -151,7 +153,7 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 	if !found {
 		return
 	}
-	if broken := d.fs.Sound(ctx, mount); errors.Is(broken, ErrContent) {
+	if broken := d.fs.Sound(ctx, mount); errors.Is(broken, backend.ErrContent) {
 		v.Status["error"] = broken.Error() + "; restart its containers"
 		return
 	}
@@ -174,7 +176,7 @@ func filesystemStatus(meta map[string]string, promised *blank) string {
 	return "not made by this plugin, mounted as it is"
 }
 
-func parentStatus(o *Origin) string {
+func parentStatus(o *backend.Origin) string {
 	if o == nil {
 		return ""
 	}

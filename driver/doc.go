@@ -1,7 +1,7 @@
 // Package driver decides. It is the policy of the plugin: which node may have
 // a volume, in which order things happen, what is undone when a step fails, and
 // what a crash may leave behind. It starts no process and knows neither cgo nor
-// system calls: Ceph and the kernel are behind the interfaces of parts.go.
+// system calls: Ceph and the kernel are behind the interfaces of package backend.
 //
 // Where to start: [Driver.Mount] in mount.go, and stage below it, which is the
 // whole way from an image to a mounted filesystem on one screen. Then guard.go.
@@ -76,11 +76,11 @@
 //
 // # When Ceph is away
 //
-// An outage is about the connection, not about a volume: [Images].Ping, which is about no
+// An outage is about the connection, not about a volume: [backend.Images].Ping, which is about no
 // image, begins and ends it (outage.go), and meanwhile the record answers. What fails of
 // one volume while Ceph answers is told as that volume's error, and is nothing to the
 // others. "Not found" is said by the open of an image alone (ErrNoVolume): dockerd
-// forgets a volume that it hears that of. A panic is an error of what met it (survive.go).
+// forgets a volume that it hears that of. A panic is an error of what met it ([backend.Survive]).
 //
 // # Work that takes long
 //

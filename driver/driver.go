@@ -9,20 +9,22 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Config is what a Driver stands on. Place, Trash and Defaults are shown and
 // applied; everything else does the work.
 type Config struct {
-	Images     Images
-	Records    Records
-	Fences     Fences
-	Secrets    Secrets
-	Mapper     Mapper
-	Filesystem Filesystem
+	Images     backend.Images
+	Records    backend.Records
+	Fences     backend.Fences
+	Secrets    backend.Secrets
+	Mapper     backend.Mapper
+	Filesystem backend.Filesystem
 	Why        string // which mapper it is, and why: shown with each volume
 	Node       Node
-	Place      Place
+	Place      backend.Place
 	Trash      time.Duration     // for how long a removed volume can be restored; 0 = its data is deleted at once
 	Defaults   map[string]string // by option name, see BuiltinDefaults
 	Root       string            // directory that propagates to the host: mounts, the record, marks
@@ -39,15 +41,15 @@ type Config struct {
 // Driver holds the policy: who may mount what, in which order, and what is
 // undone when a step fails. Its methods may be called at the same time.
 type Driver struct {
-	images     Images
-	records    Records
-	fences     Fences
-	secrets    Secrets
-	mapper     Mapper
+	images     backend.Images
+	records    backend.Records
+	fences     backend.Fences
+	secrets    backend.Secrets
+	mapper     backend.Mapper
 	why        string
-	fs         Filesystem
+	fs         backend.Filesystem
 	node       Node
-	place      Place
+	place      backend.Place
 	trash      time.Duration
 	defaults   map[string]string
 	mounts     string
@@ -106,12 +108,12 @@ func New(c Config) (*Driver, error) {
 
 // begin checks a name and waits for its volume's turn.
 func (d *Driver) begin(ctx context.Context, name, op string) (unlock func(), err error) {
-	if err := checkName(name); err != nil {
+	if err := backend.CheckName(name); err != nil {
 		return nil, err
 	}
 	unlock, err = d.locks.lock(ctx, name, op)
 	if what := d.underWay(name); err != nil && what != "" {
-		err = fmt.Errorf("%w: %s, for a request of before; it goes on, and the next one for the volume waits for its end", ErrBusy, what)
+		err = fmt.Errorf("%w: %s, for a request of before; it goes on, and the next one for the volume waits for its end", backend.ErrBusy, what)
 	}
 	return unlock, err
 }
@@ -120,30 +122,30 @@ func (d *Driver) begin(ctx context.Context, name, op string) (unlock func(), err
 func (d *Driver) path(volume string) string { return filepath.Join(d.mounts, volume) }
 
 // mapping finds a volume's mapping on this node.
-func (d *Driver) mapping(ctx context.Context, volume string) (m Mapping, found bool, err error) {
+func (d *Driver) mapping(ctx context.Context, volume string) (m backend.Mapping, found bool, err error) {
 	all, err := d.mappings(ctx)
 	for _, m := range all {
 		if m.Name == volume {
 			return m, true, nil
 		}
 	}
-	return Mapping{}, false, err
+	return backend.Mapping{}, false, err
 }
 
 // mappings are those of this node under a guard: snapshots have none.
-func (d *Driver) mappings(ctx context.Context) ([]Mapping, error) {
+func (d *Driver) mappings(ctx context.Context) ([]backend.Mapping, error) {
 	all, err := d.mapper.Mappings(ctx)
-	return slices.DeleteFunc(all, func(m Mapping) bool { return m.Snap != "" }), err
+	return slices.DeleteFunc(all, func(m backend.Mapping) bool { return m.Snap != "" }), err
 }
 
 // mounted finds a volume's mount on this node.
-func (d *Driver) mounted(ctx context.Context, volume string) (m Mount, found bool, err error) {
+func (d *Driver) mounted(ctx context.Context, volume string) (m backend.Mount, found bool, err error) {
 	all, err := d.fs.Mounted(ctx, d.mounts)
 	m, found = all[d.path(volume)]
 	return m, found, err
 }
 
-func (d *Driver) closeHandle(ctx context.Context, h Handle) {
+func (d *Driver) closeHandle(ctx context.Context, h backend.Handle) {
 	ctx, cancel := aftermath(ctx)
 	defer cancel()
 	if err := h.Close(ctx); err != nil {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // FenceNode takes all volumes from a node that is known to be dead, without
@@ -28,7 +30,7 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 		return nil, err
 	}
 	if node == "" {
-		return nil, invalidf("request: it must name the node")
+		return nil, backend.Invalidf("request: it must name the node")
 	}
 	// A node that was called dead and is not may just be mounting.
 	for range 3 {
@@ -42,7 +44,7 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 		}
 		if len(held) == 0 {
 			if len(taken) == 0 && lookErr == nil {
-				lookErr = fmt.Errorf("volumes of this node: %w; nodes with volumes: %s", ErrNotFound, nodes(all))
+				lookErr = fmt.Errorf("volumes of this node: %w; nodes with volumes: %s", backend.ErrNotFound, nodes(all))
 			}
 			return taken, lookErr // a volume that cannot be looked at may be the node's, too
 		}
@@ -52,7 +54,7 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 			return taken, errors.Join(lookErr, takeErr)
 		}
 	}
-	return taken, fmt.Errorf("%w: the node goes on mounting volumes, so it is alive; power it off and ask again", ErrInUse)
+	return taken, fmt.Errorf("%w: the node goes on mounting volumes, so it is alive; power it off and ask again", backend.ErrInUse)
 }
 
 // fenceAll takes volumes from their holders. One whose guard has changed
@@ -71,7 +73,7 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 	}
 	for _, h := range held {
 		deleteErr := d.takeFrom(ctx, h)
-		if errors.Is(deleteErr, ErrLost) || errors.Is(deleteErr, ErrNotFound) {
+		if errors.Is(deleteErr, backend.ErrLost) || errors.Is(deleteErr, backend.ErrNotFound) {
 			continue
 		}
 		if deleteErr != nil {
@@ -106,7 +108,7 @@ func parseAddress(address string) (netip.Addr, error) {
 	}
 	ip, ok := addrIP(address)
 	if !ok {
-		return netip.Addr{}, invalidf("request: address %.60q: give an IP address, or a client as Guard.List shows it", address)
+		return netip.Addr{}, backend.Invalidf("request: address %.60q: give an IP address, or a client as Guard.List shows it", address)
 	}
 	return ip, nil
 }
@@ -136,7 +138,7 @@ func (d *Driver) choose(ctx context.Context, node string, ip netip.Addr, all []H
 		case own && either:
 			continue
 		case own:
-			return nil, invalidf("request: %s is this very node: volume %s is in use here, by client %s; ask the plugin of another one",
+			return nil, backend.Invalidf("request: %s is this very node: volume %s is in use here, by client %s; ask the plugin of another one",
 				node, h.Volume, strings.Join(h.Addrs, ", "))
 		}
 		held = append(held, h)
@@ -145,16 +147,16 @@ func (d *Driver) choose(ctx context.Context, node string, ip netip.Addr, all []H
 		return held, nil
 	}
 	if len(held) == 0 {
-		return nil, invalidf("request: %s is this very node; ask the plugin of another one", node)
+		return nil, backend.Invalidf("request: %s is this very node; ask the plugin of another one", node)
 	}
-	return nil, invalidf("request: %s is the name of this very node, too; say which is meant: the other has the address %s",
+	return nil, backend.Invalidf("request: %s is the name of this very node, too; say which is meant: the other has the address %s",
 		node, strings.Join(addressesOf(held), " or "))
 }
 
 // isOwn tells whether this node has a volume: by its name and address, or whatever
 // these are, as the clients are its own.
-func (d *Driver) isOwn(h Holding, mapped []Mapping) (bool, error) {
-	if slices.Contains(h.Addrs, h.client) || slices.ContainsFunc(mapped, func(m Mapping) bool { return slices.Contains(h.Addrs, m.Addr) }) {
+func (d *Driver) isOwn(h Holding, mapped []backend.Mapping) (bool, error) {
+	if slices.Contains(h.Addrs, h.client) || slices.ContainsFunc(mapped, func(m backend.Mapping) bool { return slices.Contains(h.Addrs, m.Addr) }) {
 		return true, nil
 	}
 	if h.State == guardReading {
@@ -176,7 +178,7 @@ func (h Holding) at(ip netip.Addr) bool {
 func oneMachine(node string, all []Holding) error {
 	live := addressesOf(slices.DeleteFunc(slices.Clone(all), func(h Holding) bool { return h.Node != node || !h.Alive }))
 	if len(live) > 1 {
-		return invalidf("request: machines with the addresses %s are called %s, and alive; say which is meant, by node and address",
+		return backend.Invalidf("request: machines with the addresses %s are called %s, and alive; say which is meant, by node and address",
 			strings.Join(live, " and "), node)
 	}
 	return nil
@@ -221,9 +223,9 @@ func (p Places) FenceNode(ctx context.Context, node, address string) ([]Holding,
 	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node, address) })
 	taken := slices.Concat(lists...)
-	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, ErrNotFound) })
+	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, backend.ErrNotFound) })
 	for i, err := range errs {
-		if errors.Is(err, ErrNotFound) && (!nowhere || i > 0) {
+		if errors.Is(err, backend.ErrNotFound) && (!nowhere || i > 0) {
 			errs[i] = nil
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // sizes remembers how large the devices were for which filesystems were grown: a
@@ -14,15 +16,15 @@ type sizes struct {
 	m  map[string]uint64 // bytes, by device and address of the mapping
 }
 
-func sizeKey(m Mapping) string { return m.Device + " " + m.Addr }
+func sizeKey(m backend.Mapping) string { return m.Device + " " + m.Addr }
 
-func (s *sizes) get(m Mapping) uint64 {
+func (s *sizes) get(m backend.Mapping) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.m[sizeKey(m)]
 }
 
-func (s *sizes) set(m Mapping, size uint64) {
+func (s *sizes) set(m backend.Mapping, size uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.m == nil {
@@ -39,7 +41,7 @@ func (s *sizes) all() map[string]uint64 {
 }
 
 // forget drops, of those, the ones that are not mapped any more.
-func (s *sizes) forget(those map[string]uint64, mapped []Mapping) {
+func (s *sizes) forget(those map[string]uint64, mapped []backend.Mapping) {
 	for _, m := range mapped {
 		delete(those, sizeKey(m))
 	}
@@ -52,7 +54,7 @@ func (s *sizes) forget(those map[string]uint64, mapped []Mapping) {
 
 // mountFull mounts a filesystem, and makes it as large as its device if that has
 // been made larger since. That it cannot is no reason to keep the data from anybody.
-func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
+func (d *Driver) mountFull(ctx context.Context, mount backend.Mount, m backend.Mapping) error {
 	size, sizeErr := d.mapper.Size(ctx, m) // a device that was adopted may have to grow first
 	fills, err := d.fs.Fills(ctx, mount.Device, mount.FSType)
 	if err != nil {
@@ -78,7 +80,7 @@ func (d *Driver) mountFull(ctx context.Context, mount Mount, m Mapping) error {
 // mounted here have become larger, and makes their filesystems as large. It asks
 // nobody but this node, and so does not mind if Ceph is away.
 func (d *Driver) Follow(ctx context.Context, interval time.Duration) {
-	for sleep(ctx, interval) {
+	for backend.Sleep(ctx, interval) {
 		d.survive("grow", "", func() { d.growAll(ctx, interval) })
 	}
 }
@@ -94,7 +96,7 @@ func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, m := range mappings {
-		if !m.Alive || m.Mode == ReadOnly {
+		if !m.Alive || m.Mode == backend.ReadOnly {
 			continue
 		}
 		// The first look since the start has tools touch the device, which would hang.
@@ -114,7 +116,7 @@ func (d *Driver) growAll(ctx context.Context, limit time.Duration) {
 
 // grow makes the filesystem of a mapping as large as its device, unless somebody
 // is at work on the volume: then the next look will.
-func (d *Driver) grow(ctx context.Context, m Mapping, size uint64) {
+func (d *Driver) grow(ctx context.Context, m backend.Mapping, size uint64) {
 	log := d.log.WithField("volume", m.Name)
 	turn, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()

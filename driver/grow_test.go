@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestGrowth(t *testing.T) {
@@ -55,7 +55,7 @@ func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
 			switch call {
 			case "names", "ping":
 				if away {
-					return driver.ErrUnavailable
+					return backend.ErrUnavailable
 				}
 			case "mappings":
 				looks.Add(1)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // The states of a guard.
@@ -34,13 +36,13 @@ type Guard struct {
 // covers tells whether a mapping, and nothing else, may write under the guard.
 // While a filesystem is being made the control client may as well: what a crash
 // then leaves is not continued but begun anew.
-func (g Guard) covers(m Mapping) bool {
+func (g Guard) covers(m backend.Mapping) bool {
 	return g.State == guardMapped && slices.Equal(g.Addrs, []string{m.Addr})
 }
 
 func guardKey(imageID string) string { return "guard." + imageID }
 
-func (d *Driver) loadGuard(ctx context.Context, imageID string) (g Guard, version Version, err error) {
+func (d *Driver) loadGuard(ctx context.Context, imageID string) (g Guard, version backend.Version, err error) {
 	version, err = d.records.Load(ctx, guardKey(imageID), &g)
 	return g, version, err
 }
@@ -55,9 +57,9 @@ type Node struct {
 // lease is a guard that this node holds, with the image open so that the
 // control client is among its watchers for as long.
 type lease struct {
-	Handle
+	backend.Handle
 	guard   Guard
-	version Version
+	version backend.Version
 	adopted bool // the guard was ours already and a mapping stands under it
 }
 
@@ -75,9 +77,9 @@ func (d *Driver) swap(ctx context.Context, l *lease, state string, addrs ...stri
 
 // giveBack makes the image free. ErrLost or ErrNotFound, somebody took over
 // meanwhile, is no error: they hold what we gave up.
-func (d *Driver) giveBack(ctx context.Context, id string, version Version) error {
+func (d *Driver) giveBack(ctx context.Context, id string, version backend.Version) error {
 	err := d.records.Delete(ctx, guardKey(id), version)
-	if errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrLost) || errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	return err
@@ -92,7 +94,7 @@ func (d *Driver) isMine(ctx context.Context, imageID string, g Guard) (bool, err
 		return named, err
 	}
 	mapped, err := d.mappings(ctx)
-	return slices.ContainsFunc(mapped, func(m Mapping) bool { return m.ID == imageID && g.covers(m) }), err
+	return slices.ContainsFunc(mapped, func(m backend.Mapping) bool { return m.ID == imageID && g.covers(m) }), err
 }
 
 // isNamed tells whether a guard has this node's name and an address of this host.

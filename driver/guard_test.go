@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 func twoNodes(t *testing.T) (c *memory.Cluster, one, two *node) {
@@ -22,11 +22,11 @@ func TestALiveHolderIsNamedAndLeftAlone(t *testing.T) {
 	one.create("v", nil)
 	one.mount("v", "1")
 	g, _, _ := one.guard("v")
-	two.refused("v", "2", driver.ErrInUse, "mount volume v", "node one", g.Addrs[0], g.Since.Format("2006-01-02T15:04"))
+	two.refused("v", "2", backend.ErrInUse, "mount volume v", "node one", g.Addrs[0], g.Since.Format("2006-01-02T15:04"))
 	if err := one.write("v", "ext4 data"); err != nil {
 		t.Error("the holder noticed:", err)
 	}
-	check(t, two.Driver.Remove(within(t, ever), "v"), driver.ErrInUse, "remove volume v", "node one")
+	check(t, two.Driver.Remove(within(t, ever), "v"), backend.ErrInUse, "remove volume v", "node one")
 }
 
 func TestTheNextNodeHasTheVolumeWhenTheFirstLetsGo(t *testing.T) {
@@ -96,7 +96,7 @@ func TestADeadHolderIsFencedForGood(t *testing.T) {
 	if !strings.Contains(one.log.String(), "dropping the mapping") {
 		t.Errorf("it does not say so:\n%s", one.log)
 	}
-	one.refused("v", "3", driver.ErrInUse, "node two")
+	one.refused("v", "3", backend.ErrInUse, "node two")
 	if err := two.write("v", "ext4 data"); err != nil {
 		t.Error("the new holder noticed:", err)
 	}
@@ -117,7 +117,7 @@ func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
 		}
 		return nil
 	})
-	one.refused("v", "1", driver.ErrLost)
+	one.refused("v", "1", backend.ErrLost)
 	if d := one.device("v"); d != "" {
 		t.Errorf("still mapped as %s", d)
 	}
@@ -180,7 +180,7 @@ func TestTheSameNodeAfterARebootDoesNotWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The old client is still a watcher: Ceph gives it up after 30 s only.
-	old, err := one.cluster.Connect(one.IP).Open(within(t, ever), "v", driver.ReadWrite)
+	old, err := one.cluster.Connect(one.IP).Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestAClonedMachineIsAnotherNode(t *testing.T) {
 	clone.start()
 	one.create("v", nil)
 	one.mount("v", "1")
-	clone.refused("v", "2", driver.ErrInUse, "node one", "10.0.0.1")
+	clone.refused("v", "2", backend.ErrInUse, "node one", "10.0.0.1")
 	if err := one.write("v", "ext4 data"); err != nil {
 		t.Error(err)
 	}
@@ -213,11 +213,11 @@ func TestAClonedMachineIsAnotherNode(t *testing.T) {
 func TestAWatcherThatIsNotOursIsInUse(t *testing.T) {
 	c, one, two := twoNodes(t)
 	one.create("v", nil)
-	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", driver.ReadWrite)
+	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
-	one.refused("v", "1", driver.ErrInUse, vm.Client(), "no volume of this plugin")
+	one.refused("v", "1", backend.ErrInUse, vm.Client(), "no volume of this plugin")
 	if _, _, held := one.guard("v"); held {
 		t.Error("the guard was not given back")
 	}
@@ -232,7 +232,7 @@ func TestAGuardDeletedByHandIsPutBack(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestAGuardDeletedByHandIsPutBack(t *testing.T) {
 	if !ok || !slices.Equal(after.Addrs, before.Addrs) || after.Node != "one" {
 		t.Errorf("the guard is %+v, was %+v", after, before)
 	}
-	two.refused("v", "2", driver.ErrInUse, "node one")
+	two.refused("v", "2", backend.ErrInUse, "node one")
 }
 
 func TestAMountWithoutReferencesIsLetGo(t *testing.T) {
@@ -261,7 +261,7 @@ func TestAMountWithoutReferencesIsLetGo(t *testing.T) {
 	if one.device("v") == "" || one.Path(context.Background(), "v") == "" {
 		t.Fatal("it was taken from a container that uses it")
 	}
-	two.refused("v", "2", driver.ErrInUse, "node one")
+	two.refused("v", "2", backend.ErrInUse, "node one")
 	release()
 	one.Reconcile(within(t, ever))
 	if d := one.device("v"); d != "" {
@@ -297,7 +297,7 @@ func TestABrokenDataPathIsReplaced(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +381,7 @@ func TestAMappingUnderAnothersGuardIsDropped(t *testing.T) {
 	one.create("v", nil)
 	one.mount("v", "1")
 	g, version, _ := one.guard("v")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -427,26 +427,26 @@ func TestNobodyWaitsForAGuardWithoutAWatcher(t *testing.T) {
 func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
 	c, one, two := twoNodes(t)
 	maker := c.Connect("10.9.9.9")
-	if err := maker.Create(within(t, ever), driver.ImageSpec{Name: "v", Size: 8 << 20, Features: []string{"layering"}}); err != nil {
+	if err := maker.Create(within(t, ever), backend.ImageSpec{Name: "v", Size: 8 << 20, Features: []string{"layering"}}); err != nil {
 		t.Fatal(err)
 	}
-	h, err := maker.Open(within(t, ever), "v", driver.ReadWrite)
+	h, err := maker.Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	features := func() []string {
-		h, err := maker.Open(within(t, ever), "v", driver.ReadOnly)
+		h, err := maker.Open(within(t, ever), "v", backend.ReadOnly)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return h.Image().Features
 	}
-	one.refused("v", "1", driver.ErrInUse, "10.9.9.9")
-	if slices.Contains(features(), driver.FeatureLock) {
+	one.refused("v", "1", backend.ErrInUse, "10.9.9.9")
+	if slices.Contains(features(), backend.FeatureLock) {
 		t.Error("it was switched on while somebody used the image")
 	}
 	_ = h.Close(context.Background())
-	device, err := one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite)
+	device, err := one.Host.Map(within(t, ever), h.Image(), backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +457,7 @@ func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.mount("v", "1")
-	if !slices.Contains(features(), driver.FeatureLock) {
+	if !slices.Contains(features(), backend.FeatureLock) {
 		t.Errorf("features %v", features())
 	}
 	stale := one.device("v")
@@ -475,7 +475,7 @@ func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
 func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 	c, one, two := twoNodes(t)
 	one.create("v", nil)
-	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", driver.ReadWrite)
+	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -498,7 +498,7 @@ func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 	if err := one.write("v", "ext4 data"); err != nil {
 		t.Error(err)
 	}
-	two.refused("v", "2", driver.ErrInUse, "node one")
+	two.refused("v", "2", backend.ErrInUse, "node one")
 }
 
 // After a node has looked at what it has mapped, and before it reads the guard,
@@ -539,16 +539,16 @@ func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
 	one.mount("w", "1")
 	one.tap.on(func(call string) error {
 		if call == "mount" {
-			return driver.ErrHidden
+			return backend.ErrHidden
 		}
 		return nil
 	})
-	one.refused("v", "1", driver.ErrHidden, "mount volume v")
+	one.refused("v", "1", backend.ErrHidden, "mount volume v")
 	if one.ended != 0 {
 		t.Error("the plugin has ended under a container")
 	}
 	one.unmount("w", "1")
-	one.refused("v", "1", driver.ErrHidden)
+	one.refused("v", "1", backend.ErrHidden)
 	if d := one.device("v"); one.ended != 1 || d != "" {
 		t.Errorf("ended %d times; v is mapped as %q", one.ended, d)
 	}
@@ -561,7 +561,7 @@ func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
 	one.mount("v", "1")
 	one.tap.on(func(call string) error {
 		if call == "reaches" {
-			return driver.ErrHidden
+			return backend.ErrHidden
 		}
 		return nil
 	})
@@ -595,7 +595,7 @@ func TestAMountThatErrorsHaveMadeReadOnlyIsMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = one.Driver.Mount(within(t, ever), "v", "2")
-	check(t, err, driver.ErrBusy, "read-only", "stop all of them")
+	check(t, err, backend.ErrBusy, "read-only", "stop all of them")
 	one.Reconcile(within(t, ever))
 	if one.device("v") == "" {
 		t.Error("unmapped under a container")
@@ -631,11 +631,11 @@ func TestALateMapIsTakenAwayBeforeTheNext(t *testing.T) {
 			return nil
 		}
 		one.tap.on(nil) // it is mapped at this very moment
-		h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+		h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 		if err != nil {
 			return err
 		}
-		_, err = one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite)
+		_, err = one.Host.Map(within(t, ever), h.Image(), backend.ReadWrite)
 		return err
 	})
 	one.mount("v", "1")
@@ -655,7 +655,7 @@ func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {
 	one.tap.on(func(call string) error {
 		if call == "check" || call == "mount" {
 			looked++
-			h, err := two.client.Open(within(t, ever), "v", driver.ReadOnly)
+			h, err := two.client.Open(within(t, ever), "v", backend.ReadOnly)
 			if err != nil {
 				return err
 			}
@@ -686,13 +686,13 @@ func TestWhileCephIsAwayNoMountIsTouched(t *testing.T) {
 		case "unmount", "detach", "unmap", "drop", "mount", "check":
 			t.Errorf("%s, although Ceph is away", call)
 		}
-		return fmt.Errorf("%w: no answer", driver.ErrUnavailable)
+		return fmt.Errorf("%w: no answer", backend.ErrUnavailable)
 	}
 	one.tap.on(away)
 	one.mount("v", "2")
 	one.Reconcile(within(t, ever))
 	one.unmount("v", "2")
-	check(t, one.Driver.Unmount(within(t, ever), "v", "1"), driver.ErrUnavailable)
+	check(t, one.Driver.Unmount(within(t, ever), "v", "1"), backend.ErrUnavailable)
 	one.LetGo(within(t, ever))
 	one.tap.on(nil)
 	one.Reconcile(within(t, ever)) // when it is back, what nobody uses goes
@@ -709,7 +709,7 @@ func TestAFenceComesBeforeWhatDropsAMapping(t *testing.T) {
 		one.create("v", nil)
 		one.mount("v", "1")
 		g, version, _ := one.guard("v")
-		h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+		h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -722,7 +722,7 @@ func TestAFenceComesBeforeWhatDropsAMapping(t *testing.T) {
 		}
 		one.tap.on(func(call string) error {
 			if call == "fence" {
-				return driver.ErrUnavailable
+				return backend.ErrUnavailable
 			}
 			return nil
 		})
@@ -746,13 +746,13 @@ func TestASnapshotIsNotTakenForItsImage(t *testing.T) {
 	one.mount("v", "1")
 	one.unmount("v", "1")
 	c.Snapshot("v", "monday")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
 	image := h.Image()
 	image.Snap = "monday"
-	snap, err := one.Host.Map(within(t, ever), image, driver.ReadOnly)
+	snap, err := one.Host.Map(within(t, ever), image, backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -777,13 +777,13 @@ func TestTheGuardStaysUntilTheDeviceIsSeenToBeGone(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
 	one.tap.then = func(call string) {
 		if call == "unmap" {
-			if _, err := one.Host.Map(within(t, ever), h.Image(), driver.ReadWrite); err != nil {
+			if _, err := one.Host.Map(within(t, ever), h.Image(), backend.ReadWrite); err != nil {
 				t.Error(err)
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Ceph makes an image in several steps, and whoever makes it may die after any of them.
@@ -12,11 +14,11 @@ import (
 // be like that: there is nothing on it yet, and it is made anew, under the guard.
 
 // errHalfMade is the answer to who would use such an image.
-var errHalfMade = fmt.Errorf("%w: the image was not made to its end", ErrContent)
+var errHalfMade = fmt.Errorf("%w: the image was not made to its end", backend.ErrContent)
 
 // finished is errHalfMade for an image that waits for its first mount, with that promise,
 // and was not made to its end.
-func (d *Driver) finished(ctx context.Context, h Handle, promised *blank) error {
+func (d *Driver) finished(ctx context.Context, h backend.Handle, promised *blank) error {
 	if promised == nil || promised.Begun == h.Image().ID {
 		return nil
 	}
@@ -50,21 +52,21 @@ func (d *Driver) discard(ctx context.Context, name string) error {
 		return foundOrNot(err)
 	}
 	defer d.closeHandle(ctx, l)
-	if err = d.discardUnder(ctx, l); errors.Is(err, ErrUnavailable) {
+	if err = d.discardUnder(ctx, l); errors.Is(err, backend.ErrUnavailable) {
 		return err // it may yet happen: the guard stays, and its next taker fences us first
 	}
 	return d.unguard(ctx, l, err)
 }
 
 func foundOrNot(err error) error {
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
 func (d *Driver) halfMade(ctx context.Context, name string) error {
-	h, err := d.images.Open(ctx, name, ReadOnly)
+	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return err
 	}
@@ -94,7 +96,7 @@ func (d *Driver) discardUnder(ctx context.Context, l *lease) error {
 		}
 		if err == nil && !empty {
 			err = fmt.Errorf("%w: it was to be a copy, is none, and yet holds data: nothing is made in its place. If that is a filesystem "+
-				"to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype ext4; else remove the volume", ErrContent, d.place, name)
+				"to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype ext4; else remove the volume", backend.ErrContent, d.place, name)
 		}
 		if err != nil {
 			return err
@@ -117,7 +119,7 @@ func (d *Driver) makeAnew(ctx context.Context, name string) error {
 	if err := d.discard(ctx, name); err != nil {
 		return err
 	}
-	if err = d.images.Create(ctx, b.Image); errors.Is(err, ErrExists) { // another node was faster
+	if err = d.images.Create(ctx, b.Image); errors.Is(err, backend.ErrExists) { // another node was faster
 		err = nil
 	}
 	if err != nil {
@@ -128,17 +130,17 @@ func (d *Driver) makeAnew(ctx context.Context, name string) error {
 
 // goes notes in the promise of an image that it is about to go, and returns its version;
 // 0 if there is none. Once the name is free another node may promise the same again.
-func (d *Driver) goes(ctx context.Context, image Image) (Version, error) {
+func (d *Driver) goes(ctx context.Context, image backend.Image) (backend.Version, error) {
 	for {
 		b, version, err := d.loadBlank(ctx, image.Name)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, backend.ErrNotFound) {
 			return 0, nil
 		}
 		if err != nil {
 			return 0, err
 		}
 		b.Removed = image.ID
-		if version, err = d.records.Swap(ctx, blankKey(image.Name), version, b); !errors.Is(err, ErrLost) {
+		if version, err = d.records.Swap(ctx, blankKey(image.Name), version, b); !errors.Is(err, backend.ErrLost) {
 			return version, err
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 // A create is killed inside Ceph's own call, after each of its steps. Whoever creates the
@@ -98,11 +98,11 @@ func TestTheSnapshotOfACopyThatMayYetBeMade(t *testing.T) {
 	_, one, _ := origin(t)
 	one.tap.on(func(call string) error {
 		if call == "create" {
-			return fmt.Errorf("%w: no answer in time", driver.ErrUnavailable)
+			return fmt.Errorf("%w: no answer in time", backend.ErrUnavailable)
 		}
 		return nil
 	})
-	if err := one.Create(within(t, ever), "w", map[string]string{"from": "v"}); !errors.Is(err, driver.ErrUnavailable) {
+	if err := one.Create(within(t, ever), "w", map[string]string{"from": "v"}); !errors.Is(err, backend.ErrUnavailable) {
 		t.Fatal(err)
 	}
 	if snaps, err := one.Snapshots(within(t, ever), "v"); err != nil || len(snaps) != 2 {
@@ -124,14 +124,14 @@ func TestAnImageInPlaceOfACopyIsKept(t *testing.T) {
 		t.Fatal("no error")
 	}
 	one.tap.on(nil)
-	if err := two.client.Create(within(t, ever), driver.ImageSpec{Name: "w", Size: 512 << 20, Features: []string{"layering", "exclusive-lock"}}); err != nil {
+	if err := two.client.Create(within(t, ever), backend.ImageSpec{Name: "w", Size: 512 << 20, Features: []string{"layering", "exclusive-lock"}}); err != nil {
 		t.Fatal(err)
 	}
-	h, err := two.client.Open(within(t, ever), "w", driver.ReadOnly)
+	h, err := two.client.Open(within(t, ever), "w", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := two.Host.Map(within(t, ever), h.Image(), driver.ReadWrite)
+	m, err := two.Host.Map(within(t, ever), h.Image(), backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,8 +141,8 @@ func TestAnImageInPlaceOfACopyIsKept(t *testing.T) {
 	if err := two.Host.Unmap(within(t, ever), m.Key()); err != nil {
 		t.Fatal(err)
 	}
-	two.refused("w", "1", driver.ErrContent, "holds data", "rbd image-meta set rbd/w docker_volume.fstype ext4")
-	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v@s"}), driver.ErrContent, "nothing is made in its place")
+	two.refused("w", "1", backend.ErrContent, "holds data", "rbd image-meta set rbd/w docker_volume.fstype ext4")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v@s"}), backend.ErrContent, "nothing is made in its place")
 	two.trash = time.Hour
 	two.restart()
 	if err := two.Remove(within(t, ever), "w"); err != nil {
@@ -206,7 +206,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 			two.mount("w", "1")
 			two.holds("w", "ext4 new data")
 			two.unmount("w", "1")
-			if _, err := one.client.Swap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, driver.ErrLost) {
+			if _, err := one.client.Swap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, backend.ErrLost) {
 				t.Fatal(err)
 			}
 			if err := two.Remove(within(t, ever), "w"); err != nil {
@@ -245,7 +245,7 @@ func TestARemovalThatIsKilledWithinCephsCall(t *testing.T) {
 				if err := two.Remove(within(t, ever), "v"); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := two.Driver.Get(within(t, ever), "v"); !errors.Is(err, driver.ErrNotFound) {
+				if _, err := two.Driver.Get(within(t, ever), "v"); !errors.Is(err, backend.ErrNotFound) {
 					t.Fatal(err)
 				}
 				two.create("v", nil)

@@ -14,7 +14,8 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 // node is one node of a test: its kernel stays, its plugin may come and go.
@@ -56,7 +57,7 @@ func (n *node) start() {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
 		Secrets: n.tap, Trash: n.trash, Unlock: true, Restart: func() { n.ended++ },
-		Place: driver.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
+		Place: backend.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
 	})
 	if err != nil {
 		n.t.Fatal(err)
@@ -91,7 +92,7 @@ func (n *node) reboot() {
 
 func (n *node) path(volume string) string { return filepath.Join(n.root, "volumes", volume) }
 
-func (n *node) mountOf(volume string) (driver.Mount, bool) {
+func (n *node) mountOf(volume string) (backend.Mount, bool) {
 	all, _ := n.Host.Mounted(context.Background(), filepath.Join(n.root, "volumes"))
 	m, ok := all[n.path(volume)]
 	return m, ok
@@ -167,10 +168,10 @@ func check(t *testing.T, err, kind error, says ...string) {
 }
 
 // guard reads the guard of a volume; ok is false if there is none.
-func (n *node) guard(volume string) (g driver.Guard, version driver.Version, ok bool) {
+func (n *node) guard(volume string) (g driver.Guard, version backend.Version, ok bool) {
 	n.t.Helper()
 	c := n.cluster.Connect(n.IP)
-	h, err := c.Open(within(n.t, ever), volume, driver.ReadOnly)
+	h, err := c.Open(within(n.t, ever), volume, backend.ReadOnly)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -183,7 +184,7 @@ func (n *node) guard(volume string) (g driver.Guard, version driver.Version, ok 
 func (n *node) turn(volume string) {
 	n.t.Helper()
 	eventually(n.t, "the volume's turn", func() bool {
-		return !errors.Is(n.Driver.Unmount(within(n.t, ever), volume, "nobody"), driver.ErrBusy)
+		return !errors.Is(n.Driver.Unmount(within(n.t, ever), volume, "nobody"), backend.ErrBusy)
 	})
 }
 
@@ -275,7 +276,7 @@ func (p *tap) Ping(ctx context.Context) error {
 	return p.call("ping", func() error { return p.client.Ping(ctx) })
 }
 
-func (p *tap) Create(ctx context.Context, s driver.ImageSpec) error {
+func (p *tap) Create(ctx context.Context, s backend.ImageSpec) error {
 	return p.call("create", func() error { return p.client.Create(ctx, s) })
 }
 
@@ -320,11 +321,11 @@ func (h tappedHandle) Resize(ctx context.Context, size uint64) error {
 	return h.tap.call("resize", func() error { return h.Handle.Resize(ctx, size) })
 }
 
-func (h tappedHandle) Encrypt(ctx context.Context, e driver.Encryption) error {
+func (h tappedHandle) Encrypt(ctx context.Context, e backend.Encryption) error {
 	return h.tap.call("encrypt", func() error { return h.Handle.Encrypt(ctx, e) })
 }
 
-func (h tappedHandle) Snapshots(ctx context.Context) (all []driver.Snapshot, err error) {
+func (h tappedHandle) Snapshots(ctx context.Context) (all []backend.Snapshot, err error) {
 	err = h.tap.call("snapshots", func() (err error) { all, err = h.Handle.Snapshots(ctx); return err })
 	return all, err
 }
@@ -355,9 +356,9 @@ func (h tappedHandle) Flatten(ctx context.Context) error {
 	return h.tap.call("flatten", func() error { return h.Handle.Flatten(ctx) })
 }
 
-func (p *tap) Open(ctx context.Context, name string, mode driver.OpenMode) (h driver.Handle, err error) {
+func (p *tap) Open(ctx context.Context, name string, mode backend.OpenMode) (h backend.Handle, err error) {
 	what := "look"
-	if mode == driver.ReadWrite {
+	if mode == backend.ReadWrite {
 		what = "open"
 	}
 	err = p.call(what, func() (err error) { h, err = p.client.Open(ctx, name, mode); return err })
@@ -367,7 +368,7 @@ func (p *tap) Open(ctx context.Context, name string, mode driver.OpenMode) (h dr
 	return tappedHandle{h, p}, nil
 }
 
-func (p *tap) OpenApart(ctx context.Context, name string) (h driver.Handle, err error) {
+func (p *tap) OpenApart(ctx context.Context, name string) (h backend.Handle, err error) {
 	err = p.call("open apart", func() (err error) { h, err = p.client.OpenApart(ctx, name); return err })
 	if err != nil {
 		return nil, err
@@ -376,7 +377,7 @@ func (p *tap) OpenApart(ctx context.Context, name string) (h driver.Handle, err 
 }
 
 type tappedHandle struct {
-	driver.Handle
+	backend.Handle
 	tap *tap
 }
 
@@ -413,17 +414,17 @@ func (h tappedHandle) Close(ctx context.Context) error {
 	return h.tap.call("close", func() error { return h.Handle.Close(ctx) })
 }
 
-func (p *tap) Load(ctx context.Context, key string, into any) (v driver.Version, err error) {
+func (p *tap) Load(ctx context.Context, key string, into any) (v backend.Version, err error) {
 	err = p.call("load", func() (err error) { v, err = p.client.Load(ctx, key, into); return err })
 	return v, err
 }
 
-func (p *tap) Swap(ctx context.Context, key string, old driver.Version, value any) (v driver.Version, err error) {
+func (p *tap) Swap(ctx context.Context, key string, old backend.Version, value any) (v backend.Version, err error) {
 	err = p.call("swap "+strings.SplitN(key, ".", 2)[0], func() (err error) { v, err = p.client.Swap(ctx, key, old, value); return err })
 	return v, err
 }
 
-func (p *tap) Delete(ctx context.Context, key string, old driver.Version) error {
+func (p *tap) Delete(ctx context.Context, key string, old backend.Version) error {
 	return p.call("delete", func() error { return p.client.Delete(ctx, key, old) })
 }
 
@@ -436,7 +437,7 @@ func (p *tap) Fenced(ctx context.Context, addrs ...string) (f map[string]bool, e
 	return f, err
 }
 
-func (p *tap) Map(ctx context.Context, i driver.Image, mode driver.OpenMode) (m driver.Mapping, err error) {
+func (p *tap) Map(ctx context.Context, i backend.Image, mode backend.OpenMode) (m backend.Mapping, err error) {
 	err = p.call("map", func() (err error) { m, err = p.host.Map(ctx, i, mode); return err })
 	return m, err
 }
@@ -449,7 +450,7 @@ func (p *tap) Drop(ctx context.Context, id string) error {
 	return p.call("drop", func() error { return p.host.Drop(ctx, id) })
 }
 
-func (p *tap) Mappings(ctx context.Context) (m []driver.Mapping, err error) {
+func (p *tap) Mappings(ctx context.Context) (m []backend.Mapping, err error) {
 	err = p.call("mappings", func() (err error) { m, err = p.host.Mappings(ctx); return err })
 	return m, err
 }
@@ -467,11 +468,11 @@ func (p *tap) Check(ctx context.Context, device, fstype string) error {
 	return p.call("check", func() error { return p.host.Check(ctx, device, fstype) })
 }
 
-func (p *tap) Mount(ctx context.Context, m driver.Mount) error {
+func (p *tap) Mount(ctx context.Context, m backend.Mount) error {
 	return p.call("mount", func() error { return p.host.Mount(ctx, m) })
 }
 
-func (p *tap) Prepare(ctx context.Context, path string, o driver.Owner) error {
+func (p *tap) Prepare(ctx context.Context, path string, o backend.Owner) error {
 	return p.call("prepare", func() error { return p.host.Prepare(ctx, path, o) })
 }
 
@@ -488,7 +489,7 @@ func (p *tap) Held(ctx context.Context, dir string, devices []string) (held map[
 	return held, err
 }
 
-func (p *tap) Sound(ctx context.Context, m driver.Mount) error {
+func (p *tap) Sound(ctx context.Context, m backend.Mount) error {
 	return p.call("sound", func() error { return p.host.Sound(ctx, m) })
 }
 
@@ -496,7 +497,7 @@ func (p *tap) Reaches(ctx context.Context, dir string) error {
 	return p.call("reaches", func() error { return p.host.Reaches(ctx, dir) })
 }
 
-func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]driver.Mount, err error) {
+func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]backend.Mount, err error) {
 	err = p.call("mounted", func() (err error) { m, err = p.host.Mounted(ctx, dir); return err })
 	return m, err
 }
@@ -511,7 +512,7 @@ func (p *tap) Secret(ctx context.Context, name string) (secret []byte, err error
 	return secret, err
 }
 
-func (p *tap) Size(ctx context.Context, m driver.Mapping) (size uint64, err error) {
+func (p *tap) Size(ctx context.Context, m backend.Mapping) (size uint64, err error) {
 	err = p.call("size", func() (err error) { size, err = p.host.Size(ctx, m); return err })
 	return size, err
 }
@@ -523,11 +524,11 @@ func (p *tap) Fills(ctx context.Context, device, fstype string) (fills bool, err
 	return fills, err
 }
 
-func (p *tap) Grow(ctx context.Context, m driver.Mount) error {
+func (p *tap) Grow(ctx context.Context, m backend.Mount) error {
 	return p.call("grow", func() error { return p.host.Grow(ctx, m) })
 }
 
-func (p *tap) Renew(ctx context.Context, m driver.Mount) error {
+func (p *tap) Renew(ctx context.Context, m backend.Mount) error {
 	return p.call("renew", func() error { return p.host.Renew(ctx, m) })
 }
 
@@ -554,7 +555,7 @@ func (h tappedHandle) Clones(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-func (h tappedHandle) Layout(ctx context.Context) (l driver.Layout, err error) {
+func (h tappedHandle) Layout(ctx context.Context) (l backend.Layout, err error) {
 	err = h.tap.call("layout", func() (err error) { l, err = h.Handle.Layout(ctx); return err })
 	return l, err
 }

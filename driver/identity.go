@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // A name may be another image's by now: rbd mv, rbd trash mv and a new image leave
@@ -14,7 +16,7 @@ var errReplaced = errors.New("the image was renamed, removed or replaced under t
 
 // current is errReplaced if the image of a mapping has its name no longer. While
 // Ceph is away nothing is known, and what is mounted is used on.
-func (d *Driver) current(ctx context.Context, m Mapping) error {
+func (d *Driver) current(ctx context.Context, m backend.Mapping) error {
 	if d.outage.why() != nil {
 		return nil
 	}
@@ -22,17 +24,17 @@ func (d *Driver) current(ctx context.Context, m Mapping) error {
 	defer cancel()
 	id, err := d.images.ID(ctx, m.Name)
 	switch {
-	case err == nil && id == m.ID, errors.Is(err, ErrUnavailable):
+	case err == nil && id == m.ID, errors.Is(err, backend.ErrUnavailable):
 		return nil
-	case err == nil, errors.Is(err, ErrNotFound):
+	case err == nil, errors.Is(err, backend.ErrNotFound):
 		return d.replaced(m)
 	}
 	return err
 }
 
-func (d *Driver) replaced(m Mapping) error {
+func (d *Driver) replaced(m backend.Mapping) error {
 	return fmt.Errorf("%w: %w (%s is the image with id %s, not the %s of now); stop the containers on this node (%s) that use it",
-		ErrInUse, errReplaced, m.Device, m.ID, m.Name, d.node.Name)
+		backend.ErrInUse, errReplaced, m.Device, m.ID, m.Name, d.node.Name)
 }
 
 // letGoReplaced lets go of what is mapped here of an image that had the name
@@ -47,7 +49,7 @@ func (d *Driver) letGoReplaced(ctx context.Context, name string) error {
 		return err
 	}
 	if letGoErr := d.letGo(ctx, name); letGoErr != nil {
-		return also(err, "let go of it", letGoErr)
+		return backend.Also(err, "let go of it", letGoErr)
 	}
 	d.refs.forget(name)
 	return nil
@@ -55,7 +57,7 @@ func (d *Driver) letGoReplaced(ctx context.Context, name string) error {
 
 // alone makes sure that an image which is about to be mounted shares its name with
 // nothing that is mapped here.
-func (d *Driver) alone(image Image, mapped []Mapping) error {
+func (d *Driver) alone(image backend.Image, mapped []backend.Mapping) error {
 	if m, there := other(image, mapped); there {
 		return d.replaced(m)
 	}
@@ -63,11 +65,11 @@ func (d *Driver) alone(image Image, mapped []Mapping) error {
 }
 
 // other is what is mapped here of another image under the name of this one.
-func other(image Image, mapped []Mapping) (Mapping, bool) {
+func other(image backend.Image, mapped []backend.Mapping) (backend.Mapping, bool) {
 	for _, m := range mapped {
 		if m.Name == image.Name && m.ID != image.ID {
 			return m, true
 		}
 	}
-	return Mapping{}, false
+	return backend.Mapping{}, false
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // An administrator moves the image away under the mount, or into the trash, and its
@@ -41,9 +41,9 @@ func TestAnImageThatWasReplacedUnderItsMountIsRefused(t *testing.T) {
 					one.restart()
 					one.Reconcile(within(t, ever))
 				}
-				one.refused("db", "2", driver.ErrInUse, "mount volume db", "renamed, removed or replaced", "stop the containers", old)
+				one.refused("db", "2", backend.ErrInUse, "mount volume db", "renamed, removed or replaced", "stop the containers", old)
 				if row.options == nil {
-					one.refused("db-old", "2", driver.ErrInUse, "mapped here as db")
+					one.refused("db-old", "2", backend.ErrInUse, "mapped here as db")
 				}
 				if one.device("db") != old || one.Path(context.Background(), "db") == "" {
 					t.Error("it was taken from the container that has it")
@@ -77,7 +77,7 @@ func TestAnImageThatWasReplacedUnderItsMountIsRefused(t *testing.T) {
 
 func watchersOf(t *testing.T, n *node, volume string) []string {
 	t.Helper()
-	h, err := n.client.Open(within(t, ever), volume, driver.ReadOnly)
+	h, err := n.client.Open(within(t, ever), volume, backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestAnImageThatIsReplacedDuringAMountIsRefused(t *testing.T) {
 		}
 		return nil
 	})
-	one.refused("db", "2", driver.ErrInUse, "replaced")
+	one.refused("db", "2", backend.ErrInUse, "replaced")
 	if one.device("db") != old || one.Path(context.Background(), "db") == "" {
 		t.Error("it was taken from the container that has it")
 	}
@@ -148,7 +148,7 @@ func TestAGuardOfWhatIsMappedHereIsOwn(t *testing.T) {
 				t.Error("it was mapped anew under the container that has it")
 			}
 			one.Reconcile(within(t, ever))
-			two.refused("v", "3", driver.ErrInUse, "node "+row.name)
+			two.refused("v", "3", backend.ErrInUse, "node "+row.name)
 			release()
 			one.unmount("v", "2")
 			two.mount("v", "3")

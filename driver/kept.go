@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // A client may run out of patience before a mount has come to its end: podman's is 5 s,
@@ -104,7 +106,7 @@ func (d *Driver) wantedElsewhere(ctx context.Context, volume string) bool {
 	ctx, cancel := context.WithTimeout(ctx, d.patience)
 	defer cancel()
 	m, found, err := d.mapping(ctx, volume)
-	if err != nil || !found || m.Mode != ReadWrite {
+	if err != nil || !found || m.Mode != backend.ReadWrite {
 		return false
 	}
 	wanted, err := d.wanted(ctx, m.ID)

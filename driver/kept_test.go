@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // keeper is a node, beside another, that keeps for so long what nobody has heard of.
@@ -46,7 +46,7 @@ func TestAKeptMountEnds(t *testing.T) {
 	one.mount("v", "1") // as docker cp does
 	one.Keep(t.Context(), "v", "1")
 	time.Sleep(200 * time.Millisecond)
-	two.refused("v", "2", driver.ErrInUse, "node one")
+	two.refused("v", "2", backend.ErrInUse, "node one")
 	one.Keep(t.Context(), "v", "1")
 	one.letsGo("v")
 	two.mount("v", "2")
@@ -99,7 +99,7 @@ func TestAKeptMountThatIsLost(t *testing.T) {
 	one.mount("v", "1")
 	one.mount("v", "2")
 	one.unmount("v", "2")
-	two.refused("v", "3", driver.ErrInUse, "node one")
+	two.refused("v", "3", backend.ErrInUse, "node one")
 }
 
 // Docker's unmount ends the keeping too: it has asked for one mount, and heard of one.

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 // origin is a node with a volume "v" that holds data and has a snapshot "s", and
@@ -145,15 +145,15 @@ func TestEncryptionIsAgreedUpon(t *testing.T) {
 	luks := func(format, key string) map[string]string {
 		return map[string]string{"encryption": format, "passphrase": key}
 	}
-	check(t, one.Create(within(t, ever), "w", luks("luks2", "ceph:other")), driver.ErrInvalid, "other")
-	if _, err := one.Driver.Get(within(t, ever), "w"); !errors.Is(err, driver.ErrNotFound) {
+	check(t, one.Create(within(t, ever), "w", luks("luks2", "ceph:other")), backend.ErrInvalid, "other")
+	if _, err := one.Driver.Get(within(t, ever), "w"); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("something was made: %v", err)
 	}
 	one.create("w", luks("luks2", "ceph:key"))
 	two.create("w", luks("luks2", "ceph:key"))
-	check(t, two.Create(within(t, ever), "w", luks("luks1", "ceph:key")), driver.ErrExists, "encryption luks2, but luks1")
-	check(t, two.Create(within(t, ever), "w", map[string]string{"encryption": "none"}), driver.ErrExists, "encryption luks2, but none")
-	check(t, two.Create(within(t, ever), "v", luks("luks2", "ceph:key")), driver.ErrExists, "encryption none, but luks2")
+	check(t, two.Create(within(t, ever), "w", luks("luks1", "ceph:key")), backend.ErrExists, "encryption luks2, but luks1")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"encryption": "none"}), backend.ErrExists, "encryption luks2, but none")
+	check(t, two.Create(within(t, ever), "v", luks("luks2", "ceph:key")), backend.ErrExists, "encryption none, but luks2")
 }
 
 // What this node's kernel could not map is refused when it is made, not by a task that
@@ -165,8 +165,8 @@ func TestFeaturesThatTheKernelCannotMap(t *testing.T) {
 		"operations": {"from": "v"}, "object-map": nil,
 	} {
 		one.Lacks(feature)
-		check(t, one.Create(within(t, ever), "w", options), driver.ErrInvalid, "create volume w: ", "cannot map images with "+feature)
-		if _, err := two.Driver.Get(within(t, ever), "w"); !errors.Is(err, driver.ErrNotFound) {
+		check(t, one.Create(within(t, ever), "w", options), backend.ErrInvalid, "create volume w: ", "cannot map images with "+feature)
+		if _, err := two.Driver.Get(within(t, ever), "w"); !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("something was made: %v", err)
 		}
 	}
@@ -182,15 +182,15 @@ func TestTheTrash(t *testing.T) {
 	c, one, two := origin(t)
 	one.trash = time.Hour
 	one.restart()
-	check(t, one.Driver.Remove(within(t, ever), "v"), driver.ErrBusy, "protected", "rbd image-meta set rbd/v docker_volume.protected false")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadWrite)
+	check(t, one.Driver.Remove(within(t, ever), "v"), backend.ErrBusy, "protected", "rbd image-meta set rbd/v docker_volume.protected false")
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(h.SetMeta(within(t, ever), map[string]string{"protected": "false"}), h.Close(within(t, ever))); err != nil {
 		t.Fatal(err)
 	}
-	check(t, one.Driver.Remove(within(t, ever), "v"), driver.ErrBusy, "snapshots")
+	check(t, one.Driver.Remove(within(t, ever), "v"), backend.ErrBusy, "snapshots")
 	one.create("w", map[string]string{"from": "v"})
 	one.mount("w", "1")
 	if err := one.Unsnap(within(t, ever), "v", "s"); err != nil {
@@ -227,7 +227,7 @@ func TestTheTrash(t *testing.T) {
 // A manager that flattens is a watcher, and no user.
 func TestAManagerHindersNobody(t *testing.T) {
 	c, one, _ := origin(t)
-	for addr, kind := range map[string]error{memory.Manager: nil, "10.0.0.99:0/1": driver.ErrInUse} {
+	for addr, kind := range map[string]error{memory.Manager: nil, "10.0.0.99:0/1": backend.ErrInUse} {
 		stop := c.Watch("v", addr)
 		_, err := one.Driver.Mount(within(t, soon), "v", "1")
 		if !errors.Is(err, kind) {
@@ -242,14 +242,14 @@ func TestAManagerHindersNobody(t *testing.T) {
 
 func TestADirectoryOfAVolume(t *testing.T) {
 	_, one, _ := origin(t)
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadWrite)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []struct {
 		directory string
 		kind      error
-	}{{"../etc", driver.ErrInvalid}, {"missing", driver.ErrContent}, {"data", nil}} {
+	}{{"../etc", backend.ErrInvalid}, {"missing", backend.ErrContent}, {"data", nil}} {
 		if err := errors.Join(h.SetMeta(within(t, ever), map[string]string{"subdirectory": row.directory}), h.Close(within(t, ever))); err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // parseLayout reads the two names of one thing: order 22 is object-size 4M.
@@ -13,14 +15,14 @@ func (o *options) parseLayout(defaults, given map[string]string) (err error) {
 		order, size := from[OptOrder], from[OptObjectSize]
 		switch {
 		case order != "" && size != "":
-			return invalidf("options %s and %s: they say the same thing, give one", OptOrder, OptObjectSize)
+			return backend.Invalidf("options %s and %s: they say the same thing, give one", OptOrder, OptObjectSize)
 		case size != "":
 			o.objectSize, err = parseObjectSize(OptObjectSize, size)
 			return err
 		case order != "":
 			n, err := strconv.Atoi(order)
 			if err != nil || n < 12 || n > 25 {
-				return invalidf("option %s=%q: allowed is 12 (4K objects) to 25 (32M); 22 is Ceph's default of 4M", OptOrder, order)
+				return backend.Invalidf("option %s=%q: allowed is 12 (4K objects) to 25 (32M); 22 is Ceph's default of 4M", OptOrder, order)
 			}
 			o.objectSize = 1 << n
 			return nil
@@ -36,7 +38,7 @@ func (o *options) parseStripes(unit, count string) (err error) {
 		return nil
 	}
 	if unit == "" || count == "" {
-		return invalidf("options %s and %s: give both or none", OptStripeUnit, OptStripeCount)
+		return backend.Invalidf("options %s and %s: give both or none", OptStripeUnit, OptStripeCount)
 	}
 	object := o.objectSize
 	if object == 0 {
@@ -46,11 +48,11 @@ func (o *options) parseStripes(unit, count string) (err error) {
 		return err
 	}
 	if object%o.stripeUnit != 0 {
-		return invalidf("option %s=%q: the object size, %s, must be a multiple of it", OptStripeUnit, unit, formatSize(object))
+		return backend.Invalidf("option %s=%q: the object size, %s, must be a multiple of it", OptStripeUnit, unit, formatSize(object))
 	}
 	n, err := strconv.ParseUint(count, 10, 16)
 	if err != nil || n < 1 || n > 1024 {
-		return invalidf("option %s=%q: allowed is a number from 1 to 1024", OptStripeCount, count)
+		return backend.Invalidf("option %s=%q: allowed is a number from 1 to 1024", OptStripeCount, count)
 	}
 	o.stripeCount = n
 	return nil
@@ -67,17 +69,17 @@ func parseFeatures(value string) ([]string, error) {
 	for _, f := range features {
 		need, known := needs[f]
 		if !known {
-			return nil, invalidf("option %s=%q: %q is not a feature that the kernel maps; allowed are %s", OptFeatures, value, f,
+			return nil, backend.Invalidf("option %s=%q: %q is not a feature that the kernel maps; allowed are %s", OptFeatures, value, f,
 				strings.Join(slices.Sorted(maps.Keys(needs)), ", "))
 		}
 		if need != "" && !slices.Contains(features, need) {
-			return nil, invalidf("option %s=%q: %s needs %s", OptFeatures, value, f, need)
+			return nil, backend.Invalidf("option %s=%q: %s needs %s", OptFeatures, value, f, need)
 		}
 	}
 	// Without it the kernel's client could read what is older than a fence: it
 	// learns of the fence while it takes over the dead one's lock.
-	if !slices.Contains(features, FeatureLock) {
-		return nil, invalidf("option %s=%q: %s must be among them", OptFeatures, value, FeatureLock)
+	if !slices.Contains(features, backend.FeatureLock) {
+		return nil, backend.Invalidf("option %s=%q: %s must be among them", OptFeatures, value, backend.FeatureLock)
 	}
 	return features, nil
 }

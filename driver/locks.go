@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // locks lets one operation at a time work on a volume. Waiting ends with the
@@ -53,7 +55,7 @@ func (l *locks) lock(ctx context.Context, volume, op string) (unlock func(), err
 		if holder == "" { // free, and no time left to use it
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("%w: another %s of the same volume is still under way on this node", ErrBusy, holder)
+		return nil, fmt.Errorf("%w: another %s of the same volume is still under way on this node", backend.ErrBusy, holder)
 	}
 }
 

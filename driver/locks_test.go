@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // held tells how many volumes the locks remember.
@@ -107,7 +109,7 @@ func TestWaitingEndsWithTheContextAndNamesTheOperationUnderWay(t *testing.T) {
 		defer cancel()
 		_, err := l.lock(ctx, "db1", "remove")
 		const want = "busy: another mount of the same volume is still under way on this node"
-		if !errors.Is(err, ErrBusy) || err.Error() != want {
+		if !errors.Is(err, backend.ErrBusy) || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
 		if ctx.Err() == nil {
@@ -150,7 +152,7 @@ func TestNobodyIsBlamedForAFreeVolume(t *testing.T) {
 		switch {
 		case err == nil:
 			unlock()
-		case errors.Is(err, ErrBusy):
+		case errors.Is(err, backend.ErrBusy):
 			t.Fatalf("nobody works on the volume, yet: %v", err)
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Keys of what Create was told. It waits in the volume's blank; what is needed
@@ -36,7 +38,7 @@ var metaOfVolume = []string{metaMountOptions, metaReadOnly, metaProtected, metaE
 
 // metaOf returns the metadata of a volume: the image's own or, before the first
 // mount, what its blank promises, with that blank.
-func (d *Driver) metaOf(ctx context.Context, h Handle) (meta map[string]string, promised *blank, err error) {
+func (d *Driver) metaOf(ctx context.Context, h backend.Handle) (meta map[string]string, promised *blank, err error) {
 	meta, err = h.Meta(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -91,7 +93,7 @@ func decimal(n *uint32) string {
 }
 
 // ownerOf reads back what meta wrote. An operator may have edited it.
-func ownerOf(meta map[string]string) (owner Owner, err error) {
+func ownerOf(meta map[string]string) (owner backend.Owner, err error) {
 	if owner.UID, err = parseID(metaUID, meta[metaUID]); err != nil {
 		return owner, err
 	}

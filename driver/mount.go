@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Mount makes the volume usable on this node and returns where. The id stands
@@ -13,7 +15,7 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 	ctx, cancel := d.inTrouble(ctx)
 	defer cancel()
 	path, err := d.mount(ctx, name, id)
-	if errors.Is(err, ErrHidden) {
+	if errors.Is(err, backend.ErrHidden) {
 		d.startAfresh(ctx)
 	}
 	return path, wrap("mount", name, err)
@@ -66,7 +68,7 @@ func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string,
 		}
 	}
 	if path, err = d.inside(ctx, name); err != nil {
-		return "", also(err, "undo", d.withdraw(ctx, name))
+		return "", backend.Also(err, "undo", d.withdraw(ctx, name))
 	}
 	d.refer(ctx, name, id)
 	d.unheld.forget(name)
@@ -92,7 +94,7 @@ func (d *Driver) withdraw(ctx context.Context, name string) error {
 	ctx, cancel := aftermath(ctx)
 	defer cancel()
 	err := d.letGo(ctx, name)
-	if errors.Is(err, ErrBusy) { // a container of before a restart has it
+	if errors.Is(err, backend.ErrBusy) { // a container of before a restart has it
 		return nil
 	}
 	return err
@@ -105,8 +107,8 @@ func (d *Driver) useDirectory(name string, meta map[string]string) error {
 		d.within.Delete(name)
 		return nil
 	}
-	if !ValidName(directory) {
-		return fmt.Errorf("%w: docker_volume.%s of its image is %.40q: give the name of a directory", ErrInvalid, metaSubdirectory, directory)
+	if !backend.ValidName(directory) {
+		return fmt.Errorf("%w: docker_volume.%s of its image is %.40q: give the name of a directory", backend.ErrInvalid, metaSubdirectory, directory)
 	}
 	d.within.Store(name, directory)
 	return nil
@@ -119,7 +121,7 @@ func (d *Driver) staged(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	mount, found, err := d.mounted(ctx, name)
-	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.Sound(ctx, mount), ErrContent) {
+	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.Sound(ctx, mount), backend.ErrContent) {
 		return false, err
 	}
 	return true, d.current(ctx, m)
@@ -133,12 +135,12 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 		return err
 	}
 	broken := d.fs.Sound(ctx, mount)
-	if !errors.Is(broken, ErrContent) {
+	if !errors.Is(broken, backend.ErrContent) {
 		return nil
 	}
 	d.log.WithField("volume", name).Warnf("mounting anew: %v", broken)
-	if err := d.letGo(ctx, name); errors.Is(err, ErrBusy) {
-		return fmt.Errorf("%w: %w, and containers of this node still use it; stop all of them, then start again", ErrBusy, broken)
+	if err := d.letGo(ctx, name); errors.Is(err, backend.ErrBusy) {
+		return fmt.Errorf("%w: %w, and containers of this node still use it; stop all of them, then start again", backend.ErrBusy, broken)
 	} else if err != nil {
 		return err
 	}
@@ -171,7 +173,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		if err != nil && !l.adopted {
 			ctx, cancel := aftermath(ctx)
 			defer cancel()
-			err = also(err, "undo", d.unstage(ctx, l, name))
+			err = backend.Also(err, "undo", d.unstage(ctx, l, name))
 		}
 	}()
 	meta, err := l.Meta(ctx) // under the guard: nobody else changes it now
@@ -201,8 +203,8 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.useDirectory(name, meta); err != nil {
 		return err
 	}
-	if !l.adopted && !slices.Contains(l.Image().Features, FeatureLock) {
-		d.log.WithField("volume", name).Infof("switching on %s: the image was made without, and nobody uses it now", FeatureLock)
+	if !l.adopted && !slices.Contains(l.Image().Features, backend.FeatureLock) {
+		d.log.WithField("volume", name).Infof("switching on %s: the image was made without, and nobody uses it now", backend.FeatureLock)
 		if err := l.EnableLock(ctx); err != nil {
 			return err
 		}
@@ -216,7 +218,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 			return err
 		}
 	}
-	m, err := d.mapper.Map(ctx, image, ReadWrite)
+	m, err := d.mapper.Map(ctx, image, backend.ReadWrite)
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
 	}
@@ -235,7 +237,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		return err
 	}
 	err = d.seal(ctx, l, m)
-	if l.adopted && errors.Is(err, ErrBusy) {
+	if l.adopted && errors.Is(err, backend.ErrBusy) {
 		d.log.WithField("volume", name).Warn("it was made read-only while containers write to it: it stays as it is until they have stopped")
 		return nil
 	}
@@ -243,10 +245,10 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 }
 
 // mountMapped mounts what is complete.
-func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[string]string) error {
+func (d *Driver) mountMapped(ctx context.Context, l *lease, m backend.Mapping, meta map[string]string) error {
 	if !l.adopted {
-		if err := d.swap(ctx, l, guardMapped, m.Addr); errors.Is(err, ErrLost) {
-			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", ErrInUse, err)
+		if err := d.swap(ctx, l, guardMapped, m.Addr); errors.Is(err, backend.ErrLost) {
+			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", backend.ErrInUse, err)
 		} else if err != nil {
 			return err
 		}
@@ -259,7 +261,7 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[
 	if err := d.check(ctx, m, fstype); err != nil {
 		return err
 	}
-	mount := Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
+	mount := backend.Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
 	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
@@ -268,12 +270,12 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m Mapping, meta map[
 
 // check repairs what can be repaired; on a large filesystem, or a slow cluster, it takes
 // minutes or hours.
-func (d *Driver) check(ctx context.Context, m Mapping, fstype string) error {
+func (d *Driver) check(ctx context.Context, m backend.Mapping, fstype string) error {
 	return d.takesLong(ctx, "checking its "+fstype, func(ctx context.Context) error { return d.fs.Check(ctx, m.Device, fstype) })
 }
 
 // encryption is how to open an image with this metadata; nil if it is not encrypted.
-func (d *Driver) encryption(ctx context.Context, meta map[string]string) (*Encryption, error) {
+func (d *Driver) encryption(ctx context.Context, meta map[string]string) (*backend.Encryption, error) {
 	if meta[metaEncryption] == "" {
 		return nil, nil
 	}
@@ -281,5 +283,5 @@ func (d *Driver) encryption(ctx context.Context, meta map[string]string) (*Encry
 	if err != nil {
 		return nil, err
 	}
-	return &Encryption{Format: meta[metaEncryption], Passphrase: passphrase}, nil
+	return &backend.Encryption{Format: meta[metaEncryption], Passphrase: passphrase}, nil
 }

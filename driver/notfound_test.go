@@ -11,13 +11,13 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // faults is every kind of error that a part may return.
 var faults = []error{
-	driver.ErrNotFound, driver.ErrExists, driver.ErrTwice, driver.ErrInvalid, driver.ErrBusy, driver.ErrInUse, driver.ErrLost,
-	driver.ErrUnavailable, driver.ErrDenied, driver.ErrOverloaded, driver.ErrUnusable, driver.ErrHidden, driver.ErrContent,
+	backend.ErrNotFound, backend.ErrExists, backend.ErrTwice, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost,
+	backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrHidden, backend.ErrContent,
 	context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF, syscall.EIO, syscall.EPERM, syscall.EMFILE, errors.New("no idea"),
 }
 
@@ -53,8 +53,8 @@ func TestOnlyTheOpenOfTheImageSaysNotFound(t *testing.T) {
 					}
 					wantNotMissing(t, ask, known, call, func() error { panic("assignment to entry in nil map") })
 				}
-				ask.tap.on(only([]string{"look"}, fmt.Errorf("open image: %w", driver.ErrNoVolume)))
-				if _, err := ask.Get(within(t, ever), "v"); !errors.Is(err, driver.ErrNoVolume) {
+				ask.tap.on(only([]string{"look"}, fmt.Errorf("open image: %w", backend.ErrNoVolume)))
+				if _, err := ask.Get(within(t, ever), "v"); !errors.Is(err, backend.ErrNoVolume) {
 					t.Errorf("the open says that there is none: %v", err)
 				}
 			})
@@ -90,16 +90,16 @@ func wantNotMissing(t *testing.T, n *node, known bool, call string, fault func()
 		return nil
 	})
 	got := errCrashed // it panics, for the edge to make an error of
-	err := driver.Survive(func() error {
+	err := backend.Survive(func() error {
 		_, got = n.Get(within(t, ever), "v")
 		_, err := n.List(within(t, ever))
 		return err
 	})
 	n.tap.on(nil)
-	if errors.Is(got, driver.ErrNoVolume) || errors.Is(err, driver.ErrNoVolume) {
+	if errors.Is(got, backend.ErrNoVolume) || errors.Is(err, backend.ErrNoVolume) {
 		t.Errorf("%s fails: called missing: %v, %v", call, got, err)
 	}
-	if met := new(driver.PanicError); err != nil && !errors.As(err, &met) {
+	if met := new(backend.PanicError); err != nil && !errors.As(err, &met) {
 		t.Errorf("%s fails: list: %v", call, err)
 	}
 	if known && got != nil && !errors.Is(got, errCrashed) {
@@ -151,13 +151,13 @@ func TestAPanicEndsNothing(t *testing.T) {
 	})
 	_, listErr := one.Holdings(within(t, ever))
 	one.tap.on(nil)
-	if met := new(driver.PanicError); !errors.As(listErr, &met) || !strings.Contains(listErr.Error(), "volume v: ") {
+	if met := new(backend.PanicError); !errors.As(listErr, &met) || !strings.Contains(listErr.Error(), "volume v: ") {
 		t.Errorf("who has what: %v", listErr)
 	}
 	places, rbd, _ := twoPlaces(t)
 	rbd.on(func(string) error { panic("in one place") })
-	err := driver.Survive(func() error { _, err := places.Get(within(t, ever), "v"); return err })
-	if met := new(driver.PanicError); !errors.As(err, &met) || errors.Is(err, driver.ErrNotFound) {
+	err := backend.Survive(func() error { _, err := places.Get(within(t, ever), "v"); return err })
+	if met := new(backend.PanicError); !errors.As(err, &met) || errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -173,7 +173,7 @@ func TestAPendingRecordWithoutMetadata(t *testing.T) {
 	if _, err := one.client.Swap(within(t, ever), "blank.v", version, map[string]any{"image": map[string]any{"name": "v", "size": 1 << 29}}); err != nil {
 		t.Fatal(err)
 	}
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadWrite)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}

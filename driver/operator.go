@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Holding is a volume that a node has, as its guard says, or reads: the state is
@@ -19,7 +21,7 @@ type Holding struct {
 	Alive bool `json:"alive"`
 
 	imageID string
-	version Version
+	version backend.Version
 	client  string // the control client of this node
 }
 
@@ -48,7 +50,7 @@ func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
 		wg.Go(func() {
 			defer func() { <-free }()
 			var these []Holding
-			err := Survive(func() (err error) {
+			err := backend.Survive(func() (err error) {
 				these, err = d.holding(ctx, name)
 				return err
 			})
@@ -57,7 +59,7 @@ func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
 			all = append(all, these...)
 			switch {
 			case err == nil:
-			case !errors.Is(err, ErrNotFound): // free or just removed
+			case !errors.Is(err, backend.ErrNotFound): // free or just removed
 				errs = append(errs, fmt.Errorf("volume %s: %w", name, err))
 			}
 		})
@@ -71,12 +73,12 @@ func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
 
 // holding looks at one volume: who has its guard, or who reads it without one.
 func (d *Driver) holding(ctx context.Context, name string) (all []Holding, err error) {
-	h, err := d.images.Open(ctx, name, ReadOnly)
+	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
 	defer d.closeHandle(ctx, h)
-	has := func(guard Guard, version Version) error {
+	has := func(guard Guard, version backend.Version) error {
 		alive, err := seen(ctx, h, guard)
 		if err == nil {
 			all = append(all, Holding{Volume: name, Guard: guard, Alive: alive, imageID: h.Image().ID, version: version, client: h.Client()})
@@ -87,7 +89,7 @@ func (d *Driver) holding(ctx context.Context, name string) (all []Holding, err e
 	if err == nil {
 		err = has(guard, version)
 	}
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if err != nil && !errors.Is(err, backend.ErrNotFound) {
 		return nil, err
 	}
 	readers, _, err := d.loadReaders(ctx, h.Image().ID)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestWhoHoldsWhat(t *testing.T) {
@@ -41,7 +42,7 @@ func TestAnOperatorsFenceTakesEverythingAtOnce(t *testing.T) {
 	}
 	two.create("other", nil)
 	two.mount("other", "1")
-	two.refused("v", "2", driver.ErrInUse, "node one")
+	two.refused("v", "2", backend.ErrInUse, "node one")
 
 	taken, err := two.FenceNode(within(t, ever), "one", "")
 	if err != nil || len(taken) != 2 || taken[0].Volume != "v" || taken[1].Volume != "w" {
@@ -65,7 +66,7 @@ func TestAnOperatorsFenceTakesEverythingAtOnce(t *testing.T) {
 	if _, _, held := one.guard("w"); held {
 		t.Error("the fenced node has put the guard back")
 	}
-	one.refused("v", "3", driver.ErrInUse, "node two")
+	one.refused("v", "3", backend.ErrInUse, "node two")
 	one.mount("w", "3") // it may have again what nobody took
 	if err := two.write("other", "ext4 data"); err != nil {
 		t.Error("the operator's own node was hit:", err)
@@ -84,14 +85,14 @@ func TestAnOperatorsFenceIsRefused(t *testing.T) {
 			t.Errorf("taken: %+v", taken)
 		}
 	}
-	fence(one, "one", driver.ErrInvalid, "fence node one", "this very node")
-	fence(two, "", driver.ErrInvalid, "must name the node")
-	fence(two, "onne", driver.ErrNotFound, "fence node onne", "nodes with volumes: one")
+	fence(one, "one", backend.ErrInvalid, "fence node one", "this very node")
+	fence(two, "", backend.ErrInvalid, "must name the node")
+	fence(two, "onne", backend.ErrNotFound, "fence node onne", "nodes with volumes: one")
 	// This node was called otherwise when it mounted, and had another address.
 	one.crash()
 	one.name, one.IP = "uno", "10.0.0.77"
 	one.start()
-	fence(one, "one", driver.ErrInvalid, "volume v", "10.0.0.1", "this very node")
+	fence(one, "one", backend.ErrInvalid, "volume v", "10.0.0.1", "this very node")
 	if err := one.write("v", "ext4 data"); err != nil {
 		t.Error(err)
 	}
@@ -109,7 +110,7 @@ func TestAnOperatorsFenceMeetsANodeThatIsMounting(t *testing.T) {
 		two.tap.on(func(call string) error {
 			if call == "fence" { // the guard was read as mapping
 				two.tap.on(nil)
-				h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+				h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 				if err != nil {
 					return err
 				}
@@ -161,7 +162,7 @@ func TestSweepTakesTheGuardsOfImagesThatAreGone(t *testing.T) {
 		one.create(v, nil)
 		one.mount(v, "1")
 	}
-	gone, err := one.client.Open(within(t, ever), "gone", driver.ReadOnly)
+	gone, err := one.client.Open(within(t, ever), "gone", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +193,7 @@ func TestAnOperatorsFenceOfOneOfTwoMachinesOfAName(t *testing.T) {
 	fence := func(n *node, address string, says ...string) {
 		t.Helper()
 		taken, err := n.FenceNode(within(t, ever), "one", address)
-		check(t, err, driver.ErrInvalid, append(says, "fence node one")...)
+		check(t, err, backend.ErrInvalid, append(says, "fence node one")...)
 		if len(taken) > 0 {
 			t.Errorf("taken: %+v", taken)
 		}
@@ -202,7 +203,7 @@ func TestAnOperatorsFenceOfOneOfTwoMachinesOfAName(t *testing.T) {
 	fence(one, "10.0.0.1", "this very node", "volume v")
 	fence(two, "nowhere", "an IP address")
 	_, err := two.FenceNode(within(t, ever), "one", "10.0.0.5")
-	check(t, err, driver.ErrNotFound)
+	check(t, err, backend.ErrNotFound)
 	clone.crash()
 	clone.Host.Cut() // Ceph has missed it: what is alive of the name is one machine
 	fence(one, "", "10.0.0.9", "this very node")

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Names of the options of docker volume create. The first five are those of
@@ -44,10 +46,6 @@ var OptionNames = []string{
 // mib4 is Ceph's own object size.
 const mib4 = 4 * mib
 
-// FeatureLock is the image feature without which nothing is mapped: with it
-// Ceph's own clients fence a dead writer once more, before they write.
-const FeatureLock = "exclusive-lock"
-
 // BuiltinDefaults hold where neither an option nor a setting says otherwise.
 var BuiltinDefaults = map[string]string{
 	OptSize:     "512",
@@ -86,7 +84,7 @@ type options struct {
 	fstype       string
 	mkfsOptions  string
 	mountOptions string // "" = whatever the setting is on the node that mounts
-	owner        Owner
+	owner        backend.Owner
 	objectSize   uint64
 	stripeUnit   uint64
 	stripeCount  uint64
@@ -111,10 +109,10 @@ type source struct {
 // parseOptions fills in defaults (by option name) and checks everything. mkfs
 // and mount options of the defaults are meant for the default filesystem and
 // reach no other: "-O mmp" must never come to mkfs.xfs.
-func parseOptions(place Place, defaults, given map[string]string) (o options, err error) {
+func parseOptions(place backend.Place, defaults, given map[string]string) (o options, err error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(OptionNames, name) {
-			return o, invalidf("option %.40q: allowed are %s", name, strings.Join(OptionNames, ", "))
+			return o, backend.Invalidf("option %.40q: allowed are %s", name, strings.Join(OptionNames, ", "))
 		}
 	}
 	for name, value := range given {
@@ -135,7 +133,7 @@ func parseOptions(place Place, defaults, given map[string]string) (o options, er
 		return ""
 	}
 	o.given = given
-	if err = place.accepts(given); err != nil {
+	if err = accepts(place, given); err != nil {
 		return o, err
 	}
 	if err = o.parseSource(given); err != nil {
@@ -148,10 +146,10 @@ func parseOptions(place Place, defaults, given map[string]string) (o options, er
 		return o, err
 	}
 	if o.description = given[OptDescription]; strings.TrimSpace(o.description) != o.description {
-		return o, invalidf("option %s=%q: it begins or ends with a blank", OptDescription, o.description)
+		return o, backend.Invalidf("option %s=%q: it begins or ends with a blank", OptDescription, o.description)
 	}
 	if o.fstype = get(OptFSType); minSize[o.fstype] == 0 {
-		return o, invalidf("option %s=%q: allowed are btrfs, ext4, xfs", OptFSType, o.fstype)
+		return o, backend.Invalidf("option %s=%q: allowed are btrfs, ext4, xfs", OptFSType, o.fstype)
 	}
 	if o.size, err = parseSize(OptSize, get(OptSize)); err != nil {
 		return o, err
@@ -175,10 +173,10 @@ func parseOptions(place Place, defaults, given map[string]string) (o options, er
 	}
 	for word := range strings.FieldsSeq(o.mkfsOptions) {
 		if strings.Contains(word, "/") { // mkfs.btrfs formats all devices that it is told, however they are named
-			return o, invalidf("option %s=%q: %s names a file, and a volume has no other than its own", OptMkfsOptions, o.mkfsOptions, word)
+			return o, backend.Invalidf("option %s=%q: %s names a file, and a volume has no other than its own", OptMkfsOptions, o.mkfsOptions, word)
 		}
 		if o.fstype == "ext4" && strings.HasPrefix(word, "-d") { // copies a directory of the plugin's
-			return o, invalidf("option %s=%q: -d is not allowed", OptMkfsOptions, o.mkfsOptions)
+			return o, backend.Invalidf("option %s=%q: -d is not allowed", OptMkfsOptions, o.mkfsOptions)
 		}
 	}
 	if o.mountOptions, err = parseMountOptions(OptMountOptions, given[OptMountOptions]); err != nil {
@@ -214,7 +212,7 @@ func (o *options) checkSize(said string) error {
 		least += o.header()
 	}
 	if o.size < least && o.from.volume == "" {
-		return invalidf("option %s=%q: %s needs at least %s", OptSize, said, o.fstype, formatSize(least))
+		return backend.Invalidf("option %s=%q: %s needs at least %s", OptSize, said, o.fstype, formatSize(least))
 	}
 	return nil
 }
@@ -222,7 +220,7 @@ func (o *options) checkSize(said string) error {
 // CheckDefaults checks the settings that are defaults of options, as they will
 // be used by every Create.
 func CheckDefaults(defaults map[string]string) error {
-	_, err := parseOptions(Place{}, defaults, nil)
+	_, err := parseOptions(backend.Place{}, defaults, nil)
 	if err == nil {
 		_, err = parseMountOptions(OptMountOptions, defaults[OptMountOptions])
 	}

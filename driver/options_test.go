@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 )
 
 func quoted(s string) string { return strconv.Quote(s) }
@@ -64,16 +67,16 @@ func TestOptionsAndTheirDefaults(t *testing.T) {
 
 		{"the pool there is", nil, opts{OptPool: "rbd"}, options{size: 512 * mib, fstype: "ext4"}},
 		{"owner", nil, opts{OptUID: "0", OptGID: "4294967294", OptMode: "2770"},
-			options{size: 512 * mib, fstype: "ext4", owner: Owner{UID: ptr(0), GID: ptr(4294967294), Mode: ptr(0o2770)}}},
-		{"mode with a zero in front", nil, opts{OptMode: "0750"}, options{size: 512 * mib, fstype: "ext4", owner: Owner{Mode: ptr(0o750)}}},
-		{"largest mode", nil, opts{OptMode: "07777"}, options{size: 512 * mib, fstype: "ext4", owner: Owner{Mode: ptr(0o7777)}}},
+			options{size: 512 * mib, fstype: "ext4", owner: backend.Owner{UID: ptr(0), GID: ptr(4294967294), Mode: ptr(0o2770)}}},
+		{"mode with a zero in front", nil, opts{OptMode: "0750"}, options{size: 512 * mib, fstype: "ext4", owner: backend.Owner{Mode: ptr(0o750)}}},
+		{"largest mode", nil, opts{OptMode: "07777"}, options{size: 512 * mib, fstype: "ext4", owner: backend.Owner{Mode: ptr(0o7777)}}},
 
 		{"smallest ext4", nil, opts{OptSize: "8"}, options{size: 8 * mib, fstype: "ext4"}},
 		{"smallest xfs", nil, opts{OptSize: "300M", OptFSType: "xfs"}, options{size: 300 * mib, fstype: "xfs"}},
 		{"smallest btrfs", nil, opts{OptSize: "128", OptFSType: "btrfs"}, options{size: 128 * mib, fstype: "btrfs"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := parseOptions(Place{Pool: "rbd"}, row.defaults, row.given)
+			got, err := parseOptions(backend.Place{Pool: "rbd"}, row.defaults, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,8 +142,8 @@ func TestOptionsRefused(t *testing.T) {
 			`invalid option image-feature="exclusive-lock,fast-diff": fast-diff needs object-map`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := parseOptions(Place{Pool: "rbd"}, row.defaults, row.given)
-			wantInvalid(t, err, row.want)
+			_, err := parseOptions(backend.Place{Pool: "rbd"}, row.defaults, row.given)
+			backendtest.Invalid(t, err, row.want)
 		})
 	}
 }
@@ -163,7 +166,7 @@ func TestSettingsAreCheckedAsTheyWillBeUsed(t *testing.T) {
 			t.Errorf("%s=%q: got %v", option, value, err)
 			continue
 		}
-		wantOneInvalidLine(t, err)
+		backendtest.OneInvalidLine(t, err)
 	}
 }
 
@@ -202,7 +205,7 @@ func TestMountOptionsRefused(t *testing.T) {
 	for _, o := range notOfOneMount {
 		for _, value := range []string{o, "--options=" + o, "-o " + o, "noatime," + o, o + ",noatime"} {
 			_, err := parseMountOptions(OptMountOptions, value)
-			wantInvalid(t, err, `invalid option mountOptions=`+quoted(value)+`: `+o+` is not an option of a filesystem`)
+			backendtest.Invalid(t, err, `invalid option mountOptions=`+quoted(value)+`: `+o+` is not an option of a filesystem`)
 		}
 	}
 	const blanks = `: give mount options with commas and no spaces, for example noatime,discard`
@@ -221,10 +224,10 @@ func TestMountOptionsRefused(t *testing.T) {
 		"noatime,\xff\xfe,": ascii,
 	} {
 		_, err := parseMountOptions(OptMountOptions, value)
-		wantInvalid(t, err, `invalid option mountOptions=`+quoted(value)+why)
+		backendtest.Invalid(t, err, `invalid option mountOptions=`+quoted(value)+why)
 	}
 	_, err := parseMountOptions(OptMountOptions, strings.Repeat("a", 1025))
-	wantInvalid(t, err, `invalid option mountOptions: it has 1025 bytes, at most 1024 are allowed`)
+	backendtest.Invalid(t, err, `invalid option mountOptions: it has 1025 bytes, at most 1024 are allowed`)
 }
 
 func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
@@ -265,7 +268,7 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 
 // What Create leaves in Ceph is all that the node of the first mount knows.
 func TestOptionsSurviveAsMetadata(t *testing.T) {
-	o, err := parseOptions(Place{Pool: "rbd"}, nil, opts{
+	o, err := parseOptions(backend.Place{Pool: "rbd"}, nil, opts{
 		OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptMountOptions: "-o noatime", OptUID: "999", OptGID: "0", OptMode: "750",
 	})
 	if err != nil {
@@ -282,7 +285,7 @@ func TestOptionsSurviveAsMetadata(t *testing.T) {
 }
 
 func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
-	image, meta := Image{Size: 10 << 30}, opts{metaFSType: "ext4"}
+	image, meta := backend.Image{Size: 10 << 30}, opts{metaFSType: "ext4"}
 	for _, row := range []struct {
 		name  string
 		given opts
@@ -299,7 +302,7 @@ func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
 			"already exists with fstype ext4, but xfs was asked for; remove that volume or leave the option out"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			o, err := parseOptions(Place{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
+			o, err := parseOptions(backend.Place{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -310,7 +313,7 @@ func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, ErrExists) || err.Error() != row.want {
+			if !errors.Is(err, backend.ErrExists) || err.Error() != row.want {
 				t.Errorf("got %v, want %s", err, row.want)
 			}
 		})
@@ -327,7 +330,7 @@ func FuzzMountOptions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, value string) {
 		got, err := parseMountOptions("fuzz", value)
 		if err != nil {
-			wantOneInvalidLine(t, err)
+			backendtest.OneInvalidLine(t, err)
 			return
 		}
 		checkMountOptions(t, got)
@@ -367,9 +370,9 @@ func FuzzOptions(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, given, defaults string) {
-		o, err := parseOptions(Place{Pool: "rbd"}, optsOf(defaults), optsOf(given))
+		o, err := parseOptions(backend.Place{Pool: "rbd"}, optsOf(defaults), optsOf(given))
 		if err != nil {
-			wantOneInvalidLine(t, err)
+			backendtest.OneInvalidLine(t, err)
 			return
 		}
 		if o.size == 0 || o.size > maxSize || o.size%mib != 0 || o.size < minSize[o.fstype] {

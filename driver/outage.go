@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // outage remembers that Ceph did not answer. As long as it lasts, what Docker
@@ -114,7 +116,7 @@ func (d *Driver) ask(ctx context.Context, patience time.Duration, question func(
 	err := question(try)
 	inTime := early.Stop()
 	switch {
-	case answered(err), errors.Is(err, ErrOverloaded):
+	case answered(err), errors.Is(err, backend.ErrOverloaded):
 		return err
 	case errors.Is(ctx.Err(), context.Canceled): // who hangs up says nothing of Ceph
 		return err
@@ -149,8 +151,8 @@ func (d *Driver) ping() error {
 			}()
 			ctx, cancel := context.WithTimeout(context.Background(), d.patience*2/5)
 			defer cancel()
-			err := Survive(func() error { return d.images.Ping(ctx) })
-			if errors.Is(err, ErrOverloaded) {
+			err := backend.Survive(func() error { return d.images.Ping(ctx) })
+			if errors.Is(err, backend.ErrOverloaded) {
 				err = nil
 			}
 			now.err = err
@@ -227,5 +229,5 @@ func (d *Driver) exists(ctx context.Context, volume string) (found bool, err err
 
 // answered tells whether Ceph has spoken, be it of an error.
 func answered(err error) bool {
-	return !errors.Is(err, ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
+	return !errors.Is(err, backend.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
 }

@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // stepsOfGet are the calls by which a volume is described, after its image is open.
@@ -32,10 +32,10 @@ func only(calls []string, fault error) func(string) error {
 // of that volume. Nobody else hears of it.
 func TestOneBadVolumeIsNoOutage(t *testing.T) {
 	for _, fault := range []error{
-		driver.ErrUnavailable, driver.ErrDenied, driver.ErrOverloaded, driver.ErrNotFound, driver.ErrLost, driver.ErrInvalid, errors.New("-5 input/output error"),
+		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrNotFound, backend.ErrLost, backend.ErrInvalid, errors.New("-5 input/output error"),
 	} {
 		for _, step := range stepsOfGet {
-			if step == "load" && errors.Is(fault, driver.ErrNotFound) || step == "clones" && errors.Is(fault, driver.ErrDenied) {
+			if step == "load" && errors.Is(fault, backend.ErrNotFound) || step == "clones" && errors.Is(fault, backend.ErrDenied) {
 				continue // no error: there is no such record; the copies are not this user's to see
 			}
 			t.Run(step+" "+fault.Error(), func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestOneBadVolumeIsNoOutage(t *testing.T) {
 // The name is taken, and the image cannot be opened: neither missing nor an outage.
 func TestAVolumeThatCannotBeOpened(t *testing.T) {
 	for _, known := range []bool{true, false} {
-		for _, fault := range []error{driver.ErrUnusable, driver.ErrUnavailable} {
+		for _, fault := range []error{backend.ErrUnusable, backend.ErrUnavailable} {
 			t.Run(fmt.Sprint(fault, " known ", known), func(t *testing.T) {
 				_, one, two := twoNodes(t)
 				two.create("v", nil)
@@ -77,8 +77,8 @@ func TestAVolumeThatCannotBeOpened(t *testing.T) {
 				}
 				one.tap.on(only([]string{"look"}, fault))
 				v, err := one.Get(within(t, ever), "v")
-				if !known && errors.Is(fault, driver.ErrUnavailable) {
-					if check(t, err, driver.ErrUnavailable); errors.Is(err, driver.ErrNotFound) {
+				if !known && errors.Is(fault, backend.ErrUnavailable) {
+					if check(t, err, backend.ErrUnavailable); errors.Is(err, backend.ErrNotFound) {
 						t.Errorf("called missing: %v", err)
 					}
 				} else if err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), fault.Error()) {
@@ -97,7 +97,7 @@ func TestAVolumeThatCannotBeOpened(t *testing.T) {
 func TestCopiesThatThisUserMayNotSee(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	one.tap.on(only([]string{"clones"}, driver.ErrDenied))
+	one.tap.on(only([]string{"clones"}, backend.ErrDenied))
 	if v := one.status("v"); v["error"] != nil || v["copies"] != "not visible to this user" {
 		t.Errorf("%v", v)
 	}
@@ -108,7 +108,7 @@ func TestCopiesThatThisUserMayNotSee(t *testing.T) {
 func TestAPartOfCephIsAway(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	one.tap.on(only([]string{"names"}, driver.ErrUnavailable))
+	one.tap.on(only([]string{"names"}, backend.ErrUnavailable))
 	all, err := one.List(within(t, ever))
 	if names := namesOf(all); err != nil || !slices.Equal(names, []string{"v"}) {
 		t.Fatalf("list: %v, %v", names, err)
@@ -125,11 +125,11 @@ func TestAnOutageEndsWhenCephAnswers(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.create("bad", nil)
-	one.tap.on(func(string) error { return driver.ErrUnavailable })
+	one.tap.on(func(string) error { return backend.ErrUnavailable })
 	if v, err := one.Get(within(t, ever), "bad"); err != nil || v.Status["ceph"] == nil {
 		t.Fatalf("no outage: %v, %v", v, err)
 	}
-	one.tap.on(only([]string{"meta"}, driver.ErrUnavailable))
+	one.tap.on(only([]string{"meta"}, backend.ErrUnavailable))
 	one.answers("bad")
 	if v, err := one.Get(within(t, ever), "bad"); err != nil || v.Status["error"] == nil {
 		t.Errorf("%v, %v", v, err)
@@ -151,7 +151,7 @@ func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
 	one.tap.on(func(call string) error {
 		if call == "look" {
 			if looks.Add(1)%4 == 2 {
-				return driver.ErrUnusable
+				return backend.ErrUnusable
 			}
 		}
 		return nil
@@ -160,7 +160,7 @@ func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
 	if len(all) != 2 {
 		t.Errorf("%v", all)
 	}
-	check(t, err, driver.ErrUnusable)
+	check(t, err, backend.ErrUnusable)
 	taken := map[string]bool{}
 	for range 2 {
 		now, _ := one.FenceNode(within(t, ever), "two", "")
@@ -181,14 +181,14 @@ func TestTwoPlacesCountOnlyWhenCephHasSpoken(t *testing.T) {
 	if err := places.Create(ctx, "v", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := ssd.Create(ctx, driver.ImageSpec{Name: "v", Size: 1 << 30}); err != nil {
+	if err := ssd.Create(ctx, backend.ImageSpec{Name: "v", Size: 1 << 30}); err != nil {
 		t.Fatal(err)
 	}
 	v, err := places.Get(ctx, "v")
 	if err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), "rbd/v and ssd/v") {
 		t.Errorf("two: %v, %v", v.Status, err)
 	}
-	rbd.on(func(string) error { return driver.ErrUnavailable })
+	rbd.on(func(string) error { return backend.ErrUnavailable })
 	v, err = places.Get(ctx, "v")
 	if err != nil || v.Status["pool"] != "ssd" || v.Status["error"] != nil {
 		t.Errorf("one is away: %v, %v", v.Status, err)
@@ -204,10 +204,10 @@ func TestAnOutageIsFoundOutInTheTimeOfOneQuestion(t *testing.T) {
 			switch call {
 			case "look", "names":
 				time.Sleep(100 * time.Millisecond) // half of the patience, as the record knows it
-				return driver.ErrUnavailable
+				return backend.ErrUnavailable
 			case "ping":
 				time.Sleep(80 * time.Millisecond)
-				return driver.ErrUnavailable
+				return backend.ErrUnavailable
 			}
 			return nil
 		})
@@ -233,7 +233,7 @@ func TestASlowCephIsNotAway(t *testing.T) {
 			switch {
 			case call == "ping" && pings.Add(1) == 1:
 				time.Sleep(80 * time.Millisecond)
-				return driver.ErrUnavailable
+				return backend.ErrUnavailable
 			case call == "exists" && looks.Add(1) == 1:
 				time.Sleep(250 * time.Millisecond) // of the 400 that it has
 			}
@@ -285,12 +285,12 @@ func TestAMountHearsWhyCephIsAway(t *testing.T) {
 	rbd.on(func(call string) error {
 		switch call {
 		case "ping":
-			return fmt.Errorf("%w: no monitor answers", driver.ErrUnavailable)
+			return fmt.Errorf("%w: no monitor answers", backend.ErrUnavailable)
 		case "exists":
 			time.Sleep(150 * time.Millisecond) // less than it has
 		}
 		return nil
 	})
 	_, err := places.Mount(ctx, "v", "1")
-	check(t, err, driver.ErrUnavailable, "no monitor answers")
+	check(t, err, backend.ErrUnavailable, "no monitor answers")
 }

@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Places is all that this node may use: a Driver for each pool and namespace. A
@@ -38,7 +40,7 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 	recorded := -1
 	p.each(func(i int, d *Driver) {
 		volumes[i], errs[i] = d.Get(ctx, name)
-		if found[i] = errs[i] == nil && !volumes[i].recorded; errors.Is(errs[i], ErrNoVolume) {
+		if found[i] = errs[i] == nil && !volumes[i].recorded; errors.Is(errs[i], backend.ErrNoVolume) {
 			errs[i] = nil
 		}
 	})
@@ -49,7 +51,7 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 	}
 	at, err := p.only(name, found, errs)
 	switch {
-	case errors.Is(err, ErrTwice):
+	case errors.Is(err, backend.ErrTwice):
 		v := volumes[slices.Index(found, true)]
 		v.Status["error"] = wrap("get", name, err).Error()
 		return v, nil
@@ -57,7 +59,7 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 		return volumes[slices.Index(p, at)], nil
 	case recorded >= 0:
 		return volumes[recorded], nil
-	case errors.Is(err, ErrNoVolume):
+	case errors.Is(err, backend.ErrNoVolume):
 		return Volume{}, wrap("get", name, err)
 	}
 	return Volume{}, err
@@ -124,7 +126,7 @@ func (p Places) Unmount(ctx context.Context, name, id string) error {
 // Remove deletes a volume; see Driver.Remove.
 func (p Places) Remove(ctx context.Context, name string) error {
 	d, err := p.at(ctx, "remove", name)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		d, err = p[0], nil // says that it is done
 	}
 	if err != nil {
@@ -134,7 +136,7 @@ func (p Places) Remove(ctx context.Context, name string) error {
 }
 
 // Snapshots lists those of a volume; see Driver.Snapshots.
-func (p Places) Snapshots(ctx context.Context, name string) ([]Snapshot, error) {
+func (p Places) Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error) {
 	d, err := p.at(ctx, "list snapshots of", name)
 	if err != nil {
 		return nil, err

@@ -10,7 +10,8 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 // twoPlaces is a plugin with the pools rbd and ssd, the tap on the first and the client
@@ -19,12 +20,12 @@ func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
 	var places driver.Places
 	var taps []*tap
 	c := memory.NewCluster()
-	for _, pool := range []*memory.Cluster{c, c.Beside(driver.Place{Pool: "ssd"})} {
+	for _, pool := range []*memory.Cluster{c, c.Beside(backend.Place{Pool: "ssd"})} {
 		p := &tap{client: pool.Connect("10.0.0.1"), host: memory.NewHost(pool, "10.0.0.1")}
 		taps = append(taps, p)
 		log := logrus.New()
 		log.SetOutput(&safeBuffer{})
-		place := driver.Place{Pool: "rbd"}
+		place := backend.Place{Pool: "rbd"}
 		if len(places) > 0 {
 			place.Pool = "ssd"
 		}
@@ -66,12 +67,12 @@ func TestOnePlaceIsAway(t *testing.T) {
 		t.Errorf("the volume of the other pool: %v, %v", v.Status, err)
 	}
 	_, err := places.Get(ctx, "c")
-	check(t, err, driver.ErrUnavailable)
-	if errors.Is(err, driver.ErrNotFound) {
+	check(t, err, backend.ErrUnavailable)
+	if errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("called missing: %v", err)
 	}
-	check(t, places.Create(ctx, "c", nil), driver.ErrUnavailable, "create volume c: ")
-	check(t, places.Remove(ctx, "b"), driver.ErrUnavailable)
+	check(t, places.Create(ctx, "c", nil), backend.ErrUnavailable, "create volume c: ")
+	check(t, places.Remove(ctx, "b"), backend.ErrUnavailable)
 	if _, err := places.Mount(ctx, "a", "1"); err != nil {
 		t.Error(err)
 	}
@@ -79,7 +80,7 @@ func TestOnePlaceIsAway(t *testing.T) {
 		t.Errorf("unmount: %v, in use %v", err, places.InUse(ctx))
 	}
 	_, err = places.Mount(ctx, "b", "1")
-	check(t, err, driver.ErrUnavailable)
+	check(t, err, backend.ErrUnavailable)
 	list, err := places.List(ctx)
 	if names := []string{list[0].Name, list[1].Name}; err != nil || !slices.Equal(names, []string{"a", "b"}) {
 		t.Errorf("list: %v, %v", names, err)
@@ -90,9 +91,9 @@ func TestFencingANodeInTwoPlaces(t *testing.T) {
 	places, rbd, ssd := twoPlaces(t)
 	ctx := within(t, ever)
 	_, err := places.FenceNode(ctx, "dead", "")
-	check(t, err, driver.ErrNotFound, "fence node dead")
+	check(t, err, backend.ErrNotFound, "fence node dead")
 	_, err = places.FenceNode(ctx, "one", "")
-	check(t, err, driver.ErrInvalid, "one is this very node")
+	check(t, err, backend.ErrInvalid, "one is this very node")
 	// Two machines of a name, one in each place.
 	first, second := newNode(t, rbd.client.Cluster(), "two", "10.0.0.2"), newNode(t, ssd.Cluster(), "two", "10.0.0.3")
 	for volume, n := range map[string]*node{"v": first, "w": second} {
@@ -100,7 +101,7 @@ func TestFencingANodeInTwoPlaces(t *testing.T) {
 		n.mount(volume, "1")
 	}
 	_, err = places.FenceNode(ctx, "two", "")
-	check(t, err, driver.ErrInvalid, "10.0.0.2 and 10.0.0.3")
+	check(t, err, backend.ErrInvalid, "10.0.0.2 and 10.0.0.3")
 	taken, err := places.FenceNode(ctx, "two", "10.0.0.3")
 	if err != nil || len(taken) != 1 || taken[0].Volume != "w" {
 		t.Errorf("%+v, %v", taken, err)
@@ -113,12 +114,12 @@ func TestANameThatIsTakenElsewhereMeanwhile(t *testing.T) {
 	ctx := within(t, ever)
 	rbd.on(func(call string) error {
 		if call == "create" {
-			return ssd.Create(ctx, driver.ImageSpec{Name: "v", Size: 1 << 30})
+			return ssd.Create(ctx, backend.ImageSpec{Name: "v", Size: 1 << 30})
 		}
 		return nil
 	})
-	check(t, places.Create(ctx, "v", nil), driver.ErrTwice, "create volume v: ", "rbd/v and ssd/v", "rbd rename")
+	check(t, places.Create(ctx, "v", nil), backend.ErrTwice, "create volume v: ", "rbd/v and ssd/v", "rbd rename")
 	_, err := places.Mount(ctx, "v", "1")
-	check(t, err, driver.ErrTwice, "mount volume v: ")
-	check(t, places.Create(ctx, "w", map[string]string{"from": "v"}), driver.ErrTwice)
+	check(t, err, backend.ErrTwice, "mount volume v: ")
+	check(t, places.Create(ctx, "w", map[string]string{"from": "v"}), backend.ErrTwice)
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // The readers of a read-only volume are noted beside its image, from before it is
@@ -41,10 +43,10 @@ type readerList struct {
 
 func readersKey(imageID string) string { return "readers." + imageID }
 
-func (d *Driver) loadReaders(ctx context.Context, imageID string) ([]Reader, Version, error) {
+func (d *Driver) loadReaders(ctx context.Context, imageID string) ([]Reader, backend.Version, error) {
 	var list readerList
 	version, err := d.records.Load(ctx, readersKey(imageID), &list)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return nil, 0, nil
 	}
 	return list.Readers, version, err
@@ -66,7 +68,7 @@ func (d *Driver) changeReaders(ctx context.Context, imageID string, change func(
 		default:
 			_, err = d.records.Swap(ctx, readersKey(imageID), version, readerList{next})
 		}
-		if !errors.Is(err, ErrLost) && !errors.Is(err, ErrNotFound) || !d.pause(ctx, d.glance()) {
+		if !errors.Is(err, backend.ErrLost) && !errors.Is(err, backend.ErrNotFound) || !d.pause(ctx, d.glance()) {
 			return err
 		}
 	}
@@ -111,7 +113,7 @@ func (d *Driver) readElsewhere(ctx context.Context, imageID string) error {
 		said = append(said, fmt.Sprintf("node %s (%s) since %s", r.Node, r.Addr, r.Since.Format(time.RFC3339)))
 	}
 	return fmt.Errorf("%w: mounted read-only by %s; stop what uses it there, or, if that node is gone for good, take its note away with Guard.Fence",
-		ErrInUse, strings.Join(said, ", "))
+		backend.ErrInUse, strings.Join(said, ", "))
 }
 
 // noteReader notes that this node reads an image, by a control client, and marks on
@@ -145,7 +147,7 @@ func (d *Driver) noteReader(ctx context.Context, volume, imageID, client string)
 // mapped, and then the mark.
 func (d *Driver) forgetReader(ctx context.Context, imageID string) error {
 	mapped, err := d.mappings(ctx)
-	if err != nil || slices.ContainsFunc(mapped, func(m Mapping) bool { return m.ID == imageID }) {
+	if err != nil || slices.ContainsFunc(mapped, func(m backend.Mapping) bool { return m.ID == imageID }) {
 		return err
 	}
 	var hosts error
@@ -206,7 +208,7 @@ func (d *Driver) unguarded(ctx context.Context, imageID string) error {
 	for {
 		guard, _, err := d.loadGuard(ctx, imageID)
 		switch {
-		case errors.Is(err, ErrNotFound):
+		case errors.Is(err, backend.ErrNotFound):
 			return nil
 		case err != nil && (inUse == nil || ctx.Err() == nil):
 			return err

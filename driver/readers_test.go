@@ -10,7 +10,8 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 // shared is a volume w that is read-only and was mounted once, by node one.
@@ -25,7 +26,7 @@ func shared(t *testing.T) (*memory.Cluster, *node, *node) {
 
 func (n *node) setMeta(volume, key, value string) {
 	n.t.Helper()
-	h, err := n.cluster.Connect(n.IP).Open(within(n.t, ever), volume, driver.ReadOnly)
+	h, err := n.cluster.Connect(n.IP).Open(within(n.t, ever), volume, backend.ReadOnly)
 	if err == nil {
 		err = h.SetMeta(within(n.t, ever), map[string]string{key: value})
 	}
@@ -42,7 +43,7 @@ func (n *node) readers(volume string) string {
 		n.t.Fatal(err)
 	}
 	var list struct{ Readers []driver.Reader }
-	if _, err := n.client.Load(within(n.t, ever), "readers."+id, &list); err != nil && !errors.Is(err, driver.ErrNotFound) {
+	if _, err := n.client.Load(within(n.t, ever), "readers."+id, &list); err != nil && !errors.Is(err, backend.ErrNotFound) {
 		n.t.Fatal(err)
 	}
 	var said []string
@@ -73,13 +74,13 @@ func TestAReaderIsNotedWhileItsPluginIsAway(t *testing.T) {
 	if watchers := watchersOf(t, one, "w"); len(watchers) > 0 {
 		t.Fatalf("it is watched by %v", watchers)
 	}
-	check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrInUse, "remove volume w", "read-only by node two", two.client.Addr(), "Guard.Fence")
+	check(t, one.Driver.Remove(within(t, ever), "w"), backend.ErrInUse, "remove volume w", "read-only by node two", two.client.Addr(), "Guard.Fence")
 	one.setMeta("w", "readonly", "false")
-	check(t, one.Rollback(within(t, ever), "w", "x"), driver.ErrNotFound)
+	check(t, one.Rollback(within(t, ever), "w", "x"), backend.ErrNotFound)
 	one.cluster.Snapshot("w", "x")
-	check(t, one.Rollback(within(t, ever), "w", "x"), driver.ErrInUse, "read-only by node two")
+	check(t, one.Rollback(within(t, ever), "w", "x"), backend.ErrInUse, "read-only by node two")
 	for range 2 {
-		one.refused("w", "2", driver.ErrInUse, "mount volume w", "read-only by node two")
+		one.refused("w", "2", backend.ErrInUse, "mount volume w", "read-only by node two")
 	}
 	if _, _, held := one.guard("w"); held {
 		t.Error("the guard was not given back")
@@ -90,7 +91,7 @@ func TestAReaderIsNotedWhileItsPluginIsAway(t *testing.T) {
 	if got, want := one.readers("w"), "two "+two.client.Addr(); got != want {
 		t.Errorf("noted: %s, want %s", got, want)
 	}
-	check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrInUse, two.client.Addr())
+	check(t, one.Driver.Remove(within(t, ever), "w"), backend.ErrInUse, two.client.Addr())
 	release()
 	two.Reconcile(within(t, ever))
 	if one.readers("w") != "" || len(two.marks()) > 0 {
@@ -178,7 +179,7 @@ func TestAReaderAndAWriterSeeEachOther(t *testing.T) {
 					return nil
 				})
 				_, err := two.Driver.Mount(within(t, soon), "w", "1")
-				if reached && err == nil && done && two.device("w") != "" && two.deviceMode("w") == driver.ReadOnly {
+				if reached && err == nil && done && two.device("w") != "" && two.deviceMode("w") == backend.ReadOnly {
 					t.Errorf("call %d: both have it", at)
 				}
 				if reached && err != nil && !done {
@@ -213,7 +214,7 @@ func TestAReaderThatComesDuringARemovalIsRefused(t *testing.T) {
 		}
 		return nil
 	})
-	two.refused("w", "1", driver.ErrInUse, "node one", "removing")
+	two.refused("w", "1", backend.ErrInUse, "node one", "removing")
 	close(goOn)
 	if err := <-removed; err != nil {
 		t.Error(err)
@@ -223,14 +224,14 @@ func TestAReaderThatComesDuringARemovalIsRefused(t *testing.T) {
 	}
 }
 
-func (n *node) deviceMode(volume string) driver.OpenMode {
+func (n *node) deviceMode(volume string) backend.OpenMode {
 	all, _ := n.Host.Mappings(n.t.Context())
 	for _, m := range all {
 		if m.Name == volume {
 			return m.Mode
 		}
 	}
-	return driver.ReadWrite
+	return backend.ReadWrite
 }
 
 // A node dies with the guard of a volume that others read: nobody may write to that.
@@ -257,7 +258,7 @@ func TestAGuardThatIsLeftOnAReadOnlyVolumeIsTakenAway(t *testing.T) {
 			return nil
 		})
 		n.mount("w", "1")
-		if n.deviceMode("w") != driver.ReadOnly {
+		if n.deviceMode("w") != backend.ReadOnly {
 			t.Errorf("node %s may write to it", n.name)
 		}
 	}
@@ -278,7 +279,7 @@ func TestAnOperatorTakesTheNotesOfANodeThatIsGone(t *testing.T) {
 		t.Errorf("%+v, %v", all, err)
 	}
 	_, err = one.FenceNode(within(t, ever), "one", "")
-	check(t, err, driver.ErrInvalid, "this very node")
+	check(t, err, backend.ErrInvalid, "this very node")
 	taken, err := one.FenceNode(within(t, ever), "two", "")
 	if err != nil || len(taken) != 1 || taken[0].Volume != "w" {
 		t.Errorf("%+v, %v", taken, err)
@@ -316,7 +317,7 @@ func TestACloneLeavesTheNotesOfItsOriginal(t *testing.T) {
 	}
 	clone.start()
 	clone.Reconcile(within(t, ever))
-	check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrInUse, "read-only by node two")
+	check(t, one.Driver.Remove(within(t, ever), "w"), backend.ErrInUse, "read-only by node two")
 	if got, want := one.readers("w"), "two "+two.client.Addr(); got != want {
 		t.Errorf("noted: %s, want %s", got, want)
 	}
@@ -325,7 +326,7 @@ func TestACloneLeavesTheNotesOfItsOriginal(t *testing.T) {
 func TestSweepTakesTheNotesOfImagesThatAreGone(t *testing.T) {
 	_, one, two := shared(t)
 	two.mount("w", "1")
-	h, err := one.client.Open(within(t, ever), "w", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "w", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +339,7 @@ func TestSweepTakesTheNotesOfImagesThatAreGone(t *testing.T) {
 	}
 	one.Sweep(within(t, ever))
 	var left any
-	if _, err := one.client.Load(within(t, ever), "readers."+h.Image().ID, &left); !errors.Is(err, driver.ErrNotFound) {
+	if _, err := one.client.Load(within(t, ever), "readers."+h.Image().ID, &left); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
@@ -354,7 +355,7 @@ func TestNodesOfOneKernelAreReadersEachForItself(t *testing.T) {
 	if got, want := one.readers("w"), "two "+two.client.Addr(); got != want {
 		t.Errorf("noted: %s, want %s", got, want)
 	}
-	check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrInUse, "read-only by node two")
+	check(t, one.Driver.Remove(within(t, ever), "w"), backend.ErrInUse, "read-only by node two")
 }
 
 // A lease of the network has ended, and there was no reboot.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Watch compares, now and at each interval until the context ends, what is
@@ -39,7 +41,7 @@ func (d *Driver) Watch(ctx context.Context, interval time.Duration) {
 			}
 			purge = time.Now().Add(d.purgeInterval())
 		}
-		if !sleep(ctx, interval) {
+		if !backend.Sleep(ctx, interval) {
 			return
 		}
 		d.survive("list", "", func() { _ = d.learn(ctx) })
@@ -66,7 +68,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	}
 	if len(mappings) == 0 {
 		switch err := d.fs.Reaches(ctx, d.mounts); {
-		case errors.Is(err, ErrHidden):
+		case errors.Is(err, backend.ErrHidden):
 			d.startAfresh(ctx)
 		case err != nil:
 			d.log.Warnf("reconcile: do mounts reach the host: %v", err)
@@ -81,7 +83,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	var addrs []string
 	for _, m := range mappings {
 		volumes[m.Name] = true
-		if m.Mode == ReadWrite {
+		if m.Mode == backend.ReadWrite {
 			addrs = append(addrs, m.Addr)
 		}
 	}
@@ -96,7 +98,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 			d.log.Debugf("reconcile: %v", err)
 			fenced = nil
 		}
-		if errors.Is(err, ErrUnavailable) {
+		if errors.Is(err, backend.ErrUnavailable) {
 			for _, m := range mappings { // nothing would be done to them, and who mounts one again would wait
 				if m.Alive {
 					delete(volumes, m.Name)
@@ -165,13 +167,13 @@ func (d *Driver) sweepRecord(ctx context.Context, key, id string) error {
 		readerList
 	}
 	version, err := d.records.Load(ctx, key, &is)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	if err == nil {
 		err = d.records.Delete(ctx, key, version)
 	}
-	if errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrLost) || errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	if err == nil && key == guardKey(id) {
@@ -213,9 +215,9 @@ func (d *Driver) settle(ctx context.Context, name string, fenced, held map[strin
 		err = d.letGoUnheld(ctx, name, held)
 	}
 	switch {
-	case errors.Is(err, ErrBusy):
+	case errors.Is(err, backend.ErrBusy):
 		log.Debugf("reconcile: in use by a container: %v", err)
-	case errors.Is(err, ErrUnavailable): // nothing is known, so nothing is done
+	case errors.Is(err, backend.ErrUnavailable): // nothing is known, so nothing is done
 		log.Debugf("reconcile: %v", err)
 	case err != nil:
 		log.Warnf("reconcile: %v", err)
@@ -234,7 +236,7 @@ func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]boo
 		return err
 	}
 	lost := !m.Alive
-	if !lost && m.Mode == ReadOnly {
+	if !lost && m.Mode == backend.ReadOnly {
 		return d.rewatch(ctx, m)
 	}
 	if !lost {
@@ -252,12 +254,12 @@ func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]boo
 // fenced, or another has the guard. The guard of a mounted volume that is
 // missing altogether, deleted by hand perhaps, is put back: whoever had it in
 // between would have fenced us.
-func (d *Driver) lost(ctx context.Context, m Mapping, known map[string]bool) (bool, error) {
+func (d *Driver) lost(ctx context.Context, m backend.Mapping, known map[string]bool) (bool, error) {
 	if known[m.Addr] {
 		return true, nil
 	}
 	guard, version, err := d.loadGuard(ctx, m.ID)
-	missing := errors.Is(err, ErrNotFound)
+	missing := errors.Is(err, backend.ErrNotFound)
 	if err == nil && guard.covers(m) && guard.Node != d.node.Name {
 		err = d.rename(ctx, m, guard, version)
 	}
@@ -281,12 +283,12 @@ func (d *Driver) lost(ctx context.Context, m Mapping, known map[string]bool) (bo
 	if err == nil {
 		d.log.WithField("volume", m.Name).Warn("the guard was missing although the volume is mapped here: put back")
 	}
-	return errors.Is(err, ErrLost), err
+	return errors.Is(err, backend.ErrLost), err
 }
 
 // rename gives the guard of a mapping the name that this node has by now: by it an
 // operator finds what the node has.
-func (d *Driver) rename(ctx context.Context, m Mapping, guard Guard, version Version) error {
+func (d *Driver) rename(ctx context.Context, m backend.Mapping, guard Guard, version backend.Version) error {
 	before := guard.Node
 	guard.Node, guard.Boot = d.node.Name, d.node.Boot
 	_, err := d.records.Swap(ctx, guardKey(m.ID), version, guard)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // A read-only volume is mounted by as many nodes as like it, without a guard: none
@@ -21,7 +23,7 @@ import (
 // errShared is the answer to who wants the guard of a sealed volume.
 var errShared = errors.New("the volume is read-only, and mounted without a guard")
 
-func sealed(meta map[string]string, image Image) bool {
+func sealed(meta map[string]string, image backend.Image) bool {
 	return flag(meta, metaReadOnly) && meta[metaSealed] == image.ID
 }
 
@@ -29,11 +31,11 @@ func sealed(meta map[string]string, image Image) bool {
 // mounts it so. Until the guard is given back one of the clients that it names is a
 // watcher: else another node, which waits for the volume, would take this one for
 // dead and fence its control client.
-func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
+func (d *Driver) seal(ctx context.Context, l *lease, m backend.Mapping) error {
 	if err := d.waitUnheld(ctx, m); err != nil {
 		return err
 	}
-	h, err := d.images.Open(ctx, m.Name, ReadWrite)
+	h, err := d.images.Open(ctx, m.Name, backend.ReadWrite)
 	if err != nil {
 		return err
 	}
@@ -49,7 +51,7 @@ func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
 	if err := d.takeDown(ctx, m); err != nil { // it is mounted as before
 		ctx, cancel := aftermath(ctx)
 		defer cancel()
-		return also(err, "leave the guard to the mapping", d.swap(ctx, l, guardMapped, m.Addr))
+		return backend.Also(err, "leave the guard to the mapping", d.swap(ctx, l, guardMapped, m.Addr))
 	}
 	l.adopted = false
 	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
@@ -67,7 +69,7 @@ func (d *Driver) seal(ctx context.Context, l *lease, m Mapping) error {
 
 // stageShared maps and mounts a sealed volume read-only.
 func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
-	h, err := d.images.Open(ctx, name, ReadWrite)
+	h, err := d.images.Open(ctx, name, backend.ReadWrite)
 	if err != nil {
 		return err
 	}
@@ -90,7 +92,7 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	}
 	image := h.Image()
 	if !sealed(meta, image) {
-		return fmt.Errorf("%w: the volume was made writable again meanwhile; try again", ErrInUse)
+		return fmt.Errorf("%w: the volume was made writable again meanwhile; try again", backend.ErrInUse)
 	}
 	mapped, err := d.mappings(ctx)
 	if err == nil {
@@ -105,25 +107,25 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	if image.Encryption, err = d.encryption(ctx, meta); err != nil {
 		return err
 	}
-	m, err := d.mapper.Map(ctx, image, ReadOnly)
+	m, err := d.mapper.Map(ctx, image, backend.ReadOnly)
 	if err != nil {
 		return fmt.Errorf("map read-only: %w", err)
 	}
 	fstype, err := d.fstypeOf(ctx, meta, m)
 	if err == nil {
 		options := strings.TrimPrefix(d.mountOptions(meta, fstype)+",ro", ",")
-		err = d.fs.Mount(ctx, Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: options})
+		err = d.fs.Mount(ctx, backend.Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: options})
 	}
 	if err != nil {
 		ctx, cancel := aftermath(ctx)
 		defer cancel()
-		err = also(err, "undo", d.unmap(ctx, m))
+		err = backend.Also(err, "undo", d.unmap(ctx, m))
 	}
 	return err
 }
 
 // letGoShared unmounts and unmaps a read-only volume.
-func (d *Driver) letGoShared(ctx context.Context, m Mapping) error {
+func (d *Driver) letGoShared(ctx context.Context, m backend.Mapping) error {
 	if !m.Alive {
 		return d.drop(ctx, m)
 	}
@@ -138,16 +140,16 @@ func (d *Driver) letGoShared(ctx context.Context, m Mapping) error {
 // watches are the images that the control client watches, by volume.
 type watches struct {
 	mu sync.Mutex
-	m  map[string]Handle
+	m  map[string]backend.Handle
 }
 
 // swap returns the one of before; nil for none.
-func (w *watches) swap(name string, h Handle) (before Handle) {
+func (w *watches) swap(name string, h backend.Handle) (before backend.Handle) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	before = w.m[name]
 	if w.m == nil {
-		w.m = map[string]Handle{}
+		w.m = map[string]backend.Handle{}
 	}
 	if w.m[name] = h; h == nil {
 		delete(w.m, name)
@@ -155,13 +157,13 @@ func (w *watches) swap(name string, h Handle) (before Handle) {
 	return before
 }
 
-func (w *watches) get(name string) Handle {
+func (w *watches) get(name string) backend.Handle {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.m[name]
 }
 
-func (d *Driver) closeWatch(ctx context.Context, h Handle) {
+func (d *Driver) closeWatch(ctx context.Context, h backend.Handle) {
 	if h != nil {
 		d.closeHandle(ctx, h)
 	}
@@ -174,15 +176,15 @@ func (d *Driver) unwatch(ctx context.Context, name string) {
 // rewatch sees to it that a read-only mapping is seen, and noted: after a restart, or
 // when the control client was replaced. An image that has another name by now is not
 // watched, and noted all the same.
-func (d *Driver) rewatch(ctx context.Context, m Mapping) error {
+func (d *Driver) rewatch(ctx context.Context, m backend.Mapping) error {
 	if h := d.watches.get(m.Name); h != nil {
 		watchers, err := h.Watchers(ctx)
 		if err == nil && slices.Contains(watchers, h.Client()) {
 			return d.noteReader(ctx, m.Name, m.ID, h.Client())
 		}
 	}
-	h, err := d.images.Open(ctx, m.Name, ReadWrite)
-	if errors.Is(err, ErrNotFound) {
+	h, err := d.images.Open(ctx, m.Name, backend.ReadWrite)
+	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	if err != nil {

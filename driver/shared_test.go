@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestSharedVolumes(t *testing.T) {
@@ -19,11 +19,11 @@ func TestSharedVolumes(t *testing.T) {
 		t.Error("it was written")
 	}
 	two.holds("w", "ext4 data")
-	check(t, one.Driver.Remove(within(t, soon), "w"), driver.ErrBusy, "2 containers")
-	check(t, one.Rollback(within(t, soon), "w", "x"), driver.ErrNotFound)
+	check(t, one.Driver.Remove(within(t, soon), "w"), backend.ErrBusy, "2 containers")
+	check(t, one.Rollback(within(t, soon), "w", "x"), backend.ErrNotFound)
 	one.unmount("w", "1")
 	one.unmount("w", "2")
-	check(t, one.Driver.Remove(within(t, soon), "w"), driver.ErrInUse, two.client.Addr(), "read-only by node two", "Guard.Fence")
+	check(t, one.Driver.Remove(within(t, soon), "w"), backend.ErrInUse, two.client.Addr(), "read-only by node two", "Guard.Fence")
 	// The plugin comes back, and so does its watch; a container has it meanwhile.
 	release, err := two.Hold(two.path("w"))
 	if err != nil {
@@ -31,11 +31,11 @@ func TestSharedVolumes(t *testing.T) {
 	}
 	two.restart()
 	two.Reconcile(within(t, ever))
-	check(t, one.Driver.Remove(within(t, soon), "w"), driver.ErrInUse, two.client.Addr())
+	check(t, one.Driver.Remove(within(t, soon), "w"), backend.ErrInUse, two.client.Addr())
 	two.client.Kill()
 	two.reconnect()
 	two.Reconcile(within(t, ever))
-	check(t, one.Driver.Remove(within(t, soon), "w"), driver.ErrInUse, two.client.Addr())
+	check(t, one.Driver.Remove(within(t, soon), "w"), backend.ErrInUse, two.client.Addr())
 	release()
 	two.Reconcile(within(t, ever))
 	if d := two.device("w"); d != "" {
@@ -53,14 +53,14 @@ func TestSharedVolumes(t *testing.T) {
 		t.Error(err)
 	}
 	// By hand: what is mounted to be written to is not shared.
-	h, err := one.client.Open(within(t, ever), "x", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "x", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := h.SetMeta(within(t, ever), map[string]string{"readonly": "true"}); err != nil {
 		t.Fatal(err)
 	}
-	one.refused("x", "1", driver.ErrInUse, "node two")
+	one.refused("x", "1", backend.ErrInUse, "node two")
 	two.unmount("x", "1")
 	one.mount("x", "1")
 	two.mount("x", "1")
@@ -84,7 +84,7 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 	one.unmount("x", "1")
 	readonly := func(value string) {
 		t.Helper()
-		h, err := two.client.Open(within(t, ever), "x", driver.ReadOnly)
+		h, err := two.client.Open(within(t, ever), "x", backend.ReadOnly)
 		if err == nil {
 			err = h.SetMeta(within(t, ever), map[string]string{"readonly": value})
 		}
@@ -94,7 +94,7 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 	}
 	// What comes back by a roll-back may have a journal to replay.
 	c.Snapshot("x", "s")
-	check(t, one.Rollback(within(t, ever), "x", "s"), driver.ErrInvalid, "read-only")
+	check(t, one.Rollback(within(t, ever), "x", "s"), backend.ErrInvalid, "read-only")
 	readonly("false")
 	if err := one.Rollback(within(t, ever), "x", "s"); err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 		}
 		return nil
 	})
-	one.refused("x", "1", driver.ErrInUse, "made writable again meanwhile")
+	one.refused("x", "1", backend.ErrInUse, "made writable again meanwhile")
 	one.tap.on(nil)
 	one.mount("x", "1")
 	if err := one.write("x", "ext4 own"); err != nil {
@@ -157,7 +157,7 @@ func TestAVolumeIsNotSealedUnderAContainer(t *testing.T) {
 	_, one, _ := origin(t)
 	one.create("x", map[string]string{"from": "v"})
 	one.mount("x", "1")
-	h, err := one.client.Open(within(t, ever), "x", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "x", backend.ReadOnly)
 	if err == nil {
 		err = h.SetMeta(within(t, ever), map[string]string{"readonly": "true"})
 	}

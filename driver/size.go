@@ -6,6 +6,8 @@ import (
 	"regexp"
 
 	"github.com/docker/go-units"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 const (
@@ -24,10 +26,10 @@ var (
 func parseSize(option, value string) (uint64, error) {
 	bytes, ok := parseBytes(value, mib)
 	if !ok {
-		return 0, invalidf("option %s=%q: give a number with a unit K, M, G or T (powers of 1024), for example 10G; a bare number is MiB", option, value)
+		return 0, backend.Invalidf("option %s=%q: give a number with a unit K, M, G or T (powers of 1024), for example 10G; a bare number is MiB", option, value)
 	}
 	if bytes == 0 || bytes > maxSize {
-		return 0, invalidf("option %s=%q: allowed is more than 0 and at most 1024T", option, value)
+		return 0, backend.Invalidf("option %s=%q: allowed is more than 0 and at most 1024T", option, value)
 	}
 	return (bytes + mib - 1) / mib * mib, nil
 }
@@ -36,7 +38,7 @@ func parseSize(option, value string) (uint64, error) {
 func parseObjectSize(option, value string) (uint64, error) {
 	bytes, ok := parseBytes(value, 1)
 	if !ok || bits.OnesCount64(bytes) != 1 || bytes < 4<<10 || bytes > 32<<20 {
-		return 0, invalidf("option %s=%q: allowed is a power of two from 4K to 32M, for example 4M", option, value)
+		return 0, backend.Invalidf("option %s=%q: allowed is a power of two from 4K to 32M, for example 4M", option, value)
 	}
 	return bytes, nil
 }

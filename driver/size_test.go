@@ -1,34 +1,11 @@
 package driver
 
 import (
-	"errors"
 	"math/bits"
-	"strings"
 	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 )
-
-// wantInvalid fails the test unless err is exactly this line and ErrInvalid.
-func wantInvalid(t *testing.T, err error, line string) {
-	t.Helper()
-	if err == nil {
-		t.Fatalf("accepted; want: %s", line)
-	}
-	if err.Error() != line {
-		t.Errorf("error\n got: %s\nwant: %s", err, line)
-	}
-	wantOneInvalidLine(t, err)
-}
-
-// wantOneInvalidLine is what holds for every refusal.
-func wantOneInvalidLine(t *testing.T, err error) {
-	t.Helper()
-	if !errors.Is(err, ErrInvalid) {
-		t.Errorf("not ErrInvalid: %v", err)
-	}
-	if strings.ContainsAny(err.Error(), "\n\r") {
-		t.Errorf("more than one line: %q", err)
-	}
-}
 
 func TestSizesTakeUnitsAndBareMiB(t *testing.T) {
 	const kib, gib, tib = 1 << 10, 1 << 30, 1 << 40
@@ -96,7 +73,7 @@ func TestSizesRefused(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			_, err := parseSize(OptSize, row.value)
-			wantInvalid(t, err, `invalid option size=`+quoted(row.value)+row.why)
+			backendtest.Invalid(t, err, `invalid option size=`+quoted(row.value)+row.why)
 		})
 	}
 }
@@ -110,7 +87,7 @@ func TestSizesFarTooLargeAreRefused(t *testing.T) {
 		if got, err := parseSize(OptSize, value); err == nil {
 			t.Errorf("%s: accepted as %d", value, got)
 		} else {
-			wantOneInvalidLine(t, err)
+			backendtest.OneInvalidLine(t, err)
 		}
 	}
 }
@@ -125,7 +102,7 @@ func TestObjectSizes(t *testing.T) {
 	}
 	for _, value := range []string{"", "0", "22", "2K", "64M", "3M", "4M4", "4 M ", "-4M", "1G", "99999999999P"} {
 		_, err := parseObjectSize(OptObjectSize, value)
-		wantInvalid(t, err, `invalid option object-size=`+quoted(value)+`: allowed is a power of two from 4K to 32M, for example 4M`)
+		backendtest.Invalid(t, err, `invalid option object-size=`+quoted(value)+`: allowed is a power of two from 4K to 32M, for example 4M`)
 	}
 }
 
@@ -149,14 +126,14 @@ func FuzzSize(f *testing.F) {
 		size, err := parseSize("fuzz", value)
 		switch {
 		case err != nil:
-			wantOneInvalidLine(t, err)
+			backendtest.OneInvalidLine(t, err)
 		case size == 0 || size > maxSize || size%mib != 0:
 			t.Errorf("%q: accepted as %d", value, size)
 		}
 		object, err := parseObjectSize("fuzz", value)
 		switch {
 		case err != nil:
-			wantOneInvalidLine(t, err)
+			backendtest.OneInvalidLine(t, err)
 		case bits.OnesCount64(object) != 1 || object < 4<<10 || object > 32<<20:
 			t.Errorf("%q: accepted as an object size of %d", value, object)
 		}

@@ -5,19 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Snapshots lists the snapshots of a volume, the oldest first.
-func (d *Driver) Snapshots(ctx context.Context, name string) ([]Snapshot, error) {
+func (d *Driver) Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error) {
 	snaps, err := d.snapshots(ctx, name)
 	return snaps, wrap("list snapshots of", name, err)
 }
 
-func (d *Driver) snapshots(ctx context.Context, name string) ([]Snapshot, error) {
-	if err := checkName(name); err != nil {
+func (d *Driver) snapshots(ctx context.Context, name string) ([]backend.Snapshot, error) {
+	if err := backend.CheckName(name); err != nil {
 		return nil, err
 	}
-	h, err := d.images.Open(ctx, name, ReadOnly)
+	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -26,10 +28,10 @@ func (d *Driver) snapshots(ctx context.Context, name string) ([]Snapshot, error)
 }
 
 // snapshot finds one by name.
-func (d *Driver) snapshot(ctx context.Context, name, snap string) (Snapshot, error) {
+func (d *Driver) snapshot(ctx context.Context, name, snap string) (backend.Snapshot, error) {
 	all, err := d.snapshots(ctx, name)
 	if err != nil {
-		return Snapshot{}, err
+		return backend.Snapshot{}, err
 	}
 	names := []string{}
 	for _, s := range all {
@@ -38,7 +40,7 @@ func (d *Driver) snapshot(ctx context.Context, name, snap string) (Snapshot, err
 		}
 		names = append(names, s.Name)
 	}
-	return Snapshot{}, fmt.Errorf("snapshot %s of volume %s: %w; there are: %s", snap, name, ErrNotFound, strings.Join(names, ", "))
+	return backend.Snapshot{}, fmt.Errorf("snapshot %s of volume %s: %w; there are: %s", snap, name, backend.ErrNotFound, strings.Join(names, ", "))
 }
 
 // Snap makes a snapshot. Of a volume that is mounted on this node it is one of a
@@ -46,12 +48,12 @@ func (d *Driver) snapshot(ctx context.Context, name, snap string) (Snapshot, err
 // Elsewhere, which frozen tells, it is as after a power cut: all that was synced
 // is in it.
 func (d *Driver) Snap(ctx context.Context, name, snap string) (frozen bool, err error) {
-	err = checkName(name)
+	err = backend.CheckName(name)
 	if err == nil {
 		err = checkSnapName(snap)
 	}
 	if err == nil && strings.HasPrefix(snap, ours) {
-		err = invalidf("snapshot %s: names that begin with %s are the plugin's own", snap, ours)
+		err = backend.Invalidf("snapshot %s: names that begin with %s are the plugin's own", snap, ours)
 	}
 	if err == nil {
 		frozen, err = d.snap(ctx, name, snap)
@@ -67,7 +69,7 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 	defer unlock()
 	// Open while the snapshot is made, the image has a watcher that no guard names:
 	// who wants to mount it meanwhile waits.
-	h, err := d.images.Open(ctx, name, ReadWrite)
+	h, err := d.images.Open(ctx, name, backend.ReadWrite)
 	if err != nil {
 		return false, err
 	}
@@ -93,13 +95,13 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 	}
 	end, cancel := aftermath(ctx) // whatever became of it: nobody can write until then
 	defer cancel()
-	return true, also(err, "thaw", d.thaw(end, name))
+	return true, backend.Also(err, "thaw", d.thaw(end, name))
 }
 
 // written tells whether an image is mounted on this node to be written to.
-func (d *Driver) written(ctx context.Context, image Image) (bool, error) {
+func (d *Driver) written(ctx context.Context, image backend.Image) (bool, error) {
 	m, found, err := d.mapping(ctx, image.Name)
-	if err != nil || !found || !m.Alive || m.Mode == ReadOnly || m.ID != image.ID {
+	if err != nil || !found || !m.Alive || m.Mode == backend.ReadOnly || m.ID != image.ID {
 		return false, err
 	}
 	mount, found, err := d.mounted(ctx, image.Name)
@@ -117,7 +119,7 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 		return err
 	}
 	defer unlock()
-	h, err := d.images.Open(ctx, name, ReadWrite)
+	h, err := d.images.Open(ctx, name, backend.ReadWrite)
 	if err != nil {
 		return err
 	}
@@ -127,10 +129,10 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 		return err
 	}
 	if meta[metaRollback] == snap {
-		return fmt.Errorf("%w: %w", ErrBusy, halfRolledBack(meta))
+		return fmt.Errorf("%w: %w", backend.ErrBusy, halfRolledBack(meta))
 	}
 	err = h.Unsnap(ctx, snap)
-	if errors.Is(err, ErrBusy) {
+	if errors.Is(err, backend.ErrBusy) {
 		err = fmt.Errorf("%w; it is protected: rbd snap unprotect %s/%s@%s", err, d.place, name, snap)
 	}
 	return err
@@ -150,7 +152,7 @@ func (d *Driver) sweepSnapshots(ctx context.Context) error {
 			}
 			d.log.WithField("volume", name).Infof("sweep: removed snapshot %s, left by a copy that was cut short", s.Name)
 		}
-		if !errors.Is(listErr, ErrNotFound) { // else it was removed meanwhile
+		if !errors.Is(listErr, backend.ErrNotFound) { // else it was removed meanwhile
 			err = errors.Join(err, listErr)
 		}
 	}
@@ -182,7 +184,7 @@ func (d *Driver) rollbackInTurn(ctx context.Context, name, snap string) error {
 	}
 	defer func() { d.closeHandle(ctx, l) }()
 	err = d.takesLong(ctx, "going back to snapshot "+snap, func(ctx context.Context) error { return d.goBack(ctx, l, snap) })
-	if errors.Is(err, ErrUnavailable) { // it may go on: the guard stays, and its next taker fences us first
+	if errors.Is(err, backend.ErrUnavailable) { // it may go on: the guard stays, and its next taker fences us first
 		return err
 	}
 	return d.unguard(ctx, l, err)
@@ -192,7 +194,7 @@ func (d *Driver) rollbackInTurn(ctx context.Context, name, snap string) error {
 func (d *Driver) unguard(ctx context.Context, l *lease, err error) error {
 	ctx, cancel := aftermath(ctx)
 	defer cancel()
-	return also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
+	return backend.Also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
 }
 
 // mayGoBack gets the guard of a volume that can be rolled back, in a state in which
@@ -209,9 +211,9 @@ func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*lease, erro
 	switch {
 	case err != nil:
 	case promised != nil:
-		err = fmt.Errorf("%w: it was never mounted: nothing to roll back", ErrInvalid)
+		err = fmt.Errorf("%w: it was never mounted: nothing to roll back", backend.ErrInvalid)
 	case flag(meta, metaReadOnly):
-		err = fmt.Errorf("%w: it is read-only, and may be mounted on any node", ErrInvalid)
+		err = fmt.Errorf("%w: it is read-only, and may be mounted on any node", backend.ErrInvalid)
 	default:
 		err = d.apart(ctx, l)
 	}
@@ -231,7 +233,7 @@ func (d *Driver) apart(ctx context.Context, l *lease) error {
 	}
 	if h.Image().ID != l.Image().ID {
 		d.closeHandle(ctx, h)
-		return fmt.Errorf("%w: the image was replaced meanwhile", ErrInUse)
+		return fmt.Errorf("%w: the image was replaced meanwhile", backend.ErrInUse)
 	}
 	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
 		d.closeHandle(ctx, h)
@@ -251,8 +253,8 @@ func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
 	if err := l.SetMeta(ctx, map[string]string{metaRollback: snap, metaSealed: ""}); err != nil {
 		return err
 	}
-	if err := l.Rollback(ctx, snap); errors.Is(err, ErrNotFound) { // removed meanwhile, and nothing was done
-		return also(err, "take the note back", l.SetMeta(ctx, map[string]string{metaRollback: before[metaRollback]}))
+	if err := l.Rollback(ctx, snap); errors.Is(err, backend.ErrNotFound) { // removed meanwhile, and nothing was done
+		return backend.Also(err, "take the note back", l.SetMeta(ctx, map[string]string{metaRollback: before[metaRollback]}))
 	} else if err != nil {
 		return err
 	}
@@ -262,7 +264,7 @@ func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
 // halfRolledBack is an error for a volume that goBack has left so.
 func halfRolledBack(meta map[string]string) error {
 	if snap := meta[metaRollback]; snap != "" {
-		return fmt.Errorf("%w: a roll-back to snapshot %s was cut short; do it again", ErrContent, snap)
+		return fmt.Errorf("%w: a roll-back to snapshot %s was cut short; do it again", backend.ErrContent, snap)
 	}
 	return nil
 }
@@ -271,7 +273,7 @@ func halfRolledBack(meta map[string]string) error {
 func (d *Driver) idle(ctx context.Context, name string) (*lease, error) {
 	d.unkeep(name)
 	if n := d.refs.count(name); n > 0 {
-		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", ErrBusy, n, d.node.Name)
+		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", backend.ErrBusy, n, d.node.Name)
 	}
 	if err := d.letGo(ctx, name); err != nil { // what a crash may have left mapped
 		return nil, err

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // order notes the calls of a node that matter here.
@@ -39,13 +39,13 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 	}
 	*seen = nil
 	_, err := one.Snap(within(t, ever), "v", "a")
-	check(t, err, driver.ErrExists, "make a snapshot of volume v")
+	check(t, err, backend.ErrExists, "make a snapshot of volume v")
 	if !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) || one.Frozen(one.path("v")) {
 		t.Errorf("a snapshot that fails: calls %v", *seen)
 	}
 	for _, bad := range []string{"", "a/b", "a@b", "a b", "docker_volume.x", strings.Repeat("x", 97)} {
 		_, err := one.Snap(within(t, ever), "v", bad)
-		check(t, err, driver.ErrInvalid)
+		check(t, err, backend.ErrInvalid)
 	}
 	// The plugin dies while the filesystem is frozen; the next one thaws it.
 	one.tap.on(nil)
@@ -136,10 +136,10 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	if err := one.write("v", "ext4 later"); err != nil {
 		t.Fatal(err)
 	}
-	check(t, one.Rollback(within(t, ever), "v", "s"), driver.ErrBusy, "1 containers use it on this node (one)")
-	check(t, two.Rollback(within(t, soon), "v", "s"), driver.ErrInUse, "node one")
+	check(t, one.Rollback(within(t, ever), "v", "s"), backend.ErrBusy, "1 containers use it on this node (one)")
+	check(t, two.Rollback(within(t, soon), "v", "s"), backend.ErrInUse, "node one")
 	one.unmount("v", "1")
-	check(t, one.Rollback(within(t, ever), "v", "x"), driver.ErrNotFound, "there are: s")
+	check(t, one.Rollback(within(t, ever), "v", "x"), backend.ErrNotFound, "there are: s")
 	one.tap.on(func(call string) error {
 		if call == "rollback" {
 			return errors.New("half of it")
@@ -150,14 +150,14 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 		t.Fatal("no error")
 	}
 	one.tap.on(nil)
-	two.refused("v", "1", driver.ErrContent, "a roll-back to snapshot s was cut short; do it again")
+	two.refused("v", "1", backend.ErrContent, "a roll-back to snapshot s was cut short; do it again")
 	if status := two.status("v"); !strings.Contains(fmt.Sprint(status["error"]), "cut short") {
 		t.Errorf("status: %v", status)
 	}
-	check(t, two.Unsnap(within(t, ever), "v", "s"), driver.ErrBusy, "cut short")
-	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), driver.ErrContent, "volume v: ", "cut short")
+	check(t, two.Unsnap(within(t, ever), "v", "s"), backend.ErrBusy, "cut short")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), backend.ErrContent, "volume v: ", "cut short")
 	_, err := two.Snap(within(t, ever), "v", "half")
-	check(t, err, driver.ErrContent, "cut short")
+	check(t, err, backend.ErrContent, "cut short")
 	two.create("w", map[string]string{"from": "v@s"}) // is whole
 	two.mount("w", "1")
 	two.holds("w", "ext4 data")
@@ -177,9 +177,9 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 		}
 		return nil
 	})
-	check(t, two.Rollback(ctx, "v", "s"), driver.ErrBusy, "it goes on")
+	check(t, two.Rollback(ctx, "v", "s"), backend.ErrBusy, "it goes on")
 	_, err = two.Driver.Mount(within(t, soon), "v", "1")
-	check(t, err, driver.ErrBusy, "going back to snapshot s")
+	check(t, err, backend.ErrBusy, "going back to snapshot s")
 	close(going)
 	two.mount("v", "1")
 	two.holds("v", "ext4 data")

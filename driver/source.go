@@ -6,16 +6,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // accepts tells whether a volume that is asked for can be in this place.
-func (p Place) accepts(given map[string]string) error {
+func accepts(p backend.Place, given map[string]string) error {
 	pool, space := strings.TrimSpace(given[OptPool]), strings.TrimSpace(given[OptNamespace])
 	switch {
 	case pool != "" && pool != p.Pool:
-		return invalidf("option %s=%q: this plugin's volumes are in pool %q (settings RBD_CONF_POOL and RBD_POOLS)", OptPool, pool, p.Pool)
+		return backend.Invalidf("option %s=%q: this plugin's volumes are in pool %q (settings RBD_CONF_POOL and RBD_POOLS)", OptPool, pool, p.Pool)
 	case space != "" && space != p.Namespace:
-		return invalidf("option %s=%q: this plugin's volumes are in %s (settings RBD_CONF_NAMESPACE and RBD_POOLS)", OptNamespace, space, p)
+		return backend.Invalidf("option %s=%q: this plugin's volumes are in %s (settings RBD_CONF_NAMESPACE and RBD_POOLS)", OptNamespace, space, p)
 	}
 	return nil
 }
@@ -25,7 +27,7 @@ func (o *options) parseSource(given map[string]string) (err error) {
 	option, value := OptFrom, given[OptFrom]
 	if snapshot := given[OptSnapshot]; snapshot != "" {
 		if value != "" {
-			return invalidf("options %s and %s: give one of them; %s is for one that can be written", OptFrom, OptSnapshot, OptFrom)
+			return backend.Invalidf("options %s and %s: give one of them; %s is for one that can be written", OptFrom, OptSnapshot, OptFrom)
 		}
 		option, value, o.readOnly = OptSnapshot, snapshot, true
 	}
@@ -42,14 +44,14 @@ func (o *options) parseSource(given map[string]string) (err error) {
 	}
 	if o.from.volume == "" {
 		if o.readOnly {
-			return invalidf("option %s=%q: a new volume must be written once; give %s=VOLUME too, or fill it and say "+
+			return backend.Invalidf("option %s=%q: a new volume must be written once; give %s=VOLUME too, or fill it and say "+
 				"rbd image-meta set POOL/VOLUME docker_volume.readonly true", OptReadOnly, given[OptReadOnly], OptFrom)
 		}
 		return nil
 	}
 	for _, name := range []string{OptMkfsOptions, OptUID, OptGID, OptMode, OptEncryption, OptPassphrase} {
 		if given[name] != "" {
-			return invalidf("option %s=%q: with %s the volume has all that from the one that it is made of", name, given[name], option)
+			return backend.Invalidf("option %s=%q: with %s the volume has all that from the one that it is made of", name, given[name], option)
 		}
 	}
 	return nil
@@ -63,9 +65,9 @@ func parseVolumeAt(option, value string) (s source, err error) {
 	volume, snap, at := strings.Cut(value, "@")
 	switch {
 	case option == OptSnapshot && !at:
-		return s, invalidf("option %s=%q: give VOLUME@SNAPSHOT", option, value)
-	case at && checkSnapName(snap) != nil, !ValidName(volume):
-		return s, invalidf("option %s=%q: give VOLUME or VOLUME@SNAPSHOT; names have letters, digits, '_', '.', '-' (a snapshot's ':' too)", option, value)
+		return s, backend.Invalidf("option %s=%q: give VOLUME@SNAPSHOT", option, value)
+	case at && checkSnapName(snap) != nil, !backend.ValidName(volume):
+		return s, backend.Invalidf("option %s=%q: give VOLUME or VOLUME@SNAPSHOT; names have letters, digits, '_', '.', '-' (a snapshot's ':' too)", option, value)
 	}
 	return source{volume, snap}, nil
 }
@@ -74,11 +76,11 @@ func parseVolumeAt(option, value string) (s source, err error) {
 func checkSnapName(name string) error {
 	for _, r := range name {
 		if !strings.ContainsRune("_.:-", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') {
-			return invalidf("snapshot %.40q: allowed are letters, digits, '_', '.', ':' and '-'", name)
+			return backend.Invalidf("snapshot %.40q: allowed are letters, digits, '_', '.', ':' and '-'", name)
 		}
 	}
-	if name == "" || len(name) > maxName {
-		return invalidf("snapshot %.40q: a name has 1 to %d bytes", name, maxName)
+	if name == "" || len(name) > backend.MaxName {
+		return backend.Invalidf("snapshot %.40q: a name has 1 to %d bytes", name, backend.MaxName)
 	}
 	return nil
 }
@@ -102,22 +104,22 @@ func (o *options) parseEncryption(defaults map[string]string) error {
 	o.passphrase = cmp.Or(o.given[OptPassphrase], defaults[OptPassphrase])
 	switch {
 	case o.encryption == "none" && o.given[OptPassphrase] != "":
-		return invalidf("option %s=%q: say %s=luks2 too", OptPassphrase, o.passphrase, OptEncryption)
+		return backend.Invalidf("option %s=%q: say %s=luks2 too", OptPassphrase, o.passphrase, OptEncryption)
 	case o.encryption == "none":
 		o.encryption, o.passphrase = "", ""
 		return nil
 	case !slices.Contains(EncryptionFormats, o.encryption):
-		return invalidf("option %s=%q: allowed are %s", OptEncryption, o.encryption, strings.Join(EncryptionFormats, ", "))
+		return backend.Invalidf("option %s=%q: allowed are %s", OptEncryption, o.encryption, strings.Join(EncryptionFormats, ", "))
 	case o.passphrase == "":
-		return invalidf("option %s=%q: name its passphrase, %s=file:NAME or ceph:NAME", OptEncryption, o.encryption, OptPassphrase)
+		return backend.Invalidf("option %s=%q: name its passphrase, %s=file:NAME or ceph:NAME", OptEncryption, o.encryption, OptPassphrase)
 	}
 	return checkSecretName(o.passphrase)
 }
 
 func checkSecretName(name string) error {
 	kind, key, _ := strings.Cut(name, ":")
-	if kind != "file" && kind != "ceph" || !ValidName(key) {
-		return invalidf("option %s=%q: give file:NAME, a file of each node, or ceph:NAME, of the cluster's config-key store; never the passphrase itself",
+	if kind != "file" && kind != "ceph" || !backend.ValidName(key) {
+		return backend.Invalidf("option %s=%q: give file:NAME, a file of each node, or ceph:NAME, of the cluster's config-key store; never the passphrase itself",
 			OptPassphrase, name)
 	}
 	return nil
@@ -132,7 +134,7 @@ func parseBool(option, value string) (bool, error) {
 	}
 	b, err := strconv.ParseBool(value)
 	if err != nil {
-		return false, invalidf("option %s=%q: allowed are true and false", option, value)
+		return false, backend.Invalidf("option %s=%q: allowed are true and false", option, value)
 	}
 	return b, nil
 }
@@ -147,7 +149,7 @@ func parseLabels(value string) (map[string]string, error) {
 		key, text, _ := strings.Cut(label, "=")
 		key = strings.TrimSpace(key)
 		if _, twice := labels[key]; twice || key == "" {
-			return nil, invalidf("option %s=%q: give KEY=TEXT,KEY=TEXT, each key once", OptLabels, value)
+			return nil, backend.Invalidf("option %s=%q: give KEY=TEXT,KEY=TEXT, each key once", OptLabels, value)
 		}
 		labels[key] = strings.TrimSpace(text)
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // That Docker has mounted a volume and not unmounted it need not mean that a
@@ -25,7 +27,7 @@ type sighting struct {
 }
 
 // see notes that nobody has the volume, and tells for how long that has been so.
-func (u *unheld) see(m Mapping) time.Duration {
+func (u *unheld) see(m backend.Mapping) time.Duration {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if s, ok := u.m[m.Name]; ok && s.addr == m.Addr {
@@ -46,7 +48,7 @@ func (u *unheld) forget(volume string) {
 
 // held looks once, for all mappings, which of them containers have. A device of which
 // nothing is known is not in the answer.
-func (d *Driver) held(ctx context.Context, mappings []Mapping) map[string]bool {
+func (d *Driver) held(ctx context.Context, mappings []backend.Mapping) map[string]bool {
 	var devices []string
 	for _, m := range mappings {
 		if m.Device != "" {
@@ -85,7 +87,7 @@ func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]b
 	}
 	since := d.unheld.see(m)
 	if since < d.unheldTime {
-		if since < d.unheldTime/10 || m.Mode == ReadOnly {
+		if since < d.unheldTime/10 || m.Mode == backend.ReadOnly {
 			return nil
 		}
 		if wanted, err := d.wanted(ctx, m.ID); err != nil || !wanted {
@@ -103,13 +105,13 @@ func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]b
 
 // waitUnheld gives containers that have ended a moment: their mounts go a little after
 // them. ErrBusy if one has the volume; nothing is changed to find that out.
-func (d *Driver) waitUnheld(ctx context.Context, m Mapping) error {
+func (d *Driver) waitUnheld(ctx context.Context, m backend.Mapping) error {
 	for end := time.Now().Add(2 * time.Second); ; {
-		if !d.held(ctx, []Mapping{m})[m.Device] {
+		if !d.held(ctx, []backend.Mapping{m})[m.Device] {
 			return ctx.Err()
 		}
-		if time.Now().After(end) || !sleep(ctx, 100*time.Millisecond) {
-			return fmt.Errorf("%w: a container on this node (%s) has %s mounted", ErrBusy, d.node.Name, m.Device)
+		if time.Now().After(end) || !backend.Sleep(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("%w: a container on this node (%s) has %s mounted", backend.ErrBusy, d.node.Name, m.Device)
 		}
 	}
 }
@@ -127,7 +129,7 @@ func wishKey(imageID string) string { return "wish." + imageID }
 func (d *Driver) wanted(ctx context.Context, imageID string) (bool, error) {
 	var w wish
 	_, err := d.records.Load(ctx, wishKey(imageID), &w)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return false, nil
 	}
 	// A request waits for two minutes. What is older is of a node that died meanwhile.
@@ -144,7 +146,7 @@ func (d *Driver) want(ctx context.Context, imageID string) (done func()) {
 	return func() {
 		ctx, cancel := aftermath(ctx)
 		defer cancel()
-		if err := d.records.Delete(ctx, wishKey(imageID), version); err != nil && !errors.Is(err, ErrLost) {
+		if err := d.records.Delete(ctx, wishKey(imageID), version); err != nil && !errors.Is(err, backend.ErrLost) {
 			d.log.Debugf("take back the wish for image id %s: %v", imageID, err)
 		}
 	}

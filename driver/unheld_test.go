@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Docker has forgotten to unmount: a crash of the engine, or a request that was given
@@ -110,7 +110,7 @@ func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 			one.unmount("w", "1")
 			one.mount("w", "2")
 			one.unmount("w", "2")
-			check(t, one.Driver.Remove(within(t, ever), "w"), driver.ErrBusy, "a container on this node (one)", one.device("w"))
+			check(t, one.Driver.Remove(within(t, ever), "w"), backend.ErrBusy, "a container on this node (one)", one.device("w"))
 			one.LetGo(within(t, ever))
 			one.tap.on(nil)
 			release()
@@ -194,7 +194,7 @@ func TestTheWishOfADeadNodeIsSwept(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestTheWishOfADeadNodeIsSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.Sweep(within(t, ever))
-	if _, err := one.client.Load(within(t, ever), key, new(any)); !errors.Is(err, driver.ErrNotFound) {
+	if _, err := one.client.Load(within(t, ever), key, new(any)); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("it is left: %v", err)
 	}
 	if _, _, held := one.guard("v"); !held {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Unmount takes one user of a volume away and, with the last one, lets the
@@ -28,7 +30,7 @@ func (d *Driver) unmount(ctx context.Context, name, id string) error {
 		return nil
 	}
 	err = d.letGo(ctx, name)
-	if errors.Is(err, ErrBusy) {
+	if errors.Is(err, backend.ErrBusy) {
 		d.log.WithField("volume", name).Warnf("unmount: kept, a container on this node still uses it: %v", err)
 		return nil
 	}
@@ -49,7 +51,7 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 		d.unwatch(ctx, name)
 		return nil
 	}
-	if m.Mode == ReadOnly {
+	if m.Mode == backend.ReadOnly {
 		return d.letGoShared(ctx, m)
 	}
 	if !m.Alive {
@@ -74,7 +76,7 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 // takeDown unmounts and unmaps. ErrBusy if a container holds the volume, in a mount
 // namespace of its own: that is looked up. What no mount table shows, a file that is
 // open in what was detached say, the kernel still refuses; it is then mounted as before.
-func (d *Driver) takeDown(ctx context.Context, m Mapping) error {
+func (d *Driver) takeDown(ctx context.Context, m backend.Mapping) error {
 	mount, mounted, err := d.mounted(ctx, m.Name)
 	if err != nil {
 		return err
@@ -86,8 +88,8 @@ func (d *Driver) takeDown(ctx context.Context, m Mapping) error {
 		return err
 	}
 	err = d.unmap(ctx, m)
-	if mounted && errors.Is(err, ErrBusy) {
-		err = also(err, "mount again", d.fs.Mount(ctx, mount))
+	if mounted && errors.Is(err, backend.ErrBusy) {
+		err = backend.Also(err, "mount again", d.fs.Mount(ctx, mount))
 	}
 	return err
 }
@@ -95,11 +97,11 @@ func (d *Driver) takeDown(ctx context.Context, m Mapping) error {
 // askFirst reads the guard, version 0 if there is none, before an unmount: while
 // Ceph is away that hangs in the kernel, where nothing ends it, not even the end
 // of the process.
-func (d *Driver) askFirst(ctx context.Context, id string) (Guard, Version, error) {
+func (d *Driver) askFirst(ctx context.Context, id string) (Guard, backend.Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.patience)
 	defer cancel()
 	guard, version, err := d.loadGuard(ctx, id)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return Guard{}, 0, nil
 	}
 	return guard, version, err
@@ -117,7 +119,7 @@ func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
 	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {
 		return err
 	}
-	if err := d.unmap(ctx, Mapping{ID: l.Image().ID}); err != nil {
+	if err := d.unmap(ctx, backend.Mapping{ID: l.Image().ID}); err != nil {
 		return err
 	}
 	return d.giveBack(ctx, l.Image().ID, l.version)
@@ -126,13 +128,13 @@ func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
 // unmap gives a device that is about to be free a moment: udev looks into what
 // was just closed, and a dead container's mounts go a little after it. It is
 // unmapped when it is seen to be gone: what could not be found was not unmapped.
-func (d *Driver) unmap(ctx context.Context, m Mapping) error {
+func (d *Driver) unmap(ctx context.Context, m backend.Mapping) error {
 	for end := time.Now().Add(2 * time.Second); ; {
 		err := d.mapper.Unmap(ctx, m.ID)
 		if err == nil {
 			return d.gone(ctx, m.ID)
 		}
-		if !errors.Is(err, ErrBusy) || time.Now().After(end) || !sleep(ctx, 50*time.Millisecond) {
+		if !errors.Is(err, backend.ErrBusy) || time.Now().After(end) || !backend.Sleep(ctx, 50*time.Millisecond) {
 			return err
 		}
 	}
@@ -149,7 +151,7 @@ func (d *Driver) gone(ctx context.Context, id string) error {
 }
 
 // drop takes a mapping away that may not write any more, whoever uses it.
-func (d *Driver) drop(ctx context.Context, m Mapping) error {
+func (d *Driver) drop(ctx context.Context, m backend.Mapping) error {
 	// First: what it has not written yet shall fail, not be written now, and not
 	// wait for ever. For a client that is dead already it ends the watch, which
 	// would last for another 30 s.
@@ -160,7 +162,7 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 		defer cancel()
 	}
 	var err error
-	if m.Mode == ReadWrite {
+	if m.Mode == backend.ReadWrite {
 		err = d.fences.Fence(patience, m.Addr)
 	}
 	if err != nil && m.Alive {
@@ -178,7 +180,7 @@ func (d *Driver) drop(ctx context.Context, m Mapping) error {
 		return err
 	}
 	err = d.mapper.Drop(ctx, m.ID)
-	if err == nil && m.Mode == ReadOnly {
+	if err == nil && m.Mode == backend.ReadOnly {
 		d.unread(ctx, m.Name, m.ID)
 	}
 	return err
@@ -199,13 +201,4 @@ func (d *Driver) detachStale(ctx context.Context, name string) error {
 		"containers that still use it must be restarted", mount.Path, mount.Device)
 	d.refs.forget(name)
 	return d.fs.Detach(ctx, mount.Path)
-}
-
-func sleep(ctx context.Context, t time.Duration) bool {
-	select {
-	case <-time.After(t):
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Volume is what Docker is told of a volume.
@@ -24,8 +26,8 @@ type Volume struct {
 // ErrUnavailable. What is wrong with a volume that is there is in its Status, as
 // "error".
 func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
-	if checkName(name) != nil { // Docker asks every driver for any name
-		return Volume{}, wrap("get", name, ErrNoVolume)
+	if backend.CheckName(name) != nil { // Docker asks every driver for any name
+		return Volume{}, wrap("get", name, backend.ErrNoVolume)
 	}
 	created, known := d.record.get(name)
 	patience := d.patience
@@ -46,25 +48,25 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	case err == nil:
 		d.record.put(name, v.Created)
 		return v, nil
-	case errors.Is(err, ErrNoVolume):
+	case errors.Is(err, backend.ErrNoVolume):
 		d.record.remove(name)
 		return Volume{}, wrap("get", name, err)
 	case errors.As(err, &noAnswer) && known:
 		return d.fromRecord(ctx, name, created, "ceph", "unavailable: "+err.Error()), nil
 	case errors.As(err, &noAnswer):
-		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
+		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", backend.ErrUnavailable, err))
 	case v.Status != nil: // it could be opened
 		v.Status["error"] = wrap("get", name, err).Error()
 		d.record.put(name, v.Created)
 		return v, nil
 	case known:
 		return d.fromRecord(ctx, name, created, "error", wrap("get", name, err).Error()), nil
-	case errors.Is(err, ErrUnusable): // there is an image of the name
+	case errors.Is(err, backend.ErrUnusable): // there is an image of the name
 		v = d.fromRecord(ctx, name, time.Time{}, "error", wrap("get", name, err).Error())
 		v.recorded = false
 		return v, nil
 	}
-	return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", ErrUnavailable, err))
+	return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", backend.ErrUnavailable, err))
 }
 
 // fromRecord is a volume of which no more can be told than that it is there, and why.
@@ -137,7 +139,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	defer unlock()
 	l, err := d.idle(ctx, name)
-	if errors.Is(err, ErrNoVolume) {
+	if errors.Is(err, backend.ErrNoVolume) {
 		d.record.remove(name)
 		return nil
 	}
@@ -146,7 +148,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	defer d.closeHandle(ctx, l)
 	keep, err := d.removable(ctx, l)
-	var promised Version
+	var promised backend.Version
 	if err == nil {
 		err = d.swap(ctx, l, guardRemoving, l.Client())
 	}
@@ -162,18 +164,18 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	if err == nil {
 		// Removed by another way meanwhile. What was not found before was something else.
-		if err = l.Remove(ctx, keep); errors.Is(err, ErrNotFound) {
+		if err = l.Remove(ctx, keep); errors.Is(err, backend.ErrNotFound) {
 			err = nil
 		}
 	}
 	if err == nil {
 		err = d.forgetBlank(ctx, name, promised)
 	}
-	if errors.Is(err, ErrUnavailable) {
+	if errors.Is(err, backend.ErrUnavailable) {
 		return err // it may yet happen: the guard stays, and its next taker fences us first
 	}
 	if err != nil {
-		return also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
+		return backend.Also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
 	}
 	d.record.remove(name)
 	return d.giveBack(ctx, l.Image().ID, l.version)
@@ -188,7 +190,7 @@ func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, e
 		return 0, err
 	case flag(meta, metaProtected):
 		return 0, fmt.Errorf("%w: the volume is protected; to take that back: rbd image-meta set %s/%s docker_volume.protected false",
-			ErrBusy, d.place, l.Image().Name)
+			backend.ErrBusy, d.place, l.Image().Name)
 	case promised == nil:
 		return d.trash, nil
 	case promised.Image.From != nil && l.Image().Parent != nil, promised.Begun == l.Image().ID:
@@ -208,21 +210,10 @@ func (d *Driver) dropOwn(ctx context.Context, l *lease) error {
 	snaps, err := l.Snapshots(ctx)
 	for _, s := range snaps {
 		if err == nil && strings.HasPrefix(s.Name, ours) {
-			if err = l.Unsnap(ctx, s.Name); errors.Is(err, ErrNotFound) { // by the one who made it
+			if err = l.Unsnap(ctx, s.Name); errors.Is(err, backend.ErrNotFound) { // by the one who made it
 				err = nil
 			}
 		}
 	}
 	return err
-}
-
-// also adds what went wrong while a failure was being undone, in one line.
-func also(err error, what string, second error) error {
-	if second == nil {
-		return err
-	}
-	if err == nil {
-		return fmt.Errorf("%s: %w", what, second)
-	}
-	return fmt.Errorf("%w; and then %s: %w", err, what, second)
 }

@@ -12,7 +12,8 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
 
 func TestTheLifeOfAVolume(t *testing.T) {
@@ -41,7 +42,7 @@ func TestTheLifeOfAVolume(t *testing.T) {
 	if v.Mountpoint != one.path("v") || v.Status["device"] != one.device("v") {
 		t.Errorf("mounted here: %+v", v)
 	}
-	check(t, one.Driver.Remove(within(t, ever), "v"), driver.ErrBusy, "1 containers", "one")
+	check(t, one.Driver.Remove(within(t, ever), "v"), backend.ErrBusy, "1 containers", "one")
 	one.unmount("v", "1")
 	if err := two.Driver.Remove(within(t, ever), "v"); err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func TestTheLifeOfAVolume(t *testing.T) {
 		t.Errorf("removed on another node: %v", err)
 	}
 	_, err = one.Get(within(t, ever), "v")
-	check(t, err, driver.ErrNotFound)
+	check(t, err, backend.ErrNotFound)
 	// Its name is free, and nothing of it is left to be taken for the new one.
 	one.create("v", nil)
 	one.mount("v", "1")
@@ -99,7 +100,7 @@ func TestCreateOfOneNameAtOnce(t *testing.T) {
 	}
 	for _, err := range errs {
 		if err != nil {
-			check(t, err, driver.ErrExists, "size", "asked for")
+			check(t, err, backend.ErrExists, "size", "asked for")
 		}
 	}
 }
@@ -107,8 +108,8 @@ func TestCreateOfOneNameAtOnce(t *testing.T) {
 func TestAnExistingVolumeThatDiffersIsRefused(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", map[string]string{"size": "1G"})
-	check(t, one.Create(within(t, ever), "v", map[string]string{"size": "2G"}), driver.ErrExists, "create volume v", "size", "1GiB", "2G")
-	check(t, one.Create(within(t, ever), "v", map[string]string{"fstype": "xfs"}), driver.ErrExists, "fstype", "ext4", "xfs")
+	check(t, one.Create(within(t, ever), "v", map[string]string{"size": "2G"}), backend.ErrExists, "create volume v", "size", "1GiB", "2G")
+	check(t, one.Create(within(t, ever), "v", map[string]string{"fstype": "xfs"}), backend.ErrExists, "fstype", "ext4", "xfs")
 	one.create("v", nil)
 }
 
@@ -117,14 +118,14 @@ func foreign(t *testing.T, c *memory.Cluster, name, content string) {
 	t.Helper()
 	client, host := c.Connect("10.0.0.7"), memory.NewHost(c, "10.0.0.7")
 	ctx := within(t, ever)
-	if err := client.Create(ctx, driver.ImageSpec{Name: name, Size: 1 << 30}); err != nil {
+	if err := client.Create(ctx, backend.ImageSpec{Name: name, Size: 1 << 30}); err != nil {
 		t.Fatal(err)
 	}
-	h, err := client.Open(ctx, name, driver.ReadOnly)
+	h, err := client.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := host.Map(ctx, h.Image(), driver.ReadWrite)
+	m, err := host.Map(ctx, h.Image(), backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +147,7 @@ func TestImagesOfOthersAreMountedAsTheyAreAndNeverFormatted(t *testing.T) {
 	one.unmount("wetopi", "1")
 	for name, content := range map[string]string{"empty": "", "luks": "crypto_LUKS", "table": "gpt"} {
 		foreign(t, c, name, content)
-		one.refused(name, "1", driver.ErrContent, "not made by this plugin")
+		one.refused(name, "1", backend.ErrContent, "not made by this plugin")
 		if d := one.device(name); d != "" {
 			t.Errorf("%s is still mapped as %s", name, d)
 		}
@@ -161,7 +162,7 @@ func TestAVolumeWithoutTheDirectoryThatIsWantedIsLetGo(t *testing.T) {
 		c, one, two := twoNodes(t)
 		foreign(t, c, "theirs", "ext4")
 		note := func(directory string) {
-			h, err := c.Connect("10.0.0.8").Open(within(t, ever), "theirs", driver.ReadWrite)
+			h, err := c.Connect("10.0.0.8").Open(within(t, ever), "theirs", backend.ReadWrite)
 			if err == nil {
 				err = h.SetMeta(within(t, ever), map[string]string{"subdirectory": directory, "readonly": readOnly})
 			}
@@ -175,7 +176,7 @@ func TestAVolumeWithoutTheDirectoryThatIsWantedIsLetGo(t *testing.T) {
 		note("missing")
 		for range 2 {
 			_, err := one.Driver.Mount(within(t, ever), "theirs", "1")
-			check(t, err, driver.ErrContent, "mount volume theirs: ", "no directory missing")
+			check(t, err, backend.ErrContent, "mount volume theirs: ", "no directory missing")
 			if _, mounted := one.mountOf("theirs"); mounted || one.device("theirs") != "" {
 				t.Fatalf("readonly=%s: it stays mounted", readOnly)
 			}
@@ -191,7 +192,7 @@ func TestAVolumeWithoutTheDirectoryThatIsWantedIsLetGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = two.Driver.Mount(within(t, ever), "theirs", "2")
-		check(t, err, driver.ErrContent, "no directory missing")
+		check(t, err, backend.ErrContent, "no directory missing")
 		if _, mounted := two.mountOf("theirs"); !mounted {
 			t.Fatalf("readonly=%s: taken from the container that has it", readOnly)
 		}
@@ -202,11 +203,11 @@ func TestABlankVolumeThatHoldsDataIsNotFormatted(t *testing.T) {
 	c, one, _ := twoNodes(t)
 	one.create("v", nil)
 	host := memory.NewHost(c, "10.0.0.7") // rbd map, dd, rbd unmap by hand
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadOnly)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := host.Map(within(t, ever), h.Image(), driver.ReadWrite)
+	m, err := host.Map(within(t, ever), h.Image(), backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,9 +217,9 @@ func TestABlankVolumeThatHoldsDataIsNotFormatted(t *testing.T) {
 	if err := host.Unmap(within(t, ever), m.ID); err != nil {
 		t.Fatal(err)
 	}
-	one.refused("v", "1", driver.ErrContent, "it is not formatted", "rbd image-meta set rbd/v")
-	one.refused("v", "1", driver.ErrContent)
-	m, err = host.Map(within(t, ever), h.Image(), driver.ReadOnly)
+	one.refused("v", "1", backend.ErrContent, "it is not formatted", "rbd image-meta set rbd/v")
+	one.refused("v", "1", backend.ErrContent)
+	m, err = host.Map(within(t, ever), h.Image(), backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +235,7 @@ func TestAnImageThatReplacedABegunOneIsNotFormatted(t *testing.T) {
 	if _, err := one.Driver.Mount(within(t, ever), "v", "1"); err == nil {
 		t.Fatal("mounted")
 	}
-	h, err := one.client.Open(within(t, ever), "v", driver.ReadWrite)
+	h, err := one.client.Open(within(t, ever), "v", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +243,7 @@ func TestAnImageThatReplacedABegunOneIsNotFormatted(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign(t, c, "v", "restored from a backup")
-	one.refused("v", "1", driver.ErrContent, "it is not formatted")
+	one.refused("v", "1", backend.ErrContent, "it is not formatted")
 }
 
 func TestARefusedMkfsOptionCanBeMended(t *testing.T) {
@@ -273,12 +274,12 @@ func TestBadInputReachesNobody(t *testing.T) {
 	for name, opts := range map[string]map[string]string{
 		"v": {"sise": "1G"}, "w": {"size": "huge"}, "x": {"fstype": "xfs", "size": "10M"}, "../etc": nil, "": nil,
 	} {
-		check(t, one.Create(ctx, name, opts), driver.ErrInvalid, "create")
+		check(t, one.Create(ctx, name, opts), backend.ErrInvalid, "create")
 	}
 	_, err := one.Driver.Mount(ctx, "a/b", "1")
-	check(t, err, driver.ErrInvalid)
-	check(t, one.Driver.Unmount(ctx, "a/b", "1"), driver.ErrInvalid)
-	check(t, one.Driver.Remove(ctx, "a/b"), driver.ErrInvalid)
+	check(t, err, backend.ErrInvalid)
+	check(t, one.Driver.Unmount(ctx, "a/b", "1"), backend.ErrInvalid)
+	check(t, one.Driver.Remove(ctx, "a/b"), backend.ErrInvalid)
 }
 
 func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
@@ -288,7 +289,7 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 	if _, err := one.Get(within(t, ever), "v"); err != nil {
 		t.Fatal(err)
 	}
-	away := func(string) error { return fmt.Errorf("%w: no answer", driver.ErrUnavailable) }
+	away := func(string) error { return fmt.Errorf("%w: no answer", backend.ErrUnavailable) }
 	one.restart() // also after a restart: the record is on disk
 	one.tap.on(func(call string) error {
 		switch call {
@@ -302,8 +303,8 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 		t.Errorf("get: %+v, %v", v, err)
 	}
 	_, err = one.Get(within(t, ever), "unknown")
-	check(t, err, driver.ErrUnavailable)
-	if errors.Is(err, driver.ErrNotFound) {
+	check(t, err, backend.ErrUnavailable)
+	if errors.Is(err, backend.ErrNotFound) {
 		t.Error("a volume that nobody could ask for was called missing")
 	}
 	all, err := one.List(within(t, ever))
@@ -311,7 +312,7 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 		t.Errorf("list: %v, %v", names, err)
 	}
 	_, err = one.Driver.Mount(within(t, ever), "v", "1")
-	check(t, err, driver.ErrUnavailable)
+	check(t, err, backend.ErrUnavailable)
 	one.tap.on(nil)
 	one.mount("v", "1")
 	one.answers("v")
@@ -343,7 +344,7 @@ func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 		}
 		asked.Add(1)
 		time.Sleep(220 * time.Millisecond) // longer than the patience
-		return driver.ErrUnavailable
+		return backend.ErrUnavailable
 	}
 	one.tap.on(hangs)
 	for range 300 {
@@ -353,7 +354,7 @@ func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 		if _, err := one.List(within(t, ever)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := one.Get(within(t, ever), "unknown"); !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) {
+		if _, err := one.Get(within(t, ever), "unknown"); !errors.Is(err, backend.ErrUnavailable) || errors.Is(err, backend.ErrNotFound) {
 			t.Fatalf("unknown: %v", err)
 		}
 	}
@@ -378,13 +379,13 @@ func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
 			return nil
 		}
 		asked.Store(call, true)
-		return driver.ErrUnavailable
+		return backend.ErrUnavailable
 	})
 	if _, err := one.Get(within(t, ever), "v"); err != nil {
 		t.Fatal(err)
 	}
 	_, err := one.Driver.Mount(within(t, ever), "v", "1")
-	check(t, err, driver.ErrUnavailable)
+	check(t, err, backend.ErrUnavailable)
 	if _, asked := asked.Load("exists"); !asked {
 		t.Error("no short question was asked")
 	}
@@ -404,7 +405,7 @@ func TestAStartInAnOutage(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		err  error // of all other questions
-	}{{"a part answers late", nil}, {"ceph is away", driver.ErrUnavailable}} {
+	}{{"a part answers late", nil}, {"ceph is away", backend.ErrUnavailable}} {
 		t.Run(c.name, func(t *testing.T) {
 			_, one, _ := twoNodes(t)
 			one.create("v", nil)
@@ -488,7 +489,7 @@ func TestAVolumeThatHangsDelaysNoOther(t *testing.T) {
 	if _, err := one.Get(within(t, ever), "stuck"); err != nil {
 		t.Error(err)
 	}
-	check(t, one.Driver.Unmount(within(t, soon), "stuck", "2"), driver.ErrBusy, "another mount")
+	check(t, one.Driver.Unmount(within(t, soon), "stuck", "2"), backend.ErrBusy, "another mount")
 	one.Reconcile(within(t, soon))
 	close(hang)
 	if err := <-done; err != nil {
@@ -559,7 +560,7 @@ func TestLetGoAtTheEndOfThePlugin(t *testing.T) {
 	}
 	one.LetGo(within(t, ever))
 	two.mount("free", "2")
-	two.refused("held", "2", driver.ErrInUse, "node one")
+	two.refused("held", "2", backend.ErrInUse, "node one")
 	if err := one.write("held", "ext4 data"); err != nil {
 		t.Error(err)
 	}
@@ -573,7 +574,7 @@ func TestWhatIsNotFoundDuringARemovalIsNotTheVolume(t *testing.T) {
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
 		if call == "meta" {
-			return driver.ErrNotFound
+			return backend.ErrNotFound
 		}
 		return nil
 	})

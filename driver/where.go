@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // where finds the place of a volume: it is asked for everywhere at once. ErrNoVolume
@@ -18,7 +20,7 @@ func (p Places) where(ctx context.Context, name string) (*Driver, error) {
 	found, errs := make([]bool, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) {
 		found[i], errs[i] = d.exists(ctx, name)
-		found[i] = found[i] || errors.Is(errs[i], ErrUnusable)
+		found[i] = found[i] || errors.Is(errs[i], backend.ErrUnusable)
 	})
 	return p.only(name, found, errs)
 }
@@ -28,7 +30,7 @@ func (p Places) only(name string, found []bool, errs []error) (at *Driver, err e
 	for i, d := range p {
 		if found[i] && at != nil {
 			return nil, fmt.Errorf("%w: %s/%s and %s/%s; rename one of them (rbd rename), or remove it with rbd",
-				ErrTwice, at.place, name, d.place, name)
+				backend.ErrTwice, at.place, name, d.place, name)
 		}
 		if found[i] {
 			at = d
@@ -40,7 +42,7 @@ func (p Places) only(name string, found []bool, errs []error) (at *Driver, err e
 	if err := together(errs); err != nil {
 		return nil, err
 	}
-	return nil, ErrNoVolume
+	return nil, backend.ErrNoVolume
 }
 
 func (p Places) each(do func(i int, d *Driver)) {
@@ -48,7 +50,7 @@ func (p Places) each(do func(i int, d *Driver)) {
 	panics := make([]error, len(p))
 	for i, d := range p {
 		wg.Go(func() {
-			panics[i] = Survive(func() error {
+			panics[i] = backend.Survive(func() error {
 				do(i, d)
 				return nil
 			})
@@ -62,7 +64,7 @@ func (p Places) each(do func(i int, d *Driver)) {
 
 // choose picks the place for a new volume, and that of the one it is made of.
 func (p Places) choose(ctx context.Context, name string, opts map[string]string) (at, origin *Driver, err error) {
-	if err := checkName(name); err != nil {
+	if err := backend.CheckName(name); err != nil {
 		return nil, nil, err
 	}
 	if len(p) == 1 {
@@ -70,18 +72,18 @@ func (p Places) choose(ctx context.Context, name string, opts map[string]string)
 	}
 	at, err = p.where(ctx, name)
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, backend.ErrNotFound):
 		at, err = p.fitting(opts)
-	case err == nil && at.place.accepts(opts) != nil:
-		err = fmt.Errorf("%w in %s; remove it there, or choose another name", ErrExists, at.place)
+	case err == nil && accepts(at.place, opts) != nil:
+		err = fmt.Errorf("%w in %s; remove it there, or choose another name", backend.ErrExists, at.place)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
 	from, _, _ := strings.Cut(opts[OptFrom]+opts[OptSnapshot], "@")
-	if origin = at; ValidName(from) {
-		if origin, err = p.where(ctx, from); errors.Is(err, ErrNotFound) {
-			err = invalidf("option %s: there is no volume %s", OptFrom, from)
+	if origin = at; backend.ValidName(from) {
+		if origin, err = p.where(ctx, from); errors.Is(err, backend.ErrNotFound) {
+			err = backend.Invalidf("option %s: there is no volume %s", OptFrom, from)
 		}
 	}
 	return at, origin, err
@@ -93,18 +95,18 @@ func (p Places) fitting(opts map[string]string) (*Driver, error) {
 	for _, d := range p {
 		// A pool that is named alone is that pool, not a namespace of it.
 		pool, space := strings.TrimSpace(opts[OptPool]), strings.TrimSpace(opts[OptNamespace])
-		if d.place.accepts(opts) == nil && (pool == "" || space != "" || d.place.Namespace == "" || d == p[0]) {
+		if accepts(d.place, opts) == nil && (pool == "" || space != "" || d.place.Namespace == "" || d == p[0]) {
 			return d, nil
 		}
 		names = append(names, d.place.String())
 	}
-	return nil, invalidf("option %s=%q, %s=%q: this plugin's volumes are in %s (settings RBD_CONF_POOL, RBD_CONF_NAMESPACE, RBD_POOLS)",
+	return nil, backend.Invalidf("option %s=%q, %s=%q: this plugin's volumes are in %s (settings RBD_CONF_POOL, RBD_CONF_NAMESPACE, RBD_POOLS)",
 		OptPool, opts[OptPool], OptNamespace, opts[OptNamespace], strings.Join(names, ", "))
 }
 
 // at is where, for an operation that wants a volume which is there.
 func (p Places) at(ctx context.Context, op, name string) (*Driver, error) {
-	err := checkName(name)
+	err := backend.CheckName(name)
 	var d *Driver
 	if err == nil {
 		d, err = p.where(ctx, name)

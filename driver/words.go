@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // parseMountOptions takes "noatime,discard", and "--options=noatime" or
@@ -20,7 +22,7 @@ func parseMountOptions(option, value string) (string, error) {
 		}
 	}
 	if strings.ContainsAny(v, " \t\n\x00") {
-		return "", invalidf("option %s=%q: give mount options with commas and no spaces, for example noatime,discard", option, value)
+		return "", backend.Invalidf("option %s=%q: give mount options with commas and no spaces, for example noatime,discard", option, value)
 	}
 	if err := checkWords(option, v); err != nil {
 		return "", err
@@ -28,12 +30,12 @@ func parseMountOptions(option, value string) (string, error) {
 	for o := range strings.SplitSeq(v, ",") {
 		switch strings.TrimPrefix(o, "r") {
 		case "bind", "emount", "move", "shared", "private", "slave", "unbindable":
-			return "", invalidf("option %s=%q: %s is not an option of a filesystem", option, value, o)
+			return "", backend.Invalidf("option %s=%q: %s is not an option of a filesystem", option, value, o)
 		case "o":
-			return "", invalidf("option %s=%q: a new volume must be written once; mount it read-only into the container instead", option, value)
+			return "", backend.Invalidf("option %s=%q: a new volume must be written once; mount it read-only into the container instead", option, value)
 		}
 		if strings.Contains(o, "/") { // device=, logdev=, journal_path=
-			return "", invalidf("option %s=%q: %s names a file, and a volume has no other than its own", option, value, o)
+			return "", backend.Invalidf("option %s=%q: %s names a file, and a volume has no other than its own", option, value, o)
 		}
 	}
 	return v, nil
@@ -78,14 +80,14 @@ func withNeeds(fstype, options string) string {
 // checkText is for what people write for people, in any alphabet.
 func checkText(option, value string) error {
 	if !utf8.ValidString(value) || strings.ContainsFunc(value, unicode.IsControl) {
-		return invalidf("option %s=%q: allowed is one line of text", option, value)
+		return backend.Invalidf("option %s=%q: allowed is one line of text", option, value)
 	}
 	return checkLength(option, value)
 }
 
 func checkLength(option, value string) error {
 	if len(value) > 1024 {
-		return invalidf("option %s: it has %d bytes, at most 1024 are allowed", option, len(value))
+		return backend.Invalidf("option %s: it has %d bytes, at most 1024 are allowed", option, len(value))
 	}
 	return nil
 }
@@ -93,7 +95,7 @@ func checkLength(option, value string) error {
 func checkWords(option, value string) error {
 	for _, r := range value {
 		if r < ' ' || r == 0x7f || r > 0x7e {
-			return invalidf("option %s=%q: allowed are printable ASCII characters", option, value)
+			return backend.Invalidf("option %s=%q: allowed are printable ASCII characters", option, value)
 		}
 	}
 	return checkLength(option, value)
@@ -105,7 +107,7 @@ func parseID(option, value string) (*uint32, error) {
 	}
 	n, err := strconv.ParseUint(value, 10, 32)
 	if err != nil || n == 1<<32-1 { // -1 means "leave it" to chown(2)
-		return nil, invalidf("option %s=%q: allowed is a number from 0 to 4294967294", option, value)
+		return nil, backend.Invalidf("option %s=%q: allowed is a number from 0 to 4294967294", option, value)
 	}
 	id := uint32(n)
 	return &id, nil
@@ -117,7 +119,7 @@ func parseMode(value string) (*uint32, error) {
 	}
 	n, err := strconv.ParseUint(value, 8, 32)
 	if err != nil || n > 0o7777 {
-		return nil, invalidf("option %s=%q: allowed is an octal number as for chmod, for example 0750", OptMode, value)
+		return nil, backend.Invalidf("option %s=%q: allowed is an octal number as for chmod, for example 0750", OptMode, value)
 	}
 	mode := uint32(n)
 	return &mode, nil

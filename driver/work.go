@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // longest is how long a step that outlives its request may take.
@@ -139,7 +141,7 @@ func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do f
 		defer stop()
 		is := result{err: errors.New("it was cut short")} // by runtime.Goexit, say
 		defer func() { ended <- is }()
-		is.err = Survive(func() (err error) {
+		is.err = backend.Survive(func() (err error) {
 			is.path, err = do(w)
 			return err
 		})
@@ -156,9 +158,9 @@ func (d *Driver) outlast(ctx context.Context, volume string, unlock func(), do f
 		return is.path, is.err
 	case <-w.goesOn:
 		if w.String() == "" { // the step has ended just now
-			return "", fmt.Errorf("%w: the last steps are under way; ask again", ErrBusy)
+			return "", fmt.Errorf("%w: the last steps are under way; ask again", backend.ErrBusy)
 		}
-		return "", fmt.Errorf("%w: %v; it goes on, and the next request for the volume waits for its end", ErrBusy, w)
+		return "", fmt.Errorf("%w: %v; it goes on, and the next request for the volume waits for its end", backend.ErrBusy, w)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // slow makes a call of a node take until release, and counts how often it is made.
@@ -51,13 +51,13 @@ func TestALongStepOutlivesItsRequest(t *testing.T) {
 				one, two := keeper(t, 300*time.Millisecond)
 				row.before(one)
 				calls, release := slow(one, row.call)
-				one.refused("v", "1", driver.ErrBusy, "mount volume v: busy: "+row.says, "it goes on")
+				one.refused("v", "1", backend.ErrBusy, "mount volume v: busy: "+row.says, "it goes on")
 				if work := fmt.Sprint(one.status("v")["work"]); !strings.Contains(work, row.says) {
 					t.Errorf("status: work: %s", work)
 				}
-				one.refused("v", "1", driver.ErrBusy, "mount volume v: busy: "+row.says, "a request of before")
+				one.refused("v", "1", backend.ErrBusy, "mount volume v: busy: "+row.says, "a request of before")
 				one.Reconcile(within(t, soon))
-				two.refused("v", "1", driver.ErrInUse, "node one")
+				two.refused("v", "1", backend.ErrInUse, "node one")
 				mounted := make(chan error, 1)
 				if joined {
 					go func() {
@@ -108,7 +108,7 @@ func TestALongStepThatFailsAlone(t *testing.T) {
 		}
 		return nil
 	})
-	one.refused("v", "1", driver.ErrBusy, "making its ext4")
+	one.refused("v", "1", backend.ErrBusy, "making its ext4")
 	close(end)
 	eventually(t, "the guard is given back", func() bool {
 		_, _, held := one.guard("v")
@@ -165,7 +165,7 @@ func TestALongStepIsInTheLogEachMinute(t *testing.T) {
 			}
 			return nil
 		})
-		one.refused("v", "1", driver.ErrBusy, "making its ext4")
+		one.refused("v", "1", backend.ErrBusy, "making its ext4")
 		time.Sleep(300 * time.Second) // and what it made is kept for a minute
 		for _, want := range []string{"making its ext4, for 1m0s now", "making its ext4, for 2m0s now", "what outlived its request is done"} {
 			if !strings.Contains(one.log.String(), want) {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Broken is the Driver of a plugin that cannot work, for a setting that is
@@ -48,7 +49,7 @@ func (b Broken) FenceNode(context.Context, string, string) ([]driver.Holding, er
 }
 
 // Snapshots tells the reason.
-func (b Broken) Snapshots(context.Context, string) ([]driver.Snapshot, error) { return nil, b.Reason }
+func (b Broken) Snapshots(context.Context, string) ([]backend.Snapshot, error) { return nil, b.Reason }
 
 // Snap tells the reason.
 func (b Broken) Snap(context.Context, string, string) (bool, error) { return false, b.Reason }

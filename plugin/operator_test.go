@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestOperator(t *testing.T) {
@@ -39,7 +40,7 @@ func TestOperator(t *testing.T) {
 	trouble = errors.New("half of it does not work")
 	c.want("Guard.List", "", 200, `{"guards":`+db+`,"Err":"half of it does not work"}`)
 	c.want("Guard.Fence", `{"node":"one"}`, 200, `{"guards":`+db+`,"Err":"half of it does not work"}`)
-	all, trouble = nil, fmt.Errorf("fence node two: %w request: two is this very node", driver.ErrInvalid)
+	all, trouble = nil, fmt.Errorf("fence node two: %w request: two is this very node", backend.ErrInvalid)
 	c.want("Guard.Fence", `{"node":"two"}`, 500, `{"Err":"fence node two: invalid request: two is this very node"}`)
 	c.want("Guard.Fence", `two`, 500, `{"Err":"invalid request: not the JSON of docker's volume plugin protocol: invalid character 'w' in literal true (expecting 'r')"}`)
 }

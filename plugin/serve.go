@@ -13,7 +13,7 @@ import (
 	"github.com/docker/go-plugins-helpers/volume"
 	"github.com/sirupsen/logrus"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Docker waits two minutes for Create and Mount and one for everything else (moby,
@@ -33,7 +33,7 @@ const maxBody = 1 << 20
 
 var (
 	errRetry    = errors.New("empty body: docker's retry of a lost request")
-	errProtocol = fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol", driver.ErrInvalid)
+	errProtocol = fmt.Errorf("%w request: not the JSON of docker's volume plugin protocol", backend.ErrInvalid)
 	errNoEnd    = errors.New("it has not come to its end in time; what it still does is undone, or told by the log")
 	errHungUp   = errors.New("who asked has hung up")
 	errKept     = errors.New("nobody waits for it any more: kept for a minute, in case the same id asks again")
@@ -47,7 +47,7 @@ var (
 func tellable(op string, err error) bool {
 	switch op {
 	case "get", "list", "path":
-		return errors.Is(err, driver.ErrNoVolume) || errors.Is(err, errProtocol)
+		return errors.Is(err, backend.ErrNoVolume) || errors.Is(err, errProtocol)
 	}
 	return !errors.Is(err, errRetry)
 }
@@ -104,7 +104,7 @@ func work[Response any](log logrus.FieldLogger, op string, limit limits, r *http
 	go func() {
 		defer cancel()
 		var is result
-		is.err = driver.Survive(func() (err error) {
+		is.err = backend.Survive(func() (err error) {
 			is.response, err = fn(ctx)
 			return err
 		})
@@ -185,10 +185,10 @@ func logRequest(log logrus.FieldLogger, op string, err error) {
 		log.Debug("ok")
 	case err == nil:
 		log.Info("ok")
-	case op == "get" && errors.Is(err, driver.ErrNotFound):
+	case op == "get" && errors.Is(err, backend.ErrNotFound):
 		log.Debug(err)
 	default:
-		if fault := new(driver.PanicError); errors.As(err, &fault) {
+		if fault := new(backend.PanicError); errors.As(err, &fault) {
 			log = log.WithField("stack", string(fault.Stack))
 		}
 		log.WithError(err).Error("failed")

@@ -15,17 +15,18 @@ import (
 	"github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/plugin"
 )
 
 // To dockerd any error of Get, List or Path means that there is no such volume: it
 // forgets it. So only the one that says so may be told.
 func TestWhatDockerdMayBeTold(t *testing.T) {
-	faults := map[error]bool{driver.ErrNoVolume: true}
+	faults := map[error]bool{backend.ErrNoVolume: true}
 	for _, fault := range []error{
-		driver.ErrNotFound, driver.ErrExists, driver.ErrTwice, driver.ErrInvalid, driver.ErrBusy, driver.ErrInUse, driver.ErrLost,
-		driver.ErrUnavailable, driver.ErrDenied, driver.ErrOverloaded, driver.ErrUnusable, driver.ErrHidden, driver.ErrContent,
-		context.DeadlineExceeded, context.Canceled, errors.New("no idea"), &driver.PanicError{Value: "nil map"},
+		backend.ErrNotFound, backend.ErrExists, backend.ErrTwice, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost,
+		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrHidden, backend.ErrContent,
+		context.DeadlineExceeded, context.Canceled, errors.New("no idea"), &backend.PanicError{Value: "nil map"},
 	} {
 		faults[fault] = false
 	}
@@ -38,7 +39,7 @@ func TestWhatDockerdMayBeTold(t *testing.T) {
 					get:  func(context.Context, string) (driver.Volume, error) { return driver.Volume{Name: "db1"}, wrapped },
 					list: func(context.Context) ([]driver.Volume, error) { return nil, wrapped },
 				},
-				"broken settings": plugin.Broken{Reason: fmt.Errorf("setting VOLUME_SIZE=10X: %w", driver.ErrInvalid)},
+				"broken settings": plugin.Broken{Reason: fmt.Errorf("setting VOLUME_SIZE=10X: %w", backend.ErrInvalid)},
 			} {
 				c := serveDriver(t, d)
 				if told && kind == "" {
@@ -102,7 +103,7 @@ func TestAnAnswerInsideDockersTime(t *testing.T) {
 				log, hook := test.NewNullLogger()
 				d := fake{
 					t:      t,
-					create: func(context.Context, string, map[string]string) error { stubborn(); return driver.ErrBusy },
+					create: func(context.Context, string, map[string]string) error { stubborn(); return backend.ErrBusy },
 					mount:  func(context.Context, string, string) (string, error) { stubborn(); return "/volumes/db1", nil },
 					keep: func(_ context.Context, name, id string) {
 						if kept++; name != "db1" || id != "a" {

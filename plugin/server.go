@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Driver does what the requests ask for; see the methods of driver.Driver.
@@ -28,7 +29,7 @@ type Driver interface {
 	Remove(ctx context.Context, name string) error
 	Holdings(ctx context.Context) ([]driver.Holding, error)
 	FenceNode(ctx context.Context, node, address string) ([]driver.Holding, error)
-	Snapshots(ctx context.Context, name string) ([]driver.Snapshot, error)
+	Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error)
 	Snap(ctx context.Context, name, snapshot string) (frozen bool, err error)
 	Unsnap(ctx context.Context, name, snapshot string) error
 	Rollback(ctx context.Context, name, snapshot string) error

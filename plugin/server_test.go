@@ -21,6 +21,7 @@ import (
 	"github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/plugin"
 )
 
@@ -39,7 +40,7 @@ type fake struct {
 	holdings  func(ctx context.Context) ([]driver.Holding, error)
 	fenceNode func(ctx context.Context, node, address string) ([]driver.Holding, error)
 
-	snapshots func(ctx context.Context, name string) ([]driver.Snapshot, error)
+	snapshots func(ctx context.Context, name string) ([]backend.Snapshot, error)
 	snap      func(ctx context.Context, name, snapshot string) (bool, error)
 	unsnap    func(ctx context.Context, name, snapshot string) error
 	rollback  func(ctx context.Context, name, snapshot string) error
@@ -131,7 +132,7 @@ func (f fake) FenceNode(ctx context.Context, node, address string) ([]driver.Hol
 	return f.fenceNode(ctx, node, address)
 }
 
-func (f fake) Snapshots(ctx context.Context, name string) ([]driver.Snapshot, error) {
+func (f fake) Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error) {
 	if f.snapshots == nil {
 		f.unexpected("Snapshots", name)
 		return nil, errUnexpected
@@ -390,7 +391,7 @@ func TestRequestsReachTheDriverAndItsAnswersDocker(t *testing.T) {
 }
 
 func TestErrorsAreToldAsDockerExpectsThem(t *testing.T) {
-	fault := fmt.Errorf("mount volume db1: %w by node n2 (10.0.0.2:0/1) since 08:30", driver.ErrInUse)
+	fault := fmt.Errorf("mount volume db1: %w by node n2 (10.0.0.2:0/1) since 08:30", backend.ErrInUse)
 	c := serve(t, fake{
 		create:  func(context.Context, string, map[string]string) error { return fault },
 		mount:   func(context.Context, string, string) (string, error) { return "/volumes/db1", fault },
@@ -724,8 +725,8 @@ func TestServeReportsAListenerThatBreaks(t *testing.T) {
 }
 
 func TestOneLogLinePerRequest(t *testing.T) {
-	missing := fmt.Errorf("get volume db1: %w", driver.ErrNotFound)
-	broken := fmt.Errorf("volume db1: %w", driver.ErrUnavailable)
+	missing := fmt.Errorf("get volume db1: %w", backend.ErrNotFound)
+	broken := fmt.Errorf("volume db1: %w", backend.ErrUnavailable)
 	get := func(err error) fake {
 		return fake{get: func(context.Context, string) (driver.Volume, error) { return driver.Volume{}, err }}
 	}
@@ -828,9 +829,9 @@ func FuzzRequests(f *testing.F) {
 	fault := func(name string) error {
 		switch name {
 		case "missing":
-			return driver.ErrNotFound
+			return backend.ErrNotFound
 		case "broken":
-			return driver.ErrUnavailable
+			return backend.ErrUnavailable
 		}
 		return nil
 	}

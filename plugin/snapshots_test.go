@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestSnapshots(t *testing.T) {
@@ -18,9 +18,9 @@ func TestSnapshots(t *testing.T) {
 			return trouble
 		}
 	}
-	var all []driver.Snapshot
+	var all []backend.Snapshot
 	c := serve(t, fake{
-		snapshots: func(_ context.Context, name string) ([]driver.Snapshot, error) {
+		snapshots: func(_ context.Context, name string) ([]backend.Snapshot, error) {
 			return all, note("list")(t.Context(), name, "")
 		},
 		snap:   func(ctx context.Context, name, snap string) (bool, error) { return true, note("make")(ctx, name, snap) },
@@ -37,7 +37,7 @@ func TestSnapshots(t *testing.T) {
 			t.Errorf("%s: asked to %q, want %q", row.path, asked, row.asked)
 		}
 	}
-	all = []driver.Snapshot{{Name: "monday", ID: 4, Size: 1 << 20, Created: time.Unix(1e9, 0)}}
+	all = []backend.Snapshot{{Name: "monday", ID: 4, Size: 1 << 20, Created: time.Unix(1e9, 0)}}
 	c.want("Snapshot.List", `{"volume":"db"}`, 200, `{"snapshots":[{"snapshot":"monday","size":1048576,"created":"2001-09-09T01:46:40Z"}]}`)
 	trouble = errors.New("no luck")
 	c.want("Snapshot.Create", `{"volume":"db","snapshot":"monday"}`, 500, `{"Err":"no luck"}`)

@@ -9,7 +9,7 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // manyCalls bounds the threads that hang in librados while Ceph is away: each
@@ -25,7 +25,7 @@ func (s slots) take(ctx context.Context) error {
 	case s <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w (%d)", driver.ErrOverloaded, cap(s))
+		return fmt.Errorf("%w (%d)", backend.ErrOverloaded, cap(s))
 	}
 }
 
@@ -74,13 +74,13 @@ func begins(ctx context.Context, what string) error {
 	if ctx.Err() == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %w: the request has ended before", what, driver.ErrUnavailable)
+	return fmt.Errorf("%s: %w: the request has ended before", what, backend.ErrUnavailable)
 }
 
 // run is do on a given client.
 func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- driver.Survive(fn) }()
+	go func() { done <- backend.Survive(fn) }()
 	select {
 	case err := <-done:
 		if errno(err) == syscall.ETIMEDOUT { // in librados
@@ -102,7 +102,7 @@ func (p *Pool) run(ctx context.Context, c *client, what string, e effect, fn fun
 		if e == changes {
 			p.retire(c, fmt.Errorf("%s has not ended in time", what))
 		}
-		return fmt.Errorf("%s: %w: no answer in time; %s", what, driver.ErrUnavailable, why)
+		return fmt.Errorf("%s: %w: no answer in time; %s", what, backend.ErrUnavailable, why)
 	}
 }
 
@@ -125,7 +125,7 @@ func (p *Pool) open(c *client) (*rados.IOContext, error) {
 	}
 	if err != nil {
 		// Its errno must not be taken for the volume's.
-		return nil, fmt.Errorf("pool %q: %w: %s", p.cfg.Pool, driver.ErrUnavailable, err.Error())
+		return nil, fmt.Errorf("pool %q: %w: %s", p.cfg.Pool, backend.ErrUnavailable, err.Error())
 	}
 	if err := ioctx.SetPoolFullTry(); err != nil {
 		ioctx.Destroy()
@@ -148,5 +148,5 @@ func (p *Pool) remains(c *client, ioctx *rados.IOContext) error {
 
 func (p *Pool) noPool() error {
 	return fmt.Errorf("pool %q: %w: the cluster has no pool of this name; see ceph osd pool ls, and the setting RBD_CONF_POOL or RBD_POOLS",
-		p.cfg.Pool, driver.ErrUnavailable)
+		p.cfg.Pool, backend.ErrUnavailable)
 }

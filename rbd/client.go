@@ -12,7 +12,7 @@ import (
 	"github.com/ceph/go-ceph/rbd"
 	"github.com/sirupsen/logrus"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Config says which pool of which cluster, and as whom.
@@ -53,7 +53,7 @@ func New(cfg Config) *Pool {
 }
 
 // Beside returns another pool of the same cluster, by the same connection.
-func (p *Pool) Beside(place driver.Place) *Pool {
+func (p *Pool) Beside(place backend.Place) *Pool {
 	cfg := p.cfg
 	cfg.Pool, cfg.Namespace = place.Pool, place.Namespace
 	return &Pool{cfg: cfg, cluster: p.cluster}
@@ -62,8 +62,8 @@ func (p *Pool) Beside(place driver.Place) *Pool {
 // Config is what the pool was made with, and what follows from that.
 func (p *Pool) Config() Config { return p.cfg }
 
-func (p *Pool) place() driver.Place {
-	return driver.Place{Pool: p.cfg.Pool, Namespace: p.cfg.Namespace}
+func (p *Pool) place() backend.Place {
+	return backend.Place{Pool: p.cfg.Pool, Namespace: p.cfg.Namespace}
 }
 
 // WithDefaults fills in what follows from the rest.
@@ -88,7 +88,7 @@ type client struct {
 	why      string    // no other could be made; "" = none was tried
 	users    int       // calls and open images; shut down when retired and 0
 	retired  bool
-	checked  map[driver.Place]bool // namespaces that are there
+	checked  map[backend.Place]bool // namespaces that are there
 }
 
 // dial is an attempt to connect that several calls may be waiting for.
@@ -121,12 +121,12 @@ func (p *Pool) get(ctx context.Context) (*client, error) {
 		select {
 		case <-d.done:
 			if d.err != nil {
-				return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, d.err)
+				return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, d.err)
 			}
 		case <-ctx.Done():
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return nil, fmt.Errorf("%w: %s", driver.ErrUnavailable, d.waits)
+			return nil, fmt.Errorf("%w: %s", backend.ErrUnavailable, d.waits)
 		}
 	}
 }
@@ -152,7 +152,7 @@ func (p *Pool) newClient(dials func(mons string)) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{conn: conn, mons: monitorsOf(conn), checked: map[driver.Place]bool{}, look: time.Now().Add(keyInterval)}
+	c := &client{conn: conn, mons: monitorsOf(conn), checked: map[backend.Place]bool{}, look: time.Now().Add(keyInterval)}
 	c.key, _ = keyOf(p.cfg.client(), conn.GetConfigOption) // librados says what is wrong with it
 	dials(c.mons)
 	if err := greet(conn, p.cfg); err != nil {
@@ -198,7 +198,7 @@ func (p *Pool) checkNamespace(c *client) error {
 	}
 	if err != nil {
 		// Its errno must not be taken for the volume's.
-		return fmt.Errorf("namespace %q: %w: %s", p.cfg.Namespace, driver.ErrUnavailable, err.Error())
+		return fmt.Errorf("namespace %q: %w: %s", p.cfg.Namespace, backend.ErrUnavailable, err.Error())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

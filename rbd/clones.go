@@ -8,10 +8,10 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Whole looks for what librbd makes last; see driver.Handle.
+// Whole looks for what librbd makes last; see backend.Handle.
 func (h *handle) Whole(ctx context.Context) (whole bool, err error) {
 	err = h.call(ctx, "look whether the image is whole", reads, func() (err error) {
 		whole = true
@@ -33,7 +33,7 @@ func (h *handle) Whole(ctx context.Context) (whole bool, err error) {
 
 // attached tells whether the parent of a clone knows it: when the last clone of a snapshot
 // that it knows is gone, so is the snapshot.
-func (h *handle) attached(parent *driver.Origin) (bool, error) {
+func (h *handle) attached(parent *backend.Origin) (bool, error) {
 	ioctx, err := h.pool.Beside(parent.Place).ioctx(h.client)
 	if err != nil {
 		return false, err

@@ -9,15 +9,15 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 )
 
 // copied makes the clone "b" of the image "a", by way of its snapshot "s".
-func (o *objects) copied() (parent, clone driver.Image, snap uint64) {
+func (o *objects) copied() (parent, clone backend.Image, snap uint64) {
 	o.t.Helper()
 	ctx, parent := o.t.Context(), o.written("a")
-	h, err := o.pool.Open(ctx, "a", driver.ReadWrite)
+	h, err := o.pool.Open(ctx, "a", backend.ReadWrite)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -29,8 +29,8 @@ func (o *objects) copied() (parent, clone driver.Image, snap uint64) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	from := driver.Origin{Place: driver.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snaps[0].ID}
-	if err := o.pool.Create(ctx, driver.ImageSpec{Name: "b", Size: parent.Size, Features: drivertest.Features, From: &from}); err != nil {
+	from := backend.Origin{Place: backend.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snaps[0].ID}
+	if err := o.pool.Create(ctx, backend.ImageSpec{Name: "b", Size: parent.Size, Features: backendtest.Features, From: &from}); err != nil {
 		o.t.Fatal(err)
 	}
 	b := o.open("b")
@@ -38,9 +38,9 @@ func (o *objects) copied() (parent, clone driver.Image, snap uint64) {
 	return parent, b.Image(), snaps[0].ID
 }
 
-func (o *objects) open(name string) driver.Handle {
+func (o *objects) open(name string) backend.Handle {
 	o.t.Helper()
-	h, err := o.pool.Open(o.t.Context(), name, driver.ReadWrite)
+	h, err := o.pool.Open(o.t.Context(), name, backend.ReadWrite)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -67,15 +67,15 @@ func (o *objects) detach(parent, clone string, snap uint64) {
 // A create or a clone that was killed after it had made the header: it is told, and the
 // image can be removed and made anew, with nothing left of it.
 func TestWhatWasNotMadeToItsEndIsTold(t *testing.T) {
-	for name, cut := range map[string]func(o *objects, parent, clone driver.Image, snap uint64){
-		"object map": func(o *objects, _, clone driver.Image, _ uint64) { o.rados("rm", "rbd_object_map."+clone.ID) },
-		"object map, parent": func(o *objects, parent, clone driver.Image, snap uint64) {
+	for name, cut := range map[string]func(o *objects, parent, clone backend.Image, snap uint64){
+		"object map": func(o *objects, _, clone backend.Image, _ uint64) { o.rados("rm", "rbd_object_map."+clone.ID) },
+		"object map, parent": func(o *objects, parent, clone backend.Image, snap uint64) {
 			o.detach(parent.ID, clone.ID, snap)
 			o.rados("rmomapkey", "rbd_header."+clone.ID, "parent")
 			o.rados("rm", "rbd_object_map."+clone.ID)
 		},
-		"child attached": func(o *objects, parent, clone driver.Image, snap uint64) { o.detach(parent.ID, clone.ID, snap) },
-		"child attached, feature": func(o *objects, parent, clone driver.Image, snap uint64) {
+		"child attached": func(o *objects, parent, clone backend.Image, snap uint64) { o.detach(parent.ID, clone.ID, snap) },
+		"child attached, feature": func(o *objects, parent, clone backend.Image, snap uint64) {
 			o.detach(parent.ID, clone.ID, snap)
 			o.set("rbd_header."+clone.ID, "op_features", make([]byte, 8))
 		},
@@ -97,8 +97,8 @@ func TestWhatWasNotMadeToItsEndIsTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.gone(clone.ID)
-			from := driver.Origin{Place: driver.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snap}
-			if err := o.pool.Create(t.Context(), driver.ImageSpec{Name: "b", Size: parent.Size, Features: drivertest.Features, From: &from}); err != nil {
+			from := backend.Origin{Place: backend.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snap}
+			if err := o.pool.Create(t.Context(), backend.ImageSpec{Name: "b", Size: parent.Size, Features: backendtest.Features, From: &from}); err != nil {
 				t.Fatal(err)
 			}
 			a := o.open("a")
@@ -124,7 +124,7 @@ func TestAClonesParentIsGone(t *testing.T) {
 	parent, clone, snap := o.copied()
 	o.detach(parent.ID, clone.ID, snap)
 	o.rbd("snap", "rm", "--no-progress", o.spec("a@s"))
-	_, err := o.pool.Open(t.Context(), "b", driver.ReadOnly)
+	_, err := o.pool.Open(t.Context(), "b", backend.ReadOnly)
 	if err == nil || !strings.Contains(err.Error(), "rbd rm "+o.spec("b")) {
 		t.Fatal(err)
 	}
@@ -157,11 +157,11 @@ func TestAParentIsLostWhileItsCloneIsRemoved(t *testing.T) {
 	entry := o.get("rbd_trash", "id_"+parent.ID)
 	o.rados("rmomapkey", "rbd_trash", "id_"+parent.ID) // nothing is found by an id that has no name
 	err := b.Remove(t.Context(), time.Hour)
-	if !errors.Is(err, driver.ErrUnusable) || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "is it a clone whose parent") {
+	if !errors.Is(err, backend.ErrUnusable) || errors.Is(err, backend.ErrNotFound) || !strings.Contains(err.Error(), "is it a clone whose parent") {
 		t.Errorf("remove: %v", err)
 	}
-	from := &driver.Origin{Place: driver.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "b", ID: clone.ID, Snap: "none", SnapID: snap}
-	if err := o.pool.Create(t.Context(), driver.ImageSpec{Name: "c", Size: clone.Size, From: from}); !errors.Is(err, driver.ErrUnusable) {
+	from := &backend.Origin{Place: backend.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "b", ID: clone.ID, Snap: "none", SnapID: snap}
+	if err := o.pool.Create(t.Context(), backend.ImageSpec{Name: "c", Size: clone.Size, From: from}); !errors.Is(err, backend.ErrUnusable) {
 		t.Errorf("copy: %v", err)
 	}
 	if left := o.rados("ls"); o.inTrash(clone.ID) || !strings.Contains(left, "rbd_id.b\n") {
@@ -183,7 +183,7 @@ func TestACloneWithoutItsNameDoesNotHideItsParent(t *testing.T) {
 	o.rados("rmomapkey", "rbd_directory", "id_"+clone.ID)
 	o.rados("rmomapkey", "rbd_directory", "name_b")
 	b := o.open("b")
-	if err := b.Remove(t.Context(), time.Hour); err == nil || errors.Is(err, driver.ErrNotFound) {
+	if err := b.Remove(t.Context(), time.Hour); err == nil || errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("remove what rbd_directory has lost: %v", err)
 	}
 	_ = b.Close(t.Context())

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -146,8 +146,8 @@ func TestAKeyringBesideTheConfigurationIsFound(t *testing.T) {
 // Metadata that is too large to be read is that volume's trouble, and nobody has lost a guard.
 func TestTooMuchMetadataIsNamed(t *testing.T) {
 	p := connect(t, testbed.Namespace(t))
-	image := drivertest.Create(t, p, "a", 8<<20)
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	image := backendtest.Create(t, p, "a", 8<<20)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestTooMuchMetadataIsNamed(t *testing.T) {
 		}
 	}
 	_, err = h.Meta(t.Context())
-	if err == nil || errors.Is(err, driver.ErrLost) || !strings.Contains(err.Error(), "rbd image-meta list") {
+	if err == nil || errors.Is(err, backend.ErrLost) || !strings.Contains(err.Error(), "rbd image-meta list") {
 		t.Errorf("got %v", err)
 	}
 }

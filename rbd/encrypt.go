@@ -11,15 +11,15 @@ import (
 
 	"github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // headerSize is what cryptsetup 2.6 and librbd give to the header of luks2; that of
 // luks1 takes 2 MiB of it.
 const headerSize = 16 << 20
 
-// Encrypt writes the header; see driver.Handle.
-func (h *handle) Encrypt(ctx context.Context, e driver.Encryption) error {
+// Encrypt writes the header; see backend.Handle.
+func (h *handle) Encrypt(ctx context.Context, e backend.Encryption) error {
 	if _, err := EncryptionOptions(&e); err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func (h *handle) Encrypt(ctx context.Context, e driver.Encryption) error {
 
 // dataOffset is where the data begins, in bytes: after whole rounds of stripes, or
 // librbd from 17 on takes the header for none.
-func dataOffset(l driver.Layout) uint64 {
+func dataOffset(l backend.Layout) uint64 {
 	round := l.ObjectSize * l.StripeCount
 	return (headerSize + round - 1) / round * round
 }
@@ -62,7 +62,7 @@ func dataOffset(l driver.Layout) uint64 {
 // with 16.2) that everybody who opens it needs again, and a Raspberry Pi has not. So
 // it is what RFC 9106 recommends where memory is short, 64 MiB, and for luks1, which
 // knows PBKDF2 only, 600,000 rounds.
-func newHeader(ctx context.Context, e driver.Encryption, offset uint64) ([]byte, error) {
+func newHeader(ctx context.Context, e backend.Encryption, offset uint64) ([]byte, error) {
 	file, err := os.CreateTemp("", "luks")
 	if err != nil {
 		return nil, err
@@ -98,12 +98,12 @@ func newHeader(ctx context.Context, e driver.Encryption, offset uint64) ([]byte,
 }
 
 // EncryptionOptions are those of librbd for an encryption.
-func EncryptionOptions(e *driver.Encryption) (rbd.EncryptionOptions, error) {
+func EncryptionOptions(e *backend.Encryption) (rbd.EncryptionOptions, error) {
 	switch e.Format {
 	case "luks1":
 		return rbd.EncryptionOptionsLUKS1{Alg: rbd.EncryptionAlgorithmAES256, Passphrase: e.Passphrase}, nil
 	case "luks2":
 		return rbd.EncryptionOptionsLUKS2{Alg: rbd.EncryptionAlgorithmAES256, Passphrase: e.Passphrase}, nil
 	}
-	return nil, fmt.Errorf("%w encryption %q: allowed are luks1, luks2", driver.ErrInvalid, e.Format)
+	return nil, fmt.Errorf("%w encryption %q: allowed are luks1, luks2", backend.ErrInvalid, e.Format)
 }

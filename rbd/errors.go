@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // errno takes the error number out of what go-ceph returns; 0 if there is none.
@@ -27,19 +27,19 @@ func translate(what string, err error) error {
 	var kind error
 	switch errno(err) {
 	case syscall.ENOENT:
-		kind = driver.ErrNotFound
+		kind = backend.ErrNotFound
 	case syscall.EEXIST:
-		kind = driver.ErrExists
+		kind = backend.ErrExists
 	case syscall.EBUSY, syscall.ENOTEMPTY:
-		kind = driver.ErrBusy
+		kind = backend.ErrBusy
 	case syscall.ERANGE: // go-ceph's buffers have an end; only for a record it means that somebody was faster
 		return fmt.Errorf("%s: it is too large to be read (%w)", what, err)
 	case syscall.EACCES, syscall.EPERM:
-		return fmt.Errorf("%s: %w (%w); the README lists the caps it needs", what, driver.ErrDenied, err)
+		return fmt.Errorf("%s: %w (%w); the README lists the caps it needs", what, backend.ErrDenied, err)
 	case syscall.ENOSPC, syscall.EDQUOT:
 		return fmt.Errorf("%s: the cluster or the pool is full, or over its quota (%w); see ceph df and ceph health detail", what, err)
 	case syscall.ETIMEDOUT, syscall.ESHUTDOWN, syscall.ENOTCONN, syscall.EINTR:
-		kind = driver.ErrUnavailable
+		kind = backend.ErrUnavailable
 	default:
 		return fmt.Errorf("%s: %w", what, err)
 	}

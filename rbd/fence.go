@@ -13,7 +13,7 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // fenceSeconds is five years, as ceph-csi fences. A short fence would be no
@@ -21,9 +21,9 @@ import (
 // (seen with Linux 6.1). The monitors want a float: "157784760" is EINVAL.
 const fenceSeconds = "157784760.0"
 
-var _ driver.Fences = (*Pool)(nil)
+var _ backend.Fences = (*Pool)(nil)
 
-// Fence puts clients on the cluster's blocklist; see driver.Fences. An entry
+// Fence puts clients on the cluster's blocklist; see backend.Fences. An entry
 // that is there is never shortened by a later, shorter one, such as krbd's own
 // of an hour (16.2).
 func (p *Pool) Fence(ctx context.Context, addrs ...string) error {
@@ -46,7 +46,7 @@ func (p *Pool) Fence(ctx context.Context, addrs ...string) error {
 	})
 }
 
-// Fenced looks addresses up in the blocklist; see driver.Fences.
+// Fenced looks addresses up in the blocklist; see backend.Fences.
 func (p *Pool) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
 	fenced := map[string]bool{}
 	err := p.do(ctx, "read the blocklist", reads, func(c *client, _ *rados.IOContext) error {

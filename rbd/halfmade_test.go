@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -97,9 +97,9 @@ func (o *objects) inTrash(id string) bool {
 }
 
 // written makes an image with something on it.
-func (o *objects) written(name string) driver.Image {
+func (o *objects) written(name string) backend.Image {
 	o.t.Helper()
-	image := drivertest.Create(o.t, o.pool, name, 8<<20)
+	image := backendtest.Create(o.t, o.pool, name, 8<<20)
 	o.rbd("bench", "--io-type", "write", "--io-size", "4K", "--io-total", "4K", o.spec(name))
 	return image
 }
@@ -110,12 +110,12 @@ func (o *objects) data(id string) []string {
 }
 
 func (o *objects) create(name string) error {
-	return o.pool.Create(o.t.Context(), driver.ImageSpec{Name: name, Size: 16 << 20, Features: drivertest.Features})
+	return o.pool.Create(o.t.Context(), backend.ImageSpec{Name: name, Size: 16 << 20, Features: backendtest.Features})
 }
 
 func (o *objects) id(name string) string {
 	o.t.Helper()
-	h, err := o.pool.Open(o.t.Context(), name, driver.ReadOnly)
+	h, err := o.pool.Open(o.t.Context(), name, backend.ReadOnly)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -140,24 +140,24 @@ func TestAWholeImageIsMendedAndNotMadeAnew(t *testing.T) {
 			if there, err := o.pool.Exists(ctx, "a"); err != nil || !there {
 				return fmt.Errorf("exists: %v, %w", there, err)
 			}
-			return driver.ErrExists
+			return backend.ErrExists
 		},
 		"id": func(o *objects) error {
 			if id, err := o.pool.ID(ctx, "a"); err != nil || id == "" {
 				return fmt.Errorf("id: %q, %w", id, err)
 			}
-			return driver.ErrExists
+			return backend.ErrExists
 		},
 		"open": func(o *objects) error {
 			o.id("a")
-			return driver.ErrExists
+			return backend.ErrExists
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newObjects(t)
 			image := o.written("a")
 			o.unname("a")
-			if err := look(o); !errors.Is(err, driver.ErrExists) {
+			if err := look(o); !errors.Is(err, backend.ErrExists) {
 				t.Error(err)
 			}
 			if id := o.id("a"); id != image.ID || len(o.data(image.ID)) == 0 {
@@ -183,10 +183,10 @@ func TestADamagedImageIsRefused(t *testing.T) {
 			image := o.written("a")
 			row.damage(o, image.ID)
 			before := o.rados("ls")
-			_, open := o.pool.Open(t.Context(), "a", driver.ReadOnly)
+			_, open := o.pool.Open(t.Context(), "a", backend.ReadOnly)
 			_, exists := o.pool.Exists(t.Context(), "a")
 			for what, err := range map[string]error{"open": open, "exists": exists, "create": o.create("a")} {
-				if err == nil || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), row.says) {
+				if err == nil || errors.Is(err, backend.ErrNotFound) || !strings.Contains(err.Error(), row.says) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
@@ -206,12 +206,12 @@ func TestAKilledCreateAtEachStep(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newObjects(t)
-			image := drivertest.Create(t, o.pool, "a", 8<<20)
+			image := backendtest.Create(t, o.pool, "a", 8<<20)
 			cut(o, image.ID)
 			if there, err := o.pool.Exists(t.Context(), "a"); err != nil || there {
 				t.Errorf("exists: %v, %v", there, err)
 			}
-			if _, err := o.pool.Open(t.Context(), "a", driver.ReadOnly); !errors.Is(err, driver.ErrNotFound) {
+			if _, err := o.pool.Open(t.Context(), "a", backend.ReadOnly); !errors.Is(err, backend.ErrNotFound) {
 				t.Error(err)
 			}
 			if err := o.create("a"); err != nil {
@@ -252,7 +252,7 @@ func TestAKilledMoveToTheTrashAtEachStep(t *testing.T) {
 				t.Errorf("exists: %v, %v", there, err)
 			}
 			err := o.create("a")
-			if row.back && !errors.Is(err, driver.ErrExists) || !row.back && err != nil {
+			if row.back && !errors.Is(err, backend.ErrExists) || !row.back && err != nil {
 				t.Fatal(err)
 			}
 			if id := o.id("a"); (id == image.ID) != row.back {
@@ -290,7 +290,7 @@ func TestARenameThatWasKilled(t *testing.T) {
 		}
 		h := o.open(other)
 		err := h.Remove(t.Context(), time.Hour)
-		if !errors.Is(err, driver.ErrBusy) || !strings.Contains(err.Error(), `lists the image as "`+listed+`"`) || !strings.Contains(err.Error(), "rm rbd_id."+other) {
+		if !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), `lists the image as "`+listed+`"`) || !strings.Contains(err.Error(), "rm rbd_id."+other) {
 			t.Error(err)
 		}
 		_ = h.Close(t.Context())

@@ -12,24 +12,24 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// handle is an open image; see driver.Handle.
+// handle is an open image; see backend.Handle.
 type handle struct {
 	pool   *Pool
 	client *client
 	ioctx  *rados.IOContext
 	img    *rbd.Image
-	image  driver.Image
+	image  backend.Image
 
 	calls  sync.WaitGroup
 	closed sync.Once
 	apart  bool // the pool is this handle's alone
 }
 
-// Open opens an image; see driver.Images.
-func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+// Open opens an image; see backend.Images.
+func (p *Pool) Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error) {
 	if err := begins(ctx, "open image"); err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (dri
 	opened := make(chan error, 1)
 	err = p.run(ctx, c, "open image", reads, func() error {
 		defer p.calls.free()
-		err := driver.Survive(func() error { return h.open(name, mode) })
+		err := backend.Survive(func() error { return h.open(name, mode) })
 		opened <- err
 		return err
 	})
@@ -66,10 +66,10 @@ func (p *Pool) Open(ctx context.Context, name string, mode driver.OpenMode) (dri
 	return h, nil
 }
 
-// OpenApart opens an image on a connection of its own; see driver.Images.
-func (p *Pool) OpenApart(ctx context.Context, name string) (driver.Handle, error) {
+// OpenApart opens an image on a connection of its own; see backend.Images.
+func (p *Pool) OpenApart(ctx context.Context, name string) (backend.Handle, error) {
 	own := New(p.cfg)
-	opened, err := own.Open(ctx, name, driver.ReadWrite)
+	opened, err := own.Open(ctx, name, backend.ReadWrite)
 	if err != nil {
 		own.Close()
 		return nil, err
@@ -78,12 +78,12 @@ func (p *Pool) OpenApart(ctx context.Context, name string) (driver.Handle, error
 	return opened, nil
 }
 
-func (h *handle) open(name string, mode driver.OpenMode) (err error) {
+func (h *handle) open(name string, mode backend.OpenMode) (err error) {
 	if h.ioctx, err = h.pool.ioctx(h.client); err != nil {
 		return err
 	}
 	open := rbd.OpenImageReadOnly
-	if mode == driver.ReadWrite {
+	if mode == backend.ReadWrite {
 		open = rbd.OpenImage
 	}
 	return h.pool.found(h.client, h.ioctx, name, func() error {
@@ -96,11 +96,11 @@ func (h *handle) open(name string, mode driver.OpenMode) (err error) {
 	})
 }
 
-func describe(img *rbd.Image, name string) (image driver.Image, err error) {
+func describe(img *rbd.Image, name string) (image backend.Image, err error) {
 	image.Name = name
 	if image.ID, err = img.GetId(); errno(err) == syscall.EINVAL {
 		return image, fmt.Errorf("%w: it is of format 1, from before 2013, and has no id; convert it while nobody uses it, "+
-			"with rbd migration prepare, execute and commit", driver.ErrUnusable)
+			"with rbd migration prepare, execute and commit", backend.ErrUnusable)
 	} else if err != nil {
 		return image, err
 	}
@@ -131,7 +131,7 @@ func current(img *rbd.Image) error {
 }
 
 // parentOf names the snapshot that an image is a clone of; nil if it is none.
-func parentOf(img *rbd.Image) (*driver.Origin, error) {
+func parentOf(img *rbd.Image) (*backend.Origin, error) {
 	p, err := img.GetParent()
 	if errno(err) == syscall.ENOENT {
 		return nil, current(img)
@@ -139,14 +139,14 @@ func parentOf(img *rbd.Image) (*driver.Origin, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &driver.Origin{
-		Place: driver.Place{Pool: p.Image.PoolName, Namespace: p.Image.PoolNamespace},
+	return &backend.Origin{
+		Place: backend.Place{Pool: p.Image.PoolName, Namespace: p.Image.PoolNamespace},
 		Image: p.Image.ImageName, ID: p.Image.ImageID, Snap: p.Snap.SnapName, SnapID: p.Snap.ID,
 	}, nil
 }
 
-func (h *handle) Image() driver.Image { return h.image }
-func (h *handle) Client() string      { return h.client.addr }
+func (h *handle) Image() backend.Image { return h.image }
+func (h *handle) Client() string       { return h.client.addr }
 
 // call runs fn on the open image, which is not closed before fn has returned.
 func (h *handle) call(ctx context.Context, what string, e effect, fn func() error) error {
@@ -242,7 +242,7 @@ func (h *handle) Unlock(ctx context.Context) error {
 }
 
 func (h *handle) EnableLock(ctx context.Context) error {
-	if slices.Contains(h.image.Features, driver.FeatureLock) {
+	if slices.Contains(h.image.Features, backend.FeatureLock) {
 		return nil
 	}
 	err := h.call(ctx, "enable exclusive-lock", changes, func() error {
@@ -258,7 +258,7 @@ func (h *handle) EnableLock(ctx context.Context) error {
 		return h.img.UpdateFeatures(rbd.FeatureExclusiveLock, true)
 	})
 	if err == nil {
-		h.image.Features = append(h.image.Features, driver.FeatureLock)
+		h.image.Features = append(h.image.Features, backend.FeatureLock)
 	}
 	return err
 }
@@ -278,7 +278,7 @@ func (h *handle) lockedByHand(owners *rados.LockInfo, i int) error {
 		return nil
 	}
 	return fmt.Errorf("%w: the image was locked with rbd lock add, by %s as %q, as yp-engineering's plugin does; "+
-		"if what did it does not run any more: rbd lock rm %s '%s' %s", driver.ErrInUse, owners.Addrs[i], cookie, h.spec(), cookie, client)
+		"if what did it does not run any more: rbd lock rm %s '%s' %s", backend.ErrInUse, owners.Addrs[i], cookie, h.spec(), cookie, client)
 }
 
 // Close waits for librbd to unregister the watcher, no longer than the context.

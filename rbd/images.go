@@ -13,28 +13,28 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // prefix marks what is ours: keys of the images' metadata, and objects.
 const prefix = "docker_volume."
 
-var _ driver.Images = (*Pool)(nil)
+var _ backend.Images = (*Pool)(nil)
 
-// Ping looks for the list of images, which a pool without images has not; see driver.Images.
+// Ping looks for the list of images, which a pool without images has not; see backend.Images.
 func (p *Pool) Ping(ctx context.Context) error {
 	err := p.do(ctx, "ask ceph", reads, func(_ *client, ioctx *rados.IOContext) error {
 		_, err := ioctx.Stat("rbd_directory")
 		return err
 	})
-	if errors.Is(err, driver.ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
-// Create makes an image; see driver.Images.
-func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
+// Create makes an image; see backend.Images.
+func (p *Pool) Create(ctx context.Context, spec backend.ImageSpec) error {
 	return p.do(ctx, "create image", changes, func(c *client, ioctx *rados.IOContext) error {
 		opts, err := imageOptions(spec)
 		if err != nil {
@@ -62,11 +62,11 @@ func (p *Pool) Create(ctx context.Context, spec driver.ImageSpec) error {
 
 // takeOver makes a name free that is taken and has no image; EEXIST if it has one. One
 // that is just being made is given the time to be whole.
-func (p *Pool) takeOver(c *client, ioctx *rados.IOContext, spec driver.ImageSpec) error {
+func (p *Pool) takeOver(c *client, ioctx *rados.IOContext, spec backend.ImageSpec) error {
 	var err error
 	for range 10 {
 		err = p.openable(c, ioctx, spec.Name)
-		if !errors.Is(err, driver.ErrNoVolume) {
+		if !errors.Is(err, backend.ErrNoVolume) {
 			return cmp.Or(err, rbd.ErrExist)
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -90,14 +90,14 @@ func (p *Pool) mayUse(c *client, dataPool string) error {
 	}
 	ioctx, err := p.dataPool(c, dataPool)
 	if errno(err) == syscall.ENOENT {
-		return fmt.Errorf("%w option data-pool=%q: there is no such pool", driver.ErrInvalid, dataPool)
+		return fmt.Errorf("%w option data-pool=%q: there is no such pool", backend.ErrInvalid, dataPool)
 	}
 	if err != nil {
 		return err
 	}
 	defer ioctx.Destroy()
 	if _, err := ioctx.Stat(prefix + "none"); errno(err) == syscall.EPERM || errno(err) == syscall.EACCES {
-		return fmt.Errorf("%w option data-pool=%q: the user %s may not use that pool; the README tells the cap", driver.ErrInvalid, dataPool, p.cfg.User)
+		return fmt.Errorf("%w option data-pool=%q: the user %s may not use that pool; the README tells the cap", backend.ErrInvalid, dataPool, p.cfg.User)
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (p *Pool) dataPool(c *client, name string) (*rados.IOContext, error) {
 	return ioctx, err
 }
 
-func imageOptions(spec driver.ImageSpec) (*rbd.ImageOptions, error) {
+func imageOptions(spec backend.ImageSpec) (*rbd.ImageOptions, error) {
 	opts := rbd.NewRbdImageOptions()
 	features := rbd.FeatureSetFromNames(spec.Features)
 	numbers := map[rbd.ImageOption]uint64{rbd.ImageOptionFeatures: uint64(features)}
@@ -139,7 +139,7 @@ func imageOptions(spec driver.ImageSpec) (*rbd.ImageOptions, error) {
 }
 
 // clone makes an image of a snapshot, which may be in another pool.
-func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec driver.ImageSpec, opts *rbd.ImageOptions) error {
+func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec backend.ImageSpec, opts *rbd.ImageOptions) error {
 	parent, err := p.Beside(spec.From.Place).ioctx(c)
 	if err != nil {
 		return err
@@ -149,16 +149,16 @@ func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec driver.ImageSpec, o
 	if errno(err) == syscall.ENOENT {
 		if there, lookErr := exists(parent, headerObject(spec.From.ID)); lookErr != nil || there {
 			return cmp.Or(lookErr, fmt.Errorf("%w: image %s/%s, which is to be cloned, is there, but librbd does not find all of it; try rbd info %[2]s/%[3]s",
-				driver.ErrUnusable, spec.From.Place, spec.From.Image))
+				backend.ErrUnusable, spec.From.Place, spec.From.Image))
 		}
-		return fmt.Errorf("%w: image %s/%s, which is to be cloned, is gone", driver.ErrInvalid, spec.From.Place, spec.From.Image)
+		return fmt.Errorf("%w: image %s/%s, which is to be cloned, is gone", backend.ErrInvalid, spec.From.Place, spec.From.Image)
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = img.Close() }()
 	if id, err := img.GetSnapID(spec.From.Snap); err != nil || id != spec.From.SnapID {
-		return fmt.Errorf("%w: snapshot %s of %s/%s, which is to be cloned, is gone", driver.ErrInvalid, spec.From.Snap, spec.From.Place, spec.From.Image)
+		return fmt.Errorf("%w: snapshot %s of %s/%s, which is to be cloned, is gone", backend.ErrInvalid, spec.From.Snap, spec.From.Place, spec.From.Image)
 	}
 	return rbd.CloneImage(parent, spec.From.Image, spec.From.Snap, ioctx, spec.Name, opts)
 }
@@ -187,11 +187,11 @@ func (p *Pool) unopened(ioctx *rados.IOContext, name string, err error) error {
 		return err
 	}
 	// Its errno must not be taken for that of a volume that could be opened.
-	return fmt.Errorf("%w: librbd does not open it: %s; try rbd info %s/%s as this user", driver.ErrUnusable, err.Error(), p.place(), name)
+	return fmt.Errorf("%w: librbd does not open it: %s; try rbd info %s/%s as this user", backend.ErrUnusable, err.Error(), p.place(), name)
 }
 
 // Exists looks for the image, and not for its name alone, which a killed create may have
-// left; see driver.Images.
+// left; see backend.Images.
 func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error) {
 	err = p.do(ctx, "look for image", reads, func(c *client, ioctx *rados.IOContext) error {
 		id, err := heldID(ioctx, name)
@@ -203,14 +203,14 @@ func (p *Pool) Exists(ctx context.Context, name string) (exists bool, err error)
 		}
 		return p.openable(c, ioctx, name)
 	})
-	if errors.Is(err, driver.ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
 // ID reads the object that librbd keeps under an image's name, or puts it back; see
-// driver.Images.
+// backend.Images.
 func (p *Pool) ID(ctx context.Context, name string) (id string, err error) {
 	err = p.do(ctx, "id of image", reads, func(c *client, ioctx *rados.IOContext) (err error) {
 		if id, err = heldID(ioctx, name); err != nil || id != "" {
@@ -231,23 +231,23 @@ func (p *Pool) ID(ctx context.Context, name string) (id string, err error) {
 }
 
 // HasID looks for the object that each image has under its id, to its last day
-// in the trash; see driver.Images.
+// in the trash; see backend.Images.
 func (p *Pool) HasID(ctx context.Context, id string) (bool, error) {
 	err := p.do(ctx, "look for image id "+id, reads, func(_ *client, ioctx *rados.IOContext) error {
 		_, err := ioctx.Stat(headerObject(id))
 		return err
 	})
-	if errors.Is(err, driver.ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// Names lists the images of the pool; see driver.Images.
+// Names lists the images of the pool; see backend.Images.
 func (p *Pool) Names(ctx context.Context) (names []string, err error) {
 	err = p.do(ctx, "list images", reads, func(_ *client, ioctx *rados.IOContext) error {
 		all, err := rbd.GetImageNames(ioctx)
-		names = slices.DeleteFunc(all, func(n string) bool { return !driver.ValidName(n) })
+		names = slices.DeleteFunc(all, func(n string) bool { return !backend.ValidName(n) })
 		slices.Sort(names)
 		return err
 	})

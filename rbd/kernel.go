@@ -8,7 +8,7 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Kernel is what the kernel's client needs to know of a cluster and what
@@ -30,7 +30,7 @@ func (p *Pool) Kernel(ctx context.Context) (k Kernel, err error) {
 		if is, err := c.conn.GetFSID(); err != nil {
 			return err
 		} else if is != fsid {
-			return fmt.Errorf("%w: %s has fsid = %s, but the cluster is %s: correct the file", driver.ErrInvalid, p.cfg.ConfFile, fsid, is)
+			return fmt.Errorf("%w: %s has fsid = %s, but the cluster is %s: correct the file", backend.ErrInvalid, p.cfg.ConfFile, fsid, is)
 		}
 		out, err := monCommand(c.conn, map[string]any{"prefix": "mon dump", "format": "json"})
 		if err != nil {

@@ -13,8 +13,8 @@ import (
 
 	logtest "github.com/sirupsen/logrus/hooks/test"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -69,7 +69,7 @@ func TestAKeyThatLibradosDoesNotKnowIsNamed(t *testing.T) {
 		cfg.Keyring = filepath.Join(t.TempDir(), "keyring")
 		keyring(t, cfg.Keyring, "client.tests", key)
 		_, err := connect(t, cfg).Names(t.Context())
-		if !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), says) && !strings.Contains(err.Error(), "does not accept the key") {
+		if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), says) && !strings.Contains(err.Error(), "does not accept the key") {
 			t.Errorf("%s: %v", key, err)
 		} else {
 			t.Logf("%v", err)
@@ -97,10 +97,10 @@ func TestARotatedKeyIsTakenUp(t *testing.T) {
 	}
 	p := rbd.New(cfg)
 	t.Cleanup(p.Close)
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	client := func() string {
 		t.Helper()
-		h, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
+		h, err := p.Open(t.Context(), image.Name, backend.ReadOnly)
 		if err != nil {
 			t.Fatal(err)
 		}

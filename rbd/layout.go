@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Resize makes the image larger; see driver.Handle.
+// Resize makes the image larger; see backend.Handle.
 func (h *handle) Resize(ctx context.Context, size uint64) error {
 	err := h.call(ctx, "resize", changes, func() error {
 		is, err := h.img.GetSize()
@@ -16,7 +16,7 @@ func (h *handle) Resize(ctx context.Context, size uint64) error {
 			return err
 		}
 		if is > size {
-			return fmt.Errorf("%w size: the image has %d bytes, and is not made smaller", driver.ErrInvalid, is)
+			return fmt.Errorf("%w size: the image has %d bytes, and is not made smaller", backend.ErrInvalid, is)
 		}
 		return h.img.Resize(size)
 	})
@@ -26,9 +26,9 @@ func (h *handle) Resize(ctx context.Context, size uint64) error {
 	return err
 }
 
-// Layout tells how the image lies; see driver.Handle.
-func (h *handle) Layout(ctx context.Context) (driver.Layout, error) {
-	var l driver.Layout
+// Layout tells how the image lies; see backend.Handle.
+func (h *handle) Layout(ctx context.Context) (backend.Layout, error) {
+	var l backend.Layout
 	err := h.call(ctx, "look at the layout", reads, func() error {
 		info, err := h.img.Stat()
 		if err != nil {
@@ -46,12 +46,12 @@ func (h *handle) Layout(ctx context.Context) (driver.Layout, error) {
 			return err
 		}
 		if l.DataPool, err = h.client.conn.GetPoolByID(pool); errno(err) == syscall.ENOENT {
-			return fmt.Errorf("%w: the pool of its data, number %d, is gone", driver.ErrUnavailable, pool) // the image is not
+			return fmt.Errorf("%w: the pool of its data, number %d, is gone", backend.ErrUnavailable, pool) // the image is not
 		}
 		return err
 	})
 	if err != nil {
-		return driver.Layout{}, err
+		return backend.Layout{}, err
 	}
 	return l, nil
 }

@@ -52,7 +52,7 @@ func (p *Pool) byManager(ctx context.Context, task func(*admin.TaskAdmin) error)
 	}
 }
 
-// Managers asks the monitors; see driver.Handle. The profile rbd alone does not allow
+// Managers asks the monitors; see backend.Handle. The profile rbd alone does not allow
 // that. After a change of managers the list is empty for a moment (16.2).
 func (h *handle) Managers(ctx context.Context) ([]string, error) {
 	var addrs []string

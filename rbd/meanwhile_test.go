@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -20,10 +20,10 @@ func TestAnImageIsLookedAtWhileItChanges(t *testing.T) {
 		looks  []string
 	}{
 		"made and removed": {func(o *objects) {
-			if err := o.create("a"); err != nil && !errors.Is(err, driver.ErrExists) {
+			if err := o.create("a"); err != nil && !errors.Is(err, backend.ErrExists) {
 				o.t.Error(err)
 			}
-			h, err := o.pool.Open(o.t.Context(), "a", driver.ReadWrite)
+			h, err := o.pool.Open(o.t.Context(), "a", backend.ReadWrite)
 			if err != nil {
 				o.t.Fatal(err)
 			}
@@ -32,7 +32,7 @@ func TestAnImageIsLookedAtWhileItChanges(t *testing.T) {
 			}
 		}, []string{"exists", "id", "open", "create"}},
 		"renamed, and in the trash": {func(o *objects) {
-			if err := o.create("a"); err != nil && !errors.Is(err, driver.ErrExists) {
+			if err := o.create("a"); err != nil && !errors.Is(err, backend.ErrExists) {
 				o.t.Error(err)
 			}
 			o.rbd("rename", o.spec("a"), o.spec("b"))
@@ -50,8 +50,8 @@ func TestAnImageIsLookedAtWhileItChanges(t *testing.T) {
 			for _, what := range row.looks {
 				wg.Go(func() {
 					for ctx.Err() == nil {
-						if err := lookAt(t, other, what); err != nil && !errors.Is(err, driver.ErrNotFound) &&
-							!errors.Is(err, driver.ErrExists) && !errors.Is(err, driver.ErrInUse) {
+						if err := lookAt(t, other, what); err != nil && !errors.Is(err, backend.ErrNotFound) &&
+							!errors.Is(err, backend.ErrExists) && !errors.Is(err, backend.ErrInUse) {
 							t.Errorf("%s: %v", what, err)
 							return
 						}
@@ -81,9 +81,9 @@ func lookAt(t *testing.T, p *rbd.Pool, what string) error {
 		}
 		return err
 	case "create":
-		return p.Create(ctx, driver.ImageSpec{Name: "a", Size: 16 << 20, Features: drivertest.Features})
+		return p.Create(ctx, backend.ImageSpec{Name: "a", Size: 16 << 20, Features: backendtest.Features})
 	}
-	h, err := p.Open(ctx, "a", driver.ReadOnly)
+	h, err := p.Open(ctx, "a", backend.ReadOnly)
 	if err == nil {
 		err = h.Close(ctx)
 	}

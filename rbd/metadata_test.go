@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -22,9 +22,9 @@ const ourPrefix = "docker_volume."
 func TestMetadataIsThatOfLibrbd(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	spec := cfg.Pool + "/" + cfg.Namespace + "/" + image.Name
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,10 +62,10 @@ func TestMetadataIsThatOfLibrbd(t *testing.T) {
 func TestMetadataGoesThroughTheJournal(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	spec := cfg.Pool + "/" + cfg.Namespace + "/" + image.Name
 	testbed.RBD(t, "feature", "enable", spec, "journaling")
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,9 +85,9 @@ func TestMetadataGoesThroughTheJournal(t *testing.T) {
 func TestMetadataWaitsForNoLock(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 64<<20)
+	image := backendtest.Create(t, p, "a", 64<<20)
 	lockedByASleeper(t, image.Name, cfg)
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}

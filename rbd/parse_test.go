@@ -13,7 +13,7 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // monDump is an answer of ceph 16.2.15 to mon dump --format json, with a second
@@ -181,7 +181,7 @@ func (c coded) ErrorCode() int { return int(c) }
 
 func TestTranslateErrorNumbers(t *testing.T) {
 	kinds := []error{
-		driver.ErrNotFound, driver.ErrExists, driver.ErrInvalid, driver.ErrBusy, driver.ErrInUse, driver.ErrLost, driver.ErrUnavailable, driver.ErrContent,
+		backend.ErrNotFound, backend.ErrExists, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost, backend.ErrUnavailable, backend.ErrContent,
 	}
 	for _, row := range []struct {
 		name string
@@ -189,22 +189,22 @@ func TestTranslateErrorNumbers(t *testing.T) {
 		kind error // nil = none
 		gone bool
 	}{
-		{"ENOENT", coded(-2), driver.ErrNotFound, false},
-		{"ENOENT, the other sign", coded(2), driver.ErrNotFound, false},
-		{"go-ceph's own", rados.ErrNotFound, driver.ErrNotFound, false},
-		{"go-ceph's own, wrapped", fmt.Errorf("pool: %w", rados.ErrNotFound), driver.ErrNotFound, false},
-		{"EEXIST", coded(-int(syscall.EEXIST)), driver.ErrExists, false},
-		{"EBUSY: it has watchers", coded(-int(syscall.EBUSY)), driver.ErrBusy, false},
-		{"ENOTEMPTY: it has snapshots", coded(-int(syscall.ENOTEMPTY)), driver.ErrBusy, false},
+		{"ENOENT", coded(-2), backend.ErrNotFound, false},
+		{"ENOENT, the other sign", coded(2), backend.ErrNotFound, false},
+		{"go-ceph's own", rados.ErrNotFound, backend.ErrNotFound, false},
+		{"go-ceph's own, wrapped", fmt.Errorf("pool: %w", rados.ErrNotFound), backend.ErrNotFound, false},
+		{"EEXIST", coded(-int(syscall.EEXIST)), backend.ErrExists, false},
+		{"EBUSY: it has watchers", coded(-int(syscall.EBUSY)), backend.ErrBusy, false},
+		{"ENOTEMPTY: it has snapshots", coded(-int(syscall.ENOTEMPTY)), backend.ErrBusy, false},
 		{"ERANGE: a buffer was too small", coded(-int(syscall.ERANGE)), nil, false}, // of a record: see the contract of Records
 		{"EOVERFLOW", coded(-int(syscall.EOVERFLOW)), nil, false},
 		{"ESTALE", coded(-int(syscall.ESTALE)), nil, false},
-		{"EACCES", coded(-int(syscall.EACCES)), driver.ErrUnavailable, false},
-		{"EPERM", coded(-int(syscall.EPERM)), driver.ErrUnavailable, false},
-		{"ETIMEDOUT", coded(-int(syscall.ETIMEDOUT)), driver.ErrUnavailable, false},
-		{"ESHUTDOWN: blocklisted", coded(-108), driver.ErrUnavailable, true},
-		{"ENOTCONN: shut down", coded(-int(syscall.ENOTCONN)), driver.ErrUnavailable, true},
-		{"EINTR", coded(-int(syscall.EINTR)), driver.ErrUnavailable, false},
+		{"EACCES", coded(-int(syscall.EACCES)), backend.ErrUnavailable, false},
+		{"EPERM", coded(-int(syscall.EPERM)), backend.ErrUnavailable, false},
+		{"ETIMEDOUT", coded(-int(syscall.ETIMEDOUT)), backend.ErrUnavailable, false},
+		{"ESHUTDOWN: blocklisted", coded(-108), backend.ErrUnavailable, true},
+		{"ENOTCONN: shut down", coded(-int(syscall.ENOTCONN)), backend.ErrUnavailable, true},
+		{"EINTR", coded(-int(syscall.EINTR)), backend.ErrUnavailable, false},
 		{"EIO", coded(-int(syscall.EIO)), nil, false},
 		{"EROFS", coded(-int(syscall.EROFS)), nil, false},
 		{"no number", errors.New("no key"), nil, false},

@@ -16,7 +16,8 @@ import (
 	ceph "github.com/ceph/go-ceph/rbd"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -31,40 +32,40 @@ func connect(t *testing.T, cfg rbd.Config) *rbd.Pool {
 
 func TestContracts(t *testing.T) {
 	t.Run("Images", func(t *testing.T) {
-		drivertest.Images(t, func(t *testing.T) drivertest.Ceph { return connect(t, testbed.Namespace(t)) })
+		backendtest.Images(t, func(t *testing.T) backendtest.Ceph { return connect(t, testbed.Namespace(t)) })
 	})
 	t.Run("Snapshots", func(t *testing.T) {
-		drivertest.Snapshots(t, func(t *testing.T) (drivertest.Ceph, driver.Place) {
+		backendtest.Snapshots(t, func(t *testing.T) (backendtest.Ceph, backend.Place) {
 			cfg := testbed.Namespace(t)
-			return connect(t, cfg), driver.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}
+			return connect(t, cfg), backend.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}
 		})
 	})
 	t.Run("Records", func(t *testing.T) {
 		cfg := testbed.Namespace(t)
-		drivertest.Records(t, func(t *testing.T) drivertest.Ceph { return connect(t, cfg) })
+		backendtest.Records(t, func(t *testing.T) backendtest.Ceph { return connect(t, cfg) })
 	})
 	t.Run("Fences", func(t *testing.T) {
 		cfg := testbed.Namespace(t)
-		drivertest.Fences(t, func(t *testing.T) drivertest.Ceph { return connect(t, cfg) })
+		backendtest.Fences(t, func(t *testing.T) backendtest.Ceph { return connect(t, cfg) })
 	})
 }
 
 func TestAClientThatWasFencedIsReplaced(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p, other := connect(t, cfg), connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	image := backendtest.Create(t, p, "a", 8<<20)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := other.Fence(t.Context(), h.Client()); err != nil {
 		t.Fatal(err)
 	}
-	drivertest.Watchers(t, other, image.Name) // its OSD knows of the fence, as from any client that takes over
-	if err := h.SetMeta(t.Context(), map[string]string{"x": "1"}); !errors.Is(err, driver.ErrUnavailable) {
+	backendtest.Watchers(t, other, image.Name) // its OSD knows of the fence, as from any client that takes over
+	if err := h.SetMeta(t.Context(), map[string]string{"x": "1"}); !errors.Is(err, backend.ErrUnavailable) {
 		t.Fatalf("the fenced client: %v", err)
 	}
-	again, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	again, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,19 +84,19 @@ func TestAClientThatWasFencedIsReplaced(t *testing.T) {
 func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 64<<20)
+	image := backendtest.Create(t, p, "a", 64<<20)
 	wakeUp := lockedByASleeper(t, image.Name, cfg)
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := h.Snap(ctx, "later"); !errors.Is(err, driver.ErrUnavailable) {
+	if err := h.Snap(ctx, "later"); !errors.Is(err, backend.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
 	wakeUp()
-	again, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
+	again, err := p.Open(t.Context(), image.Name, backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,18 +112,18 @@ func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 func TestARequestThatHasEndedBeginsNothing(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	image := backendtest.Create(t, p, "a", 8<<20)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for what, err := range map[string]error{
-		"create": p.Create(ended, driver.ImageSpec{Name: "b", Size: 8 << 20, Features: drivertest.Features}),
+		"create": p.Create(ended, backend.ImageSpec{Name: "b", Size: 8 << 20, Features: backendtest.Features}),
 		"set":    h.SetMeta(ended, map[string]string{"x": "1"}), "remove": h.Remove(ended, 0),
 	} {
-		if !errors.Is(err, driver.ErrUnavailable) {
+		if !errors.Is(err, backend.ErrUnavailable) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -159,8 +160,8 @@ func TestTroubleIsNeverNotFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := good
 			change(&cfg)
-			_, err := connect(t, cfg).Open(t.Context(), "a", driver.ReadOnly)
-			if !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) {
+			_, err := connect(t, cfg).Open(t.Context(), "a", backend.ReadOnly)
+			if !errors.Is(err, backend.ErrUnavailable) || errors.Is(err, backend.ErrNotFound) {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -170,13 +171,13 @@ func TestTroubleIsNeverNotFound(t *testing.T) {
 func TestSnapshotsKeepAnImage(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	testbed.RBD(t, "snap", "create", cfg.Pool+"/"+cfg.Namespace+"/a@s")
-	h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Remove(t.Context(), 0); !errors.Is(err, driver.ErrBusy) {
+	if err := h.Remove(t.Context(), 0); !errors.Is(err, backend.ErrBusy) {
 		t.Errorf("removed: %v", err)
 	}
 	testbed.RBD(t, "snap", "rm", "--no-progress", cfg.Pool+"/"+cfg.Namespace+"/a@s")
@@ -196,8 +197,8 @@ func TestTheDataOfARemovedImageIsDeleted(t *testing.T) {
 				cfg.User, cfg.Keyring = user, testbed.User(t, user, "mon", "profile rbd", "osd", "profile rbd")
 			}
 			p := connect(t, cfg)
-			image := drivertest.Create(t, p, "a", 8<<20)
-			h, err := p.Open(t.Context(), image.Name, driver.ReadWrite)
+			image := backendtest.Create(t, p, "a", 8<<20)
+			h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -223,12 +224,12 @@ func TestAnImageThatWasHalfMadeIsMadeAnew(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
 	at := []string{"-c", testbed.Conf(), "-p", cfg.Pool, "-N", cfg.Namespace}
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	testbed.Run(t, "rados", append(at, "rm", "rbd_header."+image.ID, "rbd_object_map."+image.ID)...)
 	if exists, err := p.Exists(t.Context(), "a"); err != nil || exists {
 		t.Errorf("exists: %v, %v", exists, err)
 	}
-	again := drivertest.Create(t, p, "a", 16<<20)
+	again := backendtest.Create(t, p, "a", 16<<20)
 	if again.ID == image.ID || again.Size != 16<<20 {
 		t.Errorf("made anew: %+v, was %+v", again, image)
 	}
@@ -246,7 +247,7 @@ func TestACloneIsNotEmpty(t *testing.T) {
 	testbed.Run(t, "sh", "-c", "head -c 8M /dev/urandom | rbd -c "+testbed.Conf()+" import --no-progress - "+at+"golden")
 	testbed.RBD(t, "snap", "create", at+"golden@s")
 	testbed.RBD(t, "clone", "--rbd-default-clone-format", "2", at+"golden@s", at+"clone")
-	h, err := p.Open(t.Context(), "clone", driver.ReadOnly)
+	h, err := p.Open(t.Context(), "clone", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +267,7 @@ func TestARecordThatIsNotOursIsLeftAlone(t *testing.T) {
 	testbed.Run(t, "sh", "-c", "echo not json | rados -c "+testbed.Conf()+" -p "+cfg.Pool+" -N "+cfg.Namespace+" put docker_volume.guard.x -")
 	var g driver.Guard
 	_, err := p.Load(t.Context(), "guard.x", &g)
-	if err == nil || errors.Is(err, driver.ErrNotFound) {
+	if err == nil || errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -280,8 +281,8 @@ func TestAnImageOfFormat1IsRefused(t *testing.T) {
 	t.Cleanup(func() { testbed.RBD(t, "rm", "--no-progress", "rbd/"+name) })
 	cfg.Namespace = "" // there are none in a namespace
 	p := connect(t, cfg)
-	_, err := p.Open(t.Context(), name, driver.ReadOnly)
-	if !errors.Is(err, driver.ErrUnusable) || !strings.Contains(err.Error(), "rbd migration prepare") {
+	_, err := p.Open(t.Context(), name, backend.ReadOnly)
+	if !errors.Is(err, backend.ErrUnusable) || !strings.Contains(err.Error(), "rbd migration prepare") {
 		t.Error(err)
 	}
 }
@@ -290,7 +291,7 @@ func TestAnImageOfFormat1IsRefused(t *testing.T) {
 func TestTheLockOfAFencedClientIsBroken(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := drivertest.Create(t, p, "a", 8<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	conn, err := rbd.Connect(cfg, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -322,7 +323,7 @@ func TestTheLockOfAFencedClientIsBroken(t *testing.T) {
 		}
 		return all.Addrs
 	}
-	h, err := p.Open(t.Context(), image.Name, driver.ReadOnly)
+	h, err := p.Open(t.Context(), image.Name, backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,7 +390,7 @@ func TestWhichClusterItIs(t *testing.T) {
 				}
 			}
 			_, err := p.Kernel(t.Context())
-			if (err == nil) != (row.kernelSays == "") || err != nil && (!errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), row.kernelSays)) {
+			if (err == nil) != (row.kernelSays == "") || err != nil && (!errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), row.kernelSays)) {
 				t.Errorf("what the kernel has to be told: %v", err)
 			}
 		})
@@ -405,14 +406,14 @@ func TestAPoolThatIsDeleted(t *testing.T) {
 	t.Cleanup(remove)
 	testbed.RBD(t, "pool", "init", pool)
 	p := connect(t, rbd.Config{Cluster: "ceph", ConfFile: testbed.Conf(), User: "client.tests", Pool: pool, Log: testbed.Log(t)})
-	drivertest.Create(t, p, "a", 8<<20)
+	backendtest.Create(t, p, "a", 8<<20)
 	remove()
 	for name, ask := range map[string]func() error{
 		"names": func() error { _, err := p.Names(t.Context()); return err },
-		"open":  func() error { _, err := p.Open(t.Context(), "a", driver.ReadOnly); return err },
+		"open":  func() error { _, err := p.Open(t.Context(), "a", backend.ReadOnly); return err },
 		"load":  func() error { _, err := p.Load(t.Context(), "x", new(any)); return err },
 	} {
-		if err := ask(); !errors.Is(err, driver.ErrUnavailable) || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "no pool of this name") {
+		if err := ask(); !errors.Is(err, backend.ErrUnavailable) || errors.Is(err, backend.ErrNotFound) || !strings.Contains(err.Error(), "no pool of this name") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -421,7 +422,7 @@ func TestAPoolThatIsDeleted(t *testing.T) {
 	if names, err := p.Names(t.Context()); err != nil || len(names) > 0 {
 		t.Errorf("of the new pool: %v, %v", names, err)
 	}
-	drivertest.Create(t, p, "b", 8<<20)
+	backendtest.Create(t, p, "b", 8<<20)
 }
 
 // Without space nothing new can be written, and nobody waits for some; what needs
@@ -429,7 +430,7 @@ func TestAPoolThatIsDeleted(t *testing.T) {
 func TestAFullCluster(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	drivertest.Create(t, p, "a", 8<<20)
+	backendtest.Create(t, p, "a", 8<<20)
 	version, err := p.Swap(t.Context(), "guard", 0, "mine")
 	if err != nil {
 		t.Fatal(err)
@@ -445,7 +446,7 @@ func TestAFullCluster(t *testing.T) {
 	}
 	fill("full")
 	t.Cleanup(func() { fill("none") })
-	full := p.Create(t.Context(), driver.ImageSpec{Name: "b", Size: 8 << 20, Features: []string{"exclusive-lock"}})
+	full := p.Create(t.Context(), backend.ImageSpec{Name: "b", Size: 8 << 20, Features: []string{"exclusive-lock"}})
 	if full == nil || !strings.Contains(full.Error(), "is full, or over its quota") {
 		t.Errorf("create: %v", full)
 	}
@@ -455,19 +456,19 @@ func TestAFullCluster(t *testing.T) {
 	if err := p.Delete(t.Context(), "guard", version); err != nil {
 		t.Errorf("giving back: %v", err)
 	}
-	h, err := p.Open(t.Context(), "a", driver.ReadWrite)
+	h, err := p.Open(t.Context(), "a", backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The first removal of a namespace makes its trash, for which there is no space.
-	if err := h.Remove(t.Context(), 0); err == nil || errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "is the cluster full?") {
+	if err := h.Remove(t.Context(), 0); err == nil || errors.Is(err, backend.ErrNotFound) || !strings.Contains(err.Error(), "is the cluster full?") {
 		t.Errorf("removing without a trash: %v", err)
 	}
 	_ = h.Close(t.Context())
 	fill("none")
 	remove := func(name string) {
 		t.Helper()
-		h, err := p.Open(t.Context(), name, driver.ReadWrite)
+		h, err := p.Open(t.Context(), name, backend.ReadWrite)
 		if err == nil {
 			err = h.Remove(t.Context(), 0)
 		}
@@ -475,7 +476,7 @@ func TestAFullCluster(t *testing.T) {
 			t.Errorf("removing %s: %v", name, err)
 		}
 	}
-	drivertest.Create(t, p, "c", 8<<20)
+	backendtest.Create(t, p, "c", 8<<20)
 	remove("c")
 	fill("full")
 	remove("a")
@@ -493,7 +494,7 @@ func TestALargeImageIsLookedAtWithoutAWalk(t *testing.T) {
 			image := "i" + strings.ReplaceAll(name, " ", "")
 			testbed.RBD(t, "create", "--size", "4T", "--image-feature", "layering,exclusive-lock", at+image)
 			testbed.RBD(t, "feature", "enable", at+image, "object-map", "fast-diff")
-			h, err := p.Open(t.Context(), image, driver.ReadWrite)
+			h, err := p.Open(t.Context(), image, backend.ReadWrite)
 			if err != nil {
 				t.Fatal(err)
 			}

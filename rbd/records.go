@@ -11,16 +11,16 @@ import (
 
 	"github.com/ceph/go-ceph/rados"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-var _ driver.Records = (*Pool)(nil)
+var _ backend.Records = (*Pool)(nil)
 
 // maxRecord is many times the size of a record, and that of a list of some 400 nodes.
 const maxRecord = 64 << 10
 
-// Load reads a record; see driver.Records.
-func (p *Pool) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+// Load reads a record; see backend.Records.
+func (p *Pool) Load(ctx context.Context, key string, into any) (backend.Version, error) {
 	var (
 		data    []byte
 		version uint64
@@ -42,11 +42,11 @@ func (p *Pool) Load(ctx context.Context, key string, into any) (driver.Version, 
 		return 0, fmt.Errorf("object %s%s cannot be understood and is not touched: %w; look at it with rados get, "+
 			"and rados rm it only if no node uses the image", prefix, key, err)
 	}
-	return driver.Version(version), nil
+	return backend.Version(version), nil
 }
 
-// Swap replaces a record; see driver.Records.
-func (p *Pool) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+// Swap replaces a record; see backend.Records.
+func (p *Pool) Swap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return 0, err
@@ -54,16 +54,16 @@ func (p *Pool) Swap(ctx context.Context, key string, old driver.Version, value a
 	return p.write(ctx, key, old, func(op *rados.WriteOp) { op.WriteFull(data) })
 }
 
-// Delete removes a record; see driver.Records.
-func (p *Pool) Delete(ctx context.Context, key string, old driver.Version) error {
+// Delete removes a record; see backend.Records.
+func (p *Pool) Delete(ctx context.Context, key string, old backend.Version) error {
 	if old == 0 {
-		return fmt.Errorf("remove %s%s: %w", prefix, key, driver.ErrNotFound)
+		return fmt.Errorf("remove %s%s: %w", prefix, key, backend.ErrNotFound)
 	}
 	_, err := p.write(ctx, key, old, func(op *rados.WriteOp) { op.Remove() })
 	return err
 }
 
-// Keys lists records; see driver.Records.
+// Keys lists records; see backend.Records.
 func (p *Pool) Keys(ctx context.Context, begin string) (keys []string, err error) {
 	err = p.do(ctx, "list objects "+prefix+begin+"*", reads, func(_ *client, ioctx *rados.IOContext) error {
 		all, err := ioctx.Iter()
@@ -88,7 +88,7 @@ func (p *Pool) Keys(ctx context.Context, begin string) (keys []string, err error
 // write changes an object in one operation that fails unless the object has
 // the version that was read. A stale version gets ERANGE, an object that has
 // gone EOVERFLOW or ENOENT, one that has come EEXIST (seen with 16.2).
-func (p *Pool) write(ctx context.Context, key string, old driver.Version, change func(*rados.WriteOp)) (driver.Version, error) {
+func (p *Pool) write(ctx context.Context, key string, old backend.Version, change func(*rados.WriteOp)) (backend.Version, error) {
 	var version uint64
 	err := p.do(ctx, "write "+prefix+key, changes, func(_ *client, ioctx *rados.IOContext) error {
 		op := rados.CreateWriteOp()
@@ -108,11 +108,11 @@ func (p *Pool) write(ctx context.Context, key string, old driver.Version, change
 	})
 	switch number := errno(err); {
 	case number == syscall.ERANGE, number == syscall.EOVERFLOW:
-		return 0, fmt.Errorf("write %s%s: %w (%w)", prefix, key, driver.ErrLost, number)
-	case errors.Is(err, driver.ErrNotFound), errors.Is(err, driver.ErrExists):
-		return 0, fmt.Errorf("%w (%w)", driver.ErrLost, err)
+		return 0, fmt.Errorf("write %s%s: %w (%w)", prefix, key, backend.ErrLost, number)
+	case errors.Is(err, backend.ErrNotFound), errors.Is(err, backend.ErrExists):
+		return 0, fmt.Errorf("%w (%w)", backend.ErrLost, err)
 	case err != nil:
 		return 0, err
 	}
-	return driver.Version(version), nil
+	return backend.Version(version), nil
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Remove moves the image to the trash, which is done at once. If it is not to be
@@ -38,7 +38,7 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	}
 	// The volume is gone, whatever becomes of the data. If it is not found it was deleted by
 	// others or, restored meanwhile, is not ours to delete.
-	if err := h.pool.emptyTrash(ctx, h.image.ID, due); err != nil && !errors.Is(err, driver.ErrNotFound) {
+	if err := h.pool.emptyTrash(ctx, h.image.ID, due); err != nil && !errors.Is(err, backend.ErrNotFound) {
 		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
 			h.image.Name, h.pool.place(), h.image.ID, err)
 	}
@@ -69,10 +69,10 @@ func (h *handle) unmoved(err error) error {
 		return fmt.Errorf("%w (after: %s)", lookErr, err.Error())
 	case is == "":
 		return fmt.Errorf("%w: object %s has lost the image, id %s: it is whole, and rbd ls %s does not show it; its keys name_%s and id_%s are missing there",
-			driver.ErrBusy, directory, h.image.ID, h.pool.place(), h.image.Name, h.image.ID)
+			backend.ErrBusy, directory, h.image.ID, h.pool.place(), h.image.Name, h.image.ID)
 	case is != h.image.Name:
 		return fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
-			"wanted goes with rados -p %s --namespace '%s' rm %s", driver.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name))
+			"wanted goes with rados -p %s --namespace '%s' rm %s", backend.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name))
 	case openErr != nil:
 		return h.pool.unfound(h.ioctx, h.image.Name)
 	}
@@ -86,7 +86,7 @@ func (h *handle) toTrash(keep time.Duration) (time.Duration, error) {
 		return keep, err
 	}
 	if len(snaps) > 0 {
-		return keep, fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s, and remove them first", driver.ErrBusy, len(snaps), h.spec())
+		return keep, fmt.Errorf("%w: the image has %d snapshots; see rbd snap ls %s, and remove them first", backend.ErrBusy, len(snaps), h.spec())
 	}
 	clones, lost, err := h.clones()
 	if err != nil {
@@ -138,5 +138,5 @@ func (h *handle) takeBack() error {
 	case state == moving:
 		return tell(h.ioctx, trashList, "trash_remove", text(h.image.ID))
 	}
-	return fmt.Errorf("%w: the image is in the trash, and yet there under its name; see rbd trash ls --all %s", driver.ErrBusy, h.pool.place())
+	return fmt.Errorf("%w: the image is in the trash, and yet there under its name; see rbd trash ls --all %s", backend.ErrBusy, h.pool.place())
 }

@@ -7,15 +7,15 @@ import (
 
 	"github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // maxDepth is where Depth stops to count.
 const maxDepth = 64
 
-// Snapshots lists the snapshots; see driver.Handle.
-func (h *handle) Snapshots(ctx context.Context) ([]driver.Snapshot, error) {
-	var snaps []driver.Snapshot
+// Snapshots lists the snapshots; see backend.Handle.
+func (h *handle) Snapshots(ctx context.Context) ([]backend.Snapshot, error) {
+	var snaps []backend.Snapshot
 	err := h.call(ctx, "list snapshots", reads, func() (err error) {
 		snaps, err = h.snapshots()
 		return err
@@ -28,7 +28,7 @@ func (h *handle) Snapshots(ctx context.Context) ([]driver.Snapshot, error) {
 
 // snapshots are those that somebody made and has not removed: of the others, as
 // clones need them, librbd tells as well.
-func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
+func (h *handle) snapshots() (snaps []backend.Snapshot, err error) {
 	all, err := h.img.GetSnapshotNames()
 	if err != nil {
 		return nil, err
@@ -55,12 +55,12 @@ func (h *handle) snapshots() (snaps []driver.Snapshot, err error) {
 		if err != nil {
 			return nil, err
 		}
-		snaps = append(snaps, driver.Snapshot{Name: s.Name, ID: s.Id, Size: s.Size, Created: time.Unix(created.Sec, created.Nsec)})
+		snaps = append(snaps, backend.Snapshot{Name: s.Name, ID: s.Id, Size: s.Size, Created: time.Unix(created.Sec, created.Nsec)})
 	}
 	return snaps, nil
 }
 
-// Snap makes a snapshot; see driver.Handle.
+// Snap makes a snapshot; see backend.Handle.
 func (h *handle) Snap(ctx context.Context, name string) error {
 	return h.call(ctx, "make snapshot", changes, func() error {
 		_, err := h.img.CreateSnapshot(name)
@@ -68,24 +68,24 @@ func (h *handle) Snap(ctx context.Context, name string) error {
 	})
 }
 
-// Unsnap removes a snapshot; see driver.Handle. One that is protected, for clones
+// Unsnap removes a snapshot; see backend.Handle. One that is protected, for clones
 // of Ceph's first format, is busy.
 func (h *handle) Unsnap(ctx context.Context, name string) error {
 	return h.call(ctx, "remove snapshot", changes, func() error { return h.img.GetSnapshot(name).Remove() })
 }
 
-// Rollback goes back to a snapshot; see driver.Handle.
+// Rollback goes back to a snapshot; see backend.Handle.
 func (h *handle) Rollback(ctx context.Context, name string) error {
 	return h.call(ctx, "roll back", changes, func() error { return h.img.GetSnapshot(name).Rollback() })
 }
 
-// Clones lists the clones; see driver.Handle.
+// Clones lists the clones; see backend.Handle.
 func (h *handle) Clones(ctx context.Context) ([]string, error) {
 	var names []string
 	err := h.call(ctx, "list clones", reads, func() error {
 		clones, lost, err := h.clones()
 		for _, c := range clones {
-			name := driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}.String() + "/" + c.ImageName
+			name := backend.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}.String() + "/" + c.ImageName
 			if c.Trash {
 				name += " (in the trash)"
 			}
@@ -112,7 +112,7 @@ func (h *handle) clones() (clones []rbd.ImageSpec, lost bool, err error) {
 	return clones, false, err
 }
 
-// Depth goes up from parent to parent; see driver.Handle.
+// Depth goes up from parent to parent; see backend.Handle.
 func (h *handle) Depth(ctx context.Context) (int, error) {
 	depth := 0
 	err := h.call(ctx, "look for ancestors", reads, func() error {
@@ -131,7 +131,7 @@ func (h *handle) Depth(ctx context.Context) (int, error) {
 	return depth, nil
 }
 
-func (p *Pool) grandparent(c *client, id string) (*driver.Origin, error) {
+func (p *Pool) grandparent(c *client, id string) (*backend.Origin, error) {
 	ioctx, err := p.ioctx(c)
 	if err != nil {
 		return nil, err
@@ -145,5 +145,5 @@ func (p *Pool) grandparent(c *client, id string) (*driver.Origin, error) {
 	return parentOf(img)
 }
 
-// Flatten leaves it to the manager; see driver.Handle.
+// Flatten leaves it to the manager; see backend.Handle.
 func (h *handle) Flatten(ctx context.Context) error { return h.pool.flatten(ctx, h.image.Name) }

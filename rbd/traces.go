@@ -10,7 +10,7 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // traces are what the pool has of an image that librbd does not find under its name.
@@ -36,7 +36,7 @@ type traces struct {
 }
 
 // errChanging: somebody is just at it.
-var errChanging = fmt.Errorf("%w: the image is just being made or removed; try again", driver.ErrInUse)
+var errChanging = fmt.Errorf("%w: the image is just being made or removed; try again", backend.ErrInUse)
 
 // look finds the traces of a name. If there are none, id is "".
 func look(ioctx *rados.IOContext, name string) (t traces, err error) {
@@ -132,11 +132,11 @@ func (p *Pool) mend(c *client, ioctx *rados.IOContext, name string) error {
 		t, err = steady(ioctx, name)
 	}
 	if err != nil || t.id == "" {
-		return cmp.Or(err, driver.ErrNoVolume)
+		return cmp.Or(err, backend.ErrNoVolume)
 	}
 	switch t.kind() {
 	case remains:
-		return cmp.Or(p.noData(ioctx, t), driver.ErrNoVolume)
+		return cmp.Or(p.noData(ioctx, t), backend.ErrNoVolume)
 	case whole:
 		return p.putBack(ioctx, t)
 	case comingBack:
@@ -211,10 +211,10 @@ func (p *Pool) putBack(ioctx *rados.IOContext, t traces) error {
 func (p *Pool) refuse(t traces) error {
 	if t.kind() == unopenable {
 		return fmt.Errorf("%w: image %s is there, but librbd does not find all of it; is its data pool gone, or is it a clone whose parent, or the parent's pool, is gone? "+
-			"If it is not wanted: rbd rm %s/%s", driver.ErrUnusable, t.name, p.place(), t.name)
+			"If it is not wanted: rbd rm %s/%s", backend.ErrUnusable, t.name, p.place(), t.name)
 	}
 	return fmt.Errorf("%w: image %s is there, but damaged: rbd_directory has id %q under its name, and under that the name %q; object %s has %q; "+
-		"nothing is done to it; look at it with rbd info --pool %s --namespace '%s' --image-id ID, and make these agree", driver.ErrUnusable,
+		"nothing is done to it; look at it with rbd info --pool %s --namespace '%s' --image-id ID, and make these agree", backend.ErrUnusable,
 		t.name, t.listed, t.back, idObject(t.name), t.held, p.cfg.Pool, p.cfg.Namespace)
 }
 
@@ -228,7 +228,7 @@ func (p *Pool) noData(ioctx *rados.IOContext, t traces, further ...*rados.IOCont
 		there, err := exists(ioctx, object)
 		if there {
 			err = fmt.Errorf("%w: image %s (id %s) has lost its object %s, and there is still %s of it: nothing is made in its place; "+
-				"if its data is not wanted: rados -p %s --namespace '%s' rm %s", driver.ErrUnusable, t.name, t.id, headerObject(t.id), object,
+				"if its data is not wanted: rados -p %s --namespace '%s' rm %s", backend.ErrUnusable, t.name, t.id, headerObject(t.id), object,
 				p.cfg.Pool, p.cfg.Namespace, object)
 		}
 		return err

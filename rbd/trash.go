@@ -13,7 +13,7 @@ import (
 	"github.com/ceph/go-ceph/rbd"
 	"github.com/ceph/go-ceph/rbd/admin"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // removed marks an image that the plugin put into the trash: what others put there is
@@ -50,7 +50,7 @@ func between(now, end time.Time) time.Duration { return max(0, end.Sub(now).Roun
 const grace = time.Minute
 
 // Purge empties the trash of what its time is up for, by Ceph's clock, and of what a
-// removal that was cut short has left; see driver.Images.
+// removal that was cut short has left; see backend.Images.
 func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 	var trash []rbd.TrashInfo
 	var now time.Time
@@ -60,7 +60,7 @@ func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 		}
 		return err
 	})
-	if errors.Is(err, driver.ErrNotFound) { // nothing was ever removed here
+	if errors.Is(err, backend.ErrNotFound) { // nothing was ever removed here
 		return nil, nil
 	}
 	if err != nil {
@@ -90,7 +90,7 @@ func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 			err = p.emptyTrash(ctx, entry.Id, stay{since: entry.DeletionTime.Unix(), until: entry.DefermentEndTime.Unix()})
 		}
 		switch {
-		case errors.Is(err, driver.ErrNotFound): // another node was faster
+		case errors.Is(err, backend.ErrNotFound): // another node was faster
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%s (%s/%s, in the trash): %w", entry.Name, p.place(), entry.Id, err))
 		case !waits:
@@ -148,7 +148,7 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 		img, err := rbd.OpenImageByIdReadOnly(ioctx, id, rbd.NoSnapshot)
 		if errno(err) == syscall.ENOENT {
 			if there, lookErr := exists(ioctx, headerObject(id)); lookErr != nil || there {
-				return cmp.Or(lookErr, fmt.Errorf("%w: librbd does not find all of it; is it a clone whose parent is gone?", driver.ErrUnusable))
+				return cmp.Or(lookErr, fmt.Errorf("%w: librbd does not find all of it; is it a clone whose parent is gone?", backend.ErrUnusable))
 			}
 			return nil // it is all but deleted
 		}
@@ -166,7 +166,7 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 		if c.Trash { // it is flattened by nobody, but its own time will come
 			continue
 		}
-		at := p.Beside(driver.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
+		at := p.Beside(backend.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
 		promised := false
 		err := at.do(ctx, "look for a promise", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
 			if promised, err = exists(ioctx, prefix+"blank."+c.ImageName); err == nil && promised {

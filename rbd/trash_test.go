@@ -8,14 +8,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 )
 
 // remove removes an image through the plugin.
 func (o *objects) remove(name string, keep time.Duration) {
 	o.t.Helper()
-	h, err := o.pool.Open(o.t.Context(), name, driver.ReadWrite)
+	h, err := o.pool.Open(o.t.Context(), name, backend.ReadWrite)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestPurgeEndsWhatWasCutShort(t *testing.T) {
 		"restoring":     {func(o *objects, id string) { o.trashed(id, restoring) }, false},
 		"name of another": {func(o *objects, id string) {
 			o.trashed(id, moving)
-			drivertest.Create(o.t, o.pool, "a", 8<<20)
+			backendtest.Create(o.t, o.pool, "a", 8<<20)
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestACloneInTheTrashWhoseParentIsLost(t *testing.T) {
 // asked first, an image was restored, used, and removed again, to be kept: it is.
 func TestAnImageThatIsInTheTrashAgainIsKept(t *testing.T) {
 	o := newObjects(t)
-	drivertest.Create(t, o.pool, "a", 8<<20)
+	backendtest.Create(t, o.pool, "a", 8<<20)
 	id := o.get("rbd_directory", "name_a")
 	image := string(id[4:])
 	o.remove("a", time.Second)
@@ -219,7 +219,7 @@ func TestAnImageThatIsInTheTrashAgainIsKept(t *testing.T) {
 		o.rbd("trash", "restore", "--pool", o.cfg.Pool, "--namespace", o.cfg.Namespace, image)
 		o.remove("a", time.Hour)
 	})
-	if !errors.Is(err, driver.ErrNotFound) || !o.inTrash(image) {
+	if !errors.Is(err, backend.ErrNotFound) || !o.inTrash(image) {
 		t.Fatalf("deleted: %v", err)
 	}
 	o.rbd("trash", "restore", "--pool", o.cfg.Pool, "--namespace", o.cfg.Namespace, image) // it is not marked as going

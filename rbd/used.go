@@ -13,7 +13,7 @@ import (
 // a filesystem, a partition table, LUKS, LVM, a swap area, has something there.
 const ends = 256
 
-// Used sums up the objects; see driver.Handle.
+// Used sums up the objects; see backend.Handle.
 func (h *handle) Used(ctx context.Context) (used uint64, known bool, err error) {
 	err = h.call(ctx, "measure image", reads, func() (err error) {
 		if known, err = h.accounted(); err == nil && known {
@@ -27,7 +27,7 @@ func (h *handle) Used(ctx context.Context) (used uint64, known bool, err error) 
 	return used, known, nil
 }
 
-// Empty looks at all of an image, or at its ends; see driver.Handle.
+// Empty looks at all of an image, or at its ends; see backend.Handle.
 func (h *handle) Empty(ctx context.Context) (empty, sure bool, err error) {
 	err = h.call(ctx, "look whether the image is empty", reads, func() error {
 		info, err := h.img.Stat()

@@ -11,7 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
@@ -38,7 +38,7 @@ func (s service) kernel(ctx context.Context, mapper string) (missing, err error)
 }
 
 // chooseMapper also tells which it is, and why; missing is why the kernel cannot map.
-func chooseMapper(log *logrus.Logger, values map[string]string, missing error, pool *rbd.Pool, run string) (m driver.Mapper, why string, err error) {
+func chooseMapper(log *logrus.Logger, values map[string]string, missing error, pool *rbd.Pool, run string) (m backend.Mapper, why string, err error) {
 	name, msMode := values["RBD_MAPPER"], values["RBD_MS_MODE"]
 	if msMode != "" && !slices.Contains(krbd.MSModes, msMode) {
 		return nil, "", fmt.Errorf("setting RBD_MS_MODE=%q: allowed are %s, or nothing", msMode, strings.Join(krbd.MSModes, ", "))
@@ -83,7 +83,7 @@ func refusesKey(ceph rbd.Config) error {
 	return nil
 }
 
-func userspace(log *logrus.Logger, ceph rbd.Config, run string) (driver.Mapper, error) {
+func userspace(log *logrus.Logger, ceph rbd.Config, run string) (backend.Mapper, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	librbd "github.com/ceph/go-ceph/rbd"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -24,7 +25,7 @@ func takeOut(mend string, c *driver.Config, p *rbd.Pool, cfg rbd.Config) error {
 	if err != nil {
 		return err
 	}
-	images := map[string]driver.Images{
+	images := map[string]backend.Images{
 		"outage":   &touchy{Pool: p},
 		"create":   eager{p, raw},
 		"identity": nameless{p, c.Mapper},
@@ -59,11 +60,11 @@ type touchy struct {
 	bad atomic.Pointer[string]
 }
 
-func (t *touchy) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+func (t *touchy) Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error) {
 	h, err := t.Pool.Open(ctx, name, mode)
-	if errors.Is(err, driver.ErrUnusable) {
+	if errors.Is(err, backend.ErrUnusable) {
 		t.bad.Store(&name)
-		err = fmt.Errorf("%w: %s", driver.ErrUnavailable, err.Error())
+		err = fmt.Errorf("%w: %s", backend.ErrUnavailable, err.Error())
 	}
 	return h, err
 }
@@ -73,7 +74,7 @@ func (t *touchy) Ping(ctx context.Context) error {
 	if bad == nil {
 		return t.Pool.Ping(ctx)
 	}
-	h, err := t.Open(ctx, *bad, driver.ReadOnly)
+	h, err := t.Open(ctx, *bad, backend.ReadOnly)
 	if err == nil {
 		err = h.Close(ctx)
 	}
@@ -98,14 +99,14 @@ func (e eager) Exists(ctx context.Context, name string) (bool, error) {
 	return e.Pool.Exists(ctx, name)
 }
 
-func (e eager) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+func (e eager) Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error) {
 	if e.lost(name) {
-		return nil, driver.ErrNoVolume
+		return nil, backend.ErrNoVolume
 	}
 	return e.Pool.Open(ctx, name, mode)
 }
 
-func (e eager) Create(ctx context.Context, spec driver.ImageSpec) error {
+func (e eager) Create(ctx context.Context, spec backend.ImageSpec) error {
 	if e.lost(spec.Name) {
 		_ = librbd.RemoveImage(e.raw, spec.Name)
 	}
@@ -115,12 +116,12 @@ func (e eager) Create(ctx context.Context, spec driver.ImageSpec) error {
 // nameless takes what is mapped under a name for the image of that name.
 type nameless struct {
 	*rbd.Pool
-	mapper driver.Mapper
+	mapper backend.Mapper
 }
 
 func (n nameless) ID(ctx context.Context, name string) (string, error) {
 	all, _ := n.mapper.Mappings(ctx)
-	if at := slices.IndexFunc(all, func(m driver.Mapping) bool { return m.Name == name }); at >= 0 {
+	if at := slices.IndexFunc(all, func(m backend.Mapping) bool { return m.Name == name }); at >= 0 {
 		return all[at].ID, nil
 	}
 	return n.Pool.ID(ctx, name)
@@ -155,10 +156,10 @@ func (g greedy) Purge(ctx context.Context) ([]string, error) {
 // changed has other handles.
 type changed struct {
 	*rbd.Pool
-	handle func(driver.Handle) driver.Handle
+	handle func(backend.Handle) backend.Handle
 }
 
-func (c changed) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+func (c changed) Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error) {
 	h, err := c.Pool.Open(ctx, name, mode)
 	if err != nil {
 		return nil, err
@@ -167,17 +168,17 @@ func (c changed) Open(ctx context.Context, name string, mode driver.OpenMode) (d
 }
 
 // credulous takes every image for whole.
-type credulous struct{ driver.Handle }
+type credulous struct{ backend.Handle }
 
-func whole(h driver.Handle) driver.Handle { return credulous{h} }
+func whole(h backend.Handle) backend.Handle { return credulous{h} }
 
 func (credulous) Whole(context.Context) (bool, error) { return true, nil }
 
 // forgotten has no note that it is complete, and so believes a promise that comes back
 // after it was kept.
-type forgotten struct{ driver.Handle }
+type forgotten struct{ backend.Handle }
 
-func incomplete(h driver.Handle) driver.Handle { return forgotten{h} }
+func incomplete(h backend.Handle) backend.Handle { return forgotten{h} }
 
 func (f forgotten) Meta(ctx context.Context) (map[string]string, error) {
 	meta, err := f.Handle.Meta(ctx)

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/faults"
 )
@@ -68,7 +69,7 @@ func (b brief) Fence(_ context.Context, addrs ...string) error {
 // blind sees no other user of an image.
 type blind struct{ *rbd.Pool }
 
-func (b blind) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+func (b blind) Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error) {
 	h, err := b.Pool.Open(ctx, name, mode)
 	if err != nil {
 		return nil, err
@@ -76,7 +77,7 @@ func (b blind) Open(ctx context.Context, name string, mode driver.OpenMode) (dri
 	return blindHandle{h}, nil
 }
 
-type blindHandle struct{ driver.Handle }
+type blindHandle struct{ backend.Handle }
 
 func (h blindHandle) Watchers(context.Context) ([]string, error) { return []string{h.Client()}, nil }
 
@@ -85,15 +86,15 @@ type forgetful struct {
 	*rbd.Pool
 	mu     sync.Mutex
 	guards map[string]guard
-	last   driver.Version
+	last   backend.Version
 }
 
 type guard struct {
 	data    []byte
-	version driver.Version
+	version backend.Version
 }
 
-func (f *forgetful) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+func (f *forgetful) Load(ctx context.Context, key string, into any) (backend.Version, error) {
 	if !strings.HasPrefix(key, "guard.") {
 		return f.Pool.Load(ctx, key, into)
 	}
@@ -101,12 +102,12 @@ func (f *forgetful) Load(ctx context.Context, key string, into any) (driver.Vers
 	defer f.mu.Unlock()
 	g, ok := f.guards[key]
 	if !ok {
-		return 0, fmt.Errorf("%s: %w", key, driver.ErrNotFound)
+		return 0, fmt.Errorf("%s: %w", key, backend.ErrNotFound)
 	}
 	return g.version, json.Unmarshal(g.data, into)
 }
 
-func (f *forgetful) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+func (f *forgetful) Swap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
 	if !strings.HasPrefix(key, "guard.") {
 		return f.Pool.Swap(ctx, key, old, value)
 	}
@@ -118,7 +119,7 @@ func (f *forgetful) Swap(ctx context.Context, key string, old driver.Version, va
 	return f.last, err
 }
 
-func (f *forgetful) Delete(ctx context.Context, key string, old driver.Version) error {
+func (f *forgetful) Delete(ctx context.Context, key string, old backend.Version) error {
 	if !strings.HasPrefix(key, "guard.") {
 		return f.Pool.Delete(ctx, key, old)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
 )
@@ -304,8 +305,8 @@ func TestTrash(t *testing.T) {
 }
 
 func TestPlaces(t *testing.T) {
-	home := driver.Place{Pool: "rbd", Namespace: "home"}
-	for pools, want := range map[string][]driver.Place{
+	home := backend.Place{Pool: "rbd", Namespace: "home"}
+	for pools, want := range map[string][]backend.Place{
 		"":                        {home},
 		"ssd  ssd/x rbd/home ssd": {home, {Pool: "ssd"}, {Pool: "ssd", Namespace: "x"}},
 		"rbd":                     {home, {Pool: "rbd"}},

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // The calls of include/uapi/linux/fs.h, as amd64, arm64 and most others number them.
@@ -16,9 +16,9 @@ const (
 	fiThaw   = 0xc0045878
 )
 
-// Freeze is fsfreeze --freeze; see driver.Filesystem.
+// Freeze is fsfreeze --freeze; see backend.Filesystem.
 func (f FS) Freeze(ctx context.Context, path string) error {
-	return driver.Within(ctx, "freeze "+path, func() error {
+	return backend.Within(ctx, "freeze "+path, func() error {
 		err := freeze(path, fiFreeze, unix.EBUSY)
 		if err == nil && ctx.Err() != nil { // too late: nobody waits for it any more
 			err = freeze(path, fiThaw, unix.EINVAL)
@@ -27,9 +27,9 @@ func (f FS) Freeze(ctx context.Context, path string) error {
 	})
 }
 
-// Thaw is fsfreeze --unfreeze; see driver.Filesystem.
+// Thaw is fsfreeze --unfreeze; see backend.Filesystem.
 func (f FS) Thaw(ctx context.Context, path string) error {
-	return driver.Within(ctx, "thaw "+path, func() error { return freeze(path, fiThaw, unix.EINVAL) })
+	return backend.Within(ctx, "thaw "+path, func() error { return freeze(path, fiThaw, unix.EINVAL) })
 }
 
 // freeze makes one of the two calls; already is what the kernel says when there is

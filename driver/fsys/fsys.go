@@ -13,7 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // FS works on this node.
@@ -23,20 +23,20 @@ type FS struct {
 	HostMounts *Table
 }
 
-var _ driver.Filesystem = FS{}
+var _ backend.Filesystem = FS{}
 
-// Mount mounts; see driver.Filesystem.
-func (f FS) Mount(ctx context.Context, m driver.Mount) error {
-	return driver.Within(ctx, "mount "+m.Device, func() error { return f.mount(m) })
+// Mount mounts; see backend.Filesystem.
+func (f FS) Mount(ctx context.Context, m backend.Mount) error {
+	return backend.Within(ctx, "mount "+m.Device, func() error { return f.mount(m) })
 }
 
-func (f FS) mount(m driver.Mount) error {
+func (f FS) mount(m backend.Mount) error {
 	there, err := mountedAt(m.Path)
 	if err != nil {
 		return err
 	}
 	if there != nil && there.Source != m.Device {
-		return fmt.Errorf("mount %s on %s: %w, %s is mounted there", m.Device, m.Path, driver.ErrBusy, there.Source)
+		return fmt.Errorf("mount %s on %s: %w, %s is mounted there", m.Device, m.Path, backend.ErrBusy, there.Source)
 	}
 	if there == nil {
 		if err := os.MkdirAll(m.Path, 0o700); err != nil {
@@ -60,21 +60,21 @@ func (f FS) mount(m driver.Mount) error {
 	return nil
 }
 
-// Unmount unmounts; see driver.Filesystem.
+// Unmount unmounts; see backend.Filesystem.
 func (f FS) Unmount(ctx context.Context, path string) error {
-	return driver.Within(ctx, "unmount "+path, func() error { return f.unmount(path, 0) })
+	return backend.Within(ctx, "unmount "+path, func() error { return f.unmount(path, 0) })
 }
 
-// Detach unmounts at once; see driver.Filesystem.
+// Detach unmounts at once; see backend.Filesystem.
 func (f FS) Detach(ctx context.Context, path string) error {
-	return driver.Within(ctx, "detach "+path, func() error { return f.unmount(path, unix.MNT_DETACH) })
+	return backend.Within(ctx, "detach "+path, func() error { return f.unmount(path, unix.MNT_DETACH) })
 }
 
 func (f FS) unmount(path string, flags int) error {
 	err := unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s is %w: a process has a file or its working directory there", path, driver.ErrBusy)
+		return fmt.Errorf("%s is %w: a process has a file or its working directory there", path, backend.ErrBusy)
 	case err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT): // nothing is mounted there
 		return &fs.PathError{Op: "unmount", Path: path, Err: err}
 	}
@@ -90,17 +90,17 @@ func removeEmpty(path string) error {
 	return err
 }
 
-// Mounted reads the mount table; see driver.Filesystem.
-func (f FS) Mounted(_ context.Context, dir string) (map[string]driver.Mount, error) {
+// Mounted reads the mount table; see backend.Filesystem.
+func (f FS) Mounted(_ context.Context, dir string) (map[string]backend.Mount, error) {
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return filepath.Dir(i.Mountpoint) != dir, false
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
-	mounts := map[string]driver.Mount{}
+	mounts := map[string]backend.Mount{}
 	for _, i := range infos {
-		mounts[i.Mountpoint] = driver.Mount{Device: i.Source, Path: i.Mountpoint, FSType: i.FSType, Options: i.Options}
+		mounts[i.Mountpoint] = backend.Mount{Device: i.Source, Path: i.Mountpoint, FSType: i.FSType, Options: i.Options}
 	}
 	return mounts, nil
 }
@@ -113,11 +113,11 @@ func mountedAt(path string) (*mountinfo.Info, error) {
 	return infos[0], nil
 }
 
-// Prepare readies the root of a new filesystem; see driver.Filesystem. Docker
+// Prepare readies the root of a new filesystem; see backend.Filesystem. Docker
 // copies an image's content into an empty volume only, and lost+found would
 // make it not empty; e2fsck makes it anew when it needs it.
-func (f FS) Prepare(ctx context.Context, path string, owner driver.Owner) error {
-	return driver.Within(ctx, "prepare "+path, func() error {
+func (f FS) Prepare(ctx context.Context, path string, owner backend.Owner) error {
+	return backend.Within(ctx, "prepare "+path, func() error {
 		if err := os.Remove(filepath.Join(path, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -148,20 +148,20 @@ func (f FS) Prepare(ctx context.Context, path string, owner driver.Owner) error 
 }
 
 // Inside looks at a directory of a volume, which is not trusted: a link would have
-// Docker mount what it names on the host; see driver.Filesystem.
+// Docker mount what it names on the host; see backend.Filesystem.
 func (f FS) Inside(ctx context.Context, path, directory string) (string, error) {
 	inside := filepath.Join(path, directory)
-	return inside, driver.Within(ctx, "look at "+inside, func() error {
+	return inside, backend.Within(ctx, "look at "+inside, func() error {
 		info, err := os.Lstat(inside)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("%w: the volume has no directory %s", driver.ErrContent, directory)
+			return fmt.Errorf("%w: the volume has no directory %s", backend.ErrContent, directory)
 		case err != nil:
 			return err
 		case info.Mode()&fs.ModeSymlink != 0:
-			return fmt.Errorf("%w: the volume has no directory %s: it is a symbolic link, which is not followed", driver.ErrContent, directory)
+			return fmt.Errorf("%w: the volume has no directory %s: it is a symbolic link, which is not followed", backend.ErrContent, directory)
 		case !info.IsDir():
-			return fmt.Errorf("%w: the volume has no directory %s: it is a file", driver.ErrContent, directory)
+			return fmt.Errorf("%w: the volume has no directory %s: it is a file", backend.ErrContent, directory)
 		}
 		return nil
 	})

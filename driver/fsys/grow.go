@@ -10,16 +10,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Fills compares what the superblock says with the size of the device; see
-// driver.Filesystem. A rest in which there is no room for a group of ext4 or xfs
+// backend.Filesystem. A rest in which there is no room for a group of ext4 or xfs
 // counts as space that is not taken.
 func (f FS) Fills(ctx context.Context, device, fstype string) (bool, error) {
 	type sizes struct{ filesystem, device uint64 }
 	answer := make(chan sizes, 1)
-	err := driver.Within(ctx, "read "+device, func() error {
+	err := backend.Within(ctx, "read "+device, func() error {
 		file, err := os.Open(device)
 		if err != nil {
 			return err
@@ -39,7 +39,7 @@ func (f FS) Fills(ctx context.Context, device, fstype string) (bool, error) {
 	s := <-answer
 	if s.filesystem > s.device {
 		return false, fmt.Errorf("%w: the filesystem is larger (%d bytes) than its device %s (%d): was the image made smaller? "+
-			"What was cut off is lost; make the image as large again, and have it checked", driver.ErrContent, s.filesystem, device, s.device)
+			"What was cut off is lost; make the image as large again, and have it checked", backend.ErrContent, s.filesystem, device, s.device)
 	}
 	// A filesystem counts in blocks, of 4 KiB as a rule, of 64 KiB at most.
 	return s.filesystem+64<<10 > s.device, nil
@@ -67,11 +67,11 @@ func sizeOf(device *os.File, fstype string) (uint64, error) {
 	case fstype == "btrfs":
 		return binary.LittleEndian.Uint64(super[0x70:]), nil
 	}
-	return 0, fmt.Errorf("%w filesystem %q", driver.ErrInvalid, fstype)
+	return 0, fmt.Errorf("%w filesystem %q", backend.ErrInvalid, fstype)
 }
 
-// Grow runs the filesystem's own tool, while it is mounted; see driver.Filesystem.
-func (f FS) Grow(ctx context.Context, m driver.Mount) error {
+// Grow runs the filesystem's own tool, while it is mounted; see backend.Filesystem.
+func (f FS) Grow(ctx context.Context, m backend.Mount) error {
 	var args []string
 	switch {
 	case strings.HasPrefix(m.FSType, "ext"):
@@ -81,16 +81,16 @@ func (f FS) Grow(ctx context.Context, m driver.Mount) error {
 	case m.FSType == "btrfs":
 		args = []string{"btrfs", "filesystem", "resize", "max", m.Path}
 	default:
-		return fmt.Errorf("%w filesystem %q", driver.ErrInvalid, m.FSType)
+		return fmt.Errorf("%w filesystem %q", backend.ErrInvalid, m.FSType)
 	}
 	_, err := run(ctx, args...)
 	return err
 }
 
-// Space is statfs(2); see driver.Filesystem.
+// Space is statfs(2); see backend.Filesystem.
 func (f FS) Space(ctx context.Context, path string) (size, used uint64, err error) {
 	answer := make(chan unix.Statfs_t, 1)
-	err = driver.Within(ctx, "statfs "+path, func() error {
+	err = backend.Within(ctx, "statfs "+path, func() error {
 		var s unix.Statfs_t
 		err := unix.Statfs(path, &s)
 		answer <- s

@@ -16,18 +16,18 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Held reads the mount tables of all processes, one for each mount namespace; see
-// driver.Filesystem. A namespace of a process of another user is not to be had without
+// backend.Filesystem. A namespace of a process of another user is not to be had without
 // CAP_SYS_PTRACE, its mount table is.
 func (f FS) Held(ctx context.Context, dir string, devices []string) (map[string]bool, error) {
 	if f.HostMounts == nil {
 		return nil, errors.New("who has volumes mounted cannot be told: the host's processes are not visible")
 	}
 	answer := make(chan map[string]bool, 1)
-	err := driver.Within(ctx, "read the mount tables of this node", func() error {
+	err := backend.Within(ctx, "read the mount tables of this node", func() error {
 		own, err := mountinfo.GetMounts(nil)
 		if err != nil {
 			return fmt.Errorf("read mountinfo: %w", err)

@@ -15,7 +15,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Table is the mount table of a namespace. It is that of the process by which it was
@@ -70,12 +70,12 @@ func (f FS) reachesHost(path string) error {
 	}
 	if len(host) == 0 {
 		return fmt.Errorf("%w; try again, and if it stays so disable and enable the plugin to make its directory shared again (%s is not in %s)",
-			driver.ErrHidden, path, f.HostMounts.file.Name())
+			backend.ErrHidden, path, f.HostMounts.file.Name())
 	}
 	return nil
 }
 
-// Reaches mounts an empty tmpfs for a moment; see driver.Filesystem.
+// Reaches mounts an empty tmpfs for a moment; see backend.Filesystem.
 func (f FS) Reaches(ctx context.Context, dir string) error {
 	if f.HostMounts == nil {
 		return nil
@@ -84,7 +84,7 @@ func (f FS) Reaches(ctx context.Context, dir string) error {
 	// A plugin that ends in the midst of it waits: what has propagated would stay.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return driver.Within(ctx, "mount "+path, func() error {
+	return backend.Within(ctx, "mount "+path, func() error {
 		if err := f.unmount(path, unix.MNT_DETACH); err != nil { // of a plugin that was killed
 			return err
 		}

@@ -7,16 +7,16 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Renew gives a copy of xfs or btrfs an id of its own; see driver.Filesystem. ext4
+// Renew gives a copy of xfs or btrfs an id of its own; see backend.Filesystem. ext4
 // minds no second one of the same id.
 //
 // A log that has to be replayed is first, by mounting. btrfstune of btrfs-progs 6.2
 // leaves a filesystem with one that cannot be mounted any more; xfs_db refuses, and
 // exits with 0. A snapshot of a frozen btrfs has none, one of xfs always has.
-func (f FS) Renew(ctx context.Context, m driver.Mount) error {
+func (f FS) Renew(ctx context.Context, m backend.Mount) error {
 	switch m.FSType {
 	case "btrfs":
 		log, err := f.hasLog(ctx, m.Device)
@@ -46,7 +46,7 @@ func (f FS) Renew(ctx context.Context, m driver.Mount) error {
 	return nil
 }
 
-func (f FS) replay(ctx context.Context, m driver.Mount, options string) error {
+func (f FS) replay(ctx context.Context, m backend.Mount, options string) error {
 	m.Options = options
 	if err := f.Mount(ctx, m); err != nil {
 		return err
@@ -57,7 +57,7 @@ func (f FS) replay(ctx context.Context, m driver.Mount, options string) error {
 // hasLog tells whether btrfs has writes in its log tree that were synced and are not
 // yet where they belong: log_root of the superblock.
 func (f FS) hasLog(ctx context.Context, device string) (has bool, err error) {
-	err = driver.Within(ctx, "read "+device, func() error {
+	err = backend.Within(ctx, "read "+device, func() error {
 		file, err := os.Open(device)
 		if err != nil {
 			return err

@@ -13,16 +13,16 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Sound reads the mount table and what the kernel counts, and opens the root; see
-// driver.Filesystem. btrfs becomes read-only after an error, and the mount table
+// backend.Filesystem. btrfs becomes read-only after an error, and the mount table
 // shows it. Of ext4 it shows nothing from Linux 6.12 on, nor in the stable 6.1 of
 // then (SB_RDONLY is not set any more), before 7.x says emergency_ro. xfs shuts
 // down, and an ext4 whose device has gone: to open is then EIO.
-func (f FS) Sound(ctx context.Context, m driver.Mount) error {
-	return driver.Within(ctx, "look at "+m.Path, func() error {
+func (f FS) Sound(ctx context.Context, m backend.Mount) error {
+	return backend.Within(ctx, "look at "+m.Path, func() error {
 		here, err := mountedAt(m.Path)
 		if err != nil || here == nil {
 			return err
@@ -30,15 +30,15 @@ func (f FS) Sound(ctx context.Context, m driver.Mount) error {
 		asked := slices.Contains(strings.Split(here.Options, ","), "ro") // of the mount; what errors do shows in those of the filesystem
 		for _, o := range strings.Split(here.VFSOptions, ",") {
 			if o == "emergency_ro" || o == "shutdown" || o == "ro" && !asked {
-				return fmt.Errorf("%w: errors have made the filesystem on %s read-only (%s)", driver.ErrContent, m.Device, o)
+				return fmt.Errorf("%w: errors have made the filesystem on %s read-only (%s)", backend.ErrContent, m.Device, o)
 			}
 		}
 		if n := errorsOf(here); n > 0 && !asked {
-			return fmt.Errorf("%w: errors have stopped the filesystem on %s (the kernel counts %d; its log says which)", driver.ErrContent, m.Device, n)
+			return fmt.Errorf("%w: errors have stopped the filesystem on %s (the kernel counts %d; its log says which)", backend.ErrContent, m.Device, n)
 		}
 		root, err := os.Open(m.Path)
 		if errors.Is(err, unix.EIO) {
-			return fmt.Errorf("%w: errors have shut down the filesystem on %s", driver.ErrContent, m.Device)
+			return fmt.Errorf("%w: errors have shut down the filesystem on %s", backend.ErrContent, m.Device)
 		}
 		if err == nil {
 			_ = root.Close()

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // mkfs are the arguments for each filesystem, for a device that was never
@@ -35,13 +36,13 @@ var mkfs = map[string]struct{ always, fresh []string }{
 // options override it. Releases that do not know the option have older defaults.
 const oldest = "defaults=/usr/share/xfsprogs/mkfs/lts_6.1.conf"
 
-// Format makes a filesystem; see driver.Filesystem. The user's options come
+// Format makes a filesystem; see backend.Filesystem. The user's options come
 // last, so that they win over ours, and behind the device, so that no word of
 // them can be taken for it.
 func (f FS) Format(ctx context.Context, device, fstype string, options []string, fresh bool) error {
 	tool, ok := mkfs[fstype]
 	if !ok {
-		return fmt.Errorf("%w filesystem %q", driver.ErrInvalid, fstype)
+		return fmt.Errorf("%w filesystem %q", backend.ErrInvalid, fstype)
 	}
 	args := append([]string{}, tool.always...)
 	if fresh {
@@ -55,7 +56,7 @@ func (f FS) Format(ctx context.Context, device, fstype string, options []string,
 		return err
 	}
 	if busy {
-		return fmt.Errorf("%s: %w, so it is not formatted", device, driver.ErrBusy)
+		return fmt.Errorf("%s: %w, so it is not formatted", device, backend.ErrBusy)
 	}
 	return besideDead(ctx, func() error {
 		_, err := run(ctx, args...)
@@ -84,19 +85,19 @@ func besideDead(ctx context.Context, try func() error) error {
 	}
 }
 
-// Probe asks blkid; see driver.Filesystem. Its exit code 2 means "nothing
+// Probe asks blkid; see backend.Filesystem. Its exit code 2 means "nothing
 // found" and also "cannot be read"; 8 means that several things are there.
 func (f FS) Probe(ctx context.Context, device string) (string, error) {
 	out, err := run(ctx, "blkid", "-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "export", device)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == 2 {
 		if err := readable(device); err != nil {
-			return "", fmt.Errorf("%w: %s cannot be read: %w", driver.ErrContent, device, err)
+			return "", fmt.Errorf("%w: %s cannot be read: %w", backend.ErrContent, device, err)
 		}
-		return "", fmt.Errorf("%w: no filesystem is recognised on %s", driver.ErrContent, device)
+		return "", fmt.Errorf("%w: no filesystem is recognised on %s", backend.ErrContent, device)
 	}
 	if exit != nil && exit.Exited() {
-		return "", fmt.Errorf("%w: %w", driver.ErrContent, err)
+		return "", fmt.Errorf("%w: %w", backend.ErrContent, err)
 	}
 	if err != nil { // stopped, it has said nothing of the device
 		return "", err
@@ -111,9 +112,9 @@ func (f FS) Probe(ctx context.Context, device string) (string, error) {
 	case mkfs[fstype].always != nil || fstype == "ext2" || fstype == "ext3":
 		return fstype, nil
 	case fstype != "":
-		return "", fmt.Errorf("%w: %s holds %s, which cannot be mounted as a volume", driver.ErrContent, device, fstype)
+		return "", fmt.Errorf("%w: %s holds %s, which cannot be mounted as a volume", backend.ErrContent, device, fstype)
 	}
-	return "", fmt.Errorf("%w: %s holds a partition table (%s), not a filesystem", driver.ErrContent, device, found["PTTYPE"])
+	return "", fmt.Errorf("%w: %s holds a partition table (%s), not a filesystem", backend.ErrContent, device, found["PTTYPE"])
 }
 
 func readable(device string) error {
@@ -127,7 +128,7 @@ func readable(device string) error {
 }
 
 // Check runs e2fsck on ext4 that is mounted nowhere and was not left in order;
-// see driver.Filesystem. xfs and btrfs replay their log when they are mounted
+// see backend.Filesystem. xfs and btrfs replay their log when they are mounted
 // and are never repaired without a human.
 func (f FS) Check(ctx context.Context, device, fstype string) error {
 	if !strings.HasPrefix(fstype, "ext") {
@@ -137,7 +138,7 @@ func (f FS) Check(ctx context.Context, device, fstype string) error {
 		return err
 	}
 	found := make(chan condition, 1)
-	if err := driver.Within(ctx, "read "+device, func() error {
+	if err := backend.Within(ctx, "read "+device, func() error {
 		c, err := conditionOf(device)
 		found <- c
 		return err
@@ -271,7 +272,7 @@ func runWith(ctx context.Context, third *os.File, args ...string) ([]byte, error
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	// A tool in the midst of I/O that never ends cannot be killed.
-	if err := driver.Within(ctx, args[0], func() error {
+	if err := backend.Within(ctx, args[0], func() error {
 		if third != nil {
 			defer func() { _ = third.Close() }()
 		}

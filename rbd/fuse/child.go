@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // job is what a child gets on its standard input.
@@ -27,27 +27,27 @@ type job struct {
 	Name, ID, Snap                   string
 	Mountpoint                       string
 	ReadOnly                         bool
-	Encryption                       *driver.Encryption // never in an argument or the environment: others see those
+	Encryption                       *backend.Encryption // never in an argument or the environment: others see those
 }
 
 // start runs a child until it serves the image, or leaves nothing of it.
-func (m *Mapper) start(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+func (m *Mapper) start(ctx context.Context, image backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	lock, err := takeLock(m.lockfile(image.Key()))
-	if errors.Is(err, driver.ErrBusy) { // an orphan that has not come as far as its mount
+	if errors.Is(err, backend.ErrBusy) { // an orphan that has not come as far as its mount
 		if err := m.Drop(ctx, image.Key()); err != nil {
-			return driver.Mapping{}, err
+			return backend.Mapping{}, err
 		}
 		lock, err = takeLock(m.lockfile(image.Key()))
 	}
 	if err != nil {
-		return driver.Mapping{}, err
+		return backend.Mapping{}, err
 	}
 	addr, err := m.run(ctx, image, mode, lock)
 	_ = lock.Close() // the child, if there is one, has it too
 	if err != nil {
-		return driver.Mapping{}, m.undo(ctx, image.Key(), fmt.Errorf("serve image: %w", err))
+		return backend.Mapping{}, m.undo(ctx, image.Key(), fmt.Errorf("serve image: %w", err))
 	}
-	return driver.Mapping{Name: image.Name, ID: image.ID, Snap: image.Snap, Addr: addr, Alive: true, Mode: mode}, nil
+	return backend.Mapping{Name: image.Name, ID: image.ID, Snap: image.Snap, Addr: addr, Alive: true, Mode: mode}, nil
 }
 
 // gentle is how long a child has to end by itself.
@@ -81,14 +81,14 @@ func (m *Mapper) undo(ctx context.Context, key string, cause error) error {
 
 // run starts a child and waits for its word. It is in a session of its own: a
 // Ctrl-C or the end of the plugin is not the end of the containers' data path.
-func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMode, lock *os.File) (addr string, err error) {
+func (m *Mapper) run(ctx context.Context, image backend.Image, mode backend.OpenMode, lock *os.File) (addr string, err error) {
 	if err := os.MkdirAll(m.mountpoint(image.Key()), 0o700); err != nil {
 		return "", err
 	}
 	input, err := json.Marshal(job{
 		Cluster: m.Ceph.Cluster, ConfFile: m.Ceph.ConfFile, User: m.Ceph.User, Keyring: m.Ceph.Keyring,
 		Pool: m.Ceph.Pool, Namespace: m.Ceph.Namespace, Name: image.Name, ID: image.ID, Snap: image.Snap,
-		Mountpoint: m.mountpoint(image.Key()), ReadOnly: mode == driver.ReadOnly, Encryption: image.Encryption,
+		Mountpoint: m.mountpoint(image.Key()), ReadOnly: mode == backend.ReadOnly, Encryption: image.Encryption,
 	})
 	if err != nil {
 		return "", err
@@ -122,7 +122,7 @@ func (m *Mapper) run(ctx context.Context, image driver.Image, mode driver.OpenMo
 		}
 		err = fmt.Errorf("it said %q", strings.TrimPrefix(line, failedPrefix))
 	case <-ctx.Done():
-		err = fmt.Errorf("%w: image not opened in time", driver.ErrUnavailable)
+		err = fmt.Errorf("%w: image not opened in time", backend.ErrUnavailable)
 	}
 	_ = stdout.Close()
 	time.AfterFunc(gentle, func() { _ = cmd.Process.Kill() })
@@ -139,7 +139,7 @@ func takeLock(path string) (*os.File, error) {
 		}
 		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			_ = lock.Close()
-			return nil, fmt.Errorf("%w: an image server is still there (%s)", driver.ErrBusy, path)
+			return nil, fmt.Errorf("%w: an image server is still there (%s)", backend.ErrBusy, path)
 		}
 		mine, err := lock.Stat()
 		if err != nil {

@@ -9,11 +9,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // attach puts a loop device on the image's file.
-func (m *Mapper) attach(ctx context.Context, found driver.Mapping, mode driver.OpenMode) (string, error) {
+func (m *Mapper) attach(ctx context.Context, found backend.Mapping, mode backend.OpenMode) (string, error) {
 	type result struct {
 		dev *os.File
 		err error
@@ -79,19 +79,19 @@ func (m *Mapper) letGo(key string) {
 	}
 }
 
-// Size looks at the file, which is as large as the image; see driver.Mapper. One at a
+// Size looks at the file, which is as large as the image; see backend.Mapper. One at a
 // time does: a server may have stopped.
-func (m *Mapper) Size(ctx context.Context, found driver.Mapping) (size uint64, err error) {
+func (m *Mapper) Size(ctx context.Context, found backend.Mapping) (size uint64, err error) {
 	done := make(chan struct{})
 	for before := m.ask(found.Addr, done); before != nil; before = m.ask(found.Addr, done) {
 		select {
 		case <-before:
 		case <-ctx.Done():
-			return 0, fmt.Errorf("size of %s: %w: its image server does not answer", found.Device, driver.ErrUnavailable)
+			return 0, fmt.Errorf("size of %s: %w: its image server does not answer", found.Device, backend.ErrUnavailable)
 		}
 	}
 	answer := make(chan uint64, 1)
-	err = driver.Within(ctx, "size of "+found.Device, func() error {
+	err = backend.Within(ctx, "size of "+found.Device, func() error {
 		defer func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()

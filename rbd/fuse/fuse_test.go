@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
@@ -25,13 +25,13 @@ func TestMain(m *testing.M) { testbed.Main(m) }
 
 // node has a directory for its mounts, and checks at the end of the test that
 // nothing is left in it or of it.
-func node(t *testing.T, cfg rbd.Config) (n drivertest.Node, dir string) {
+func node(t *testing.T, cfg rbd.Config) (n backendtest.Node, dir string) {
 	dir = t.TempDir()
-	mapper := func() driver.Mapper {
+	mapper := func() backend.Mapper {
 		return &fuse.Mapper{Ceph: cfg, Dir: dir, Command: testbed.ImageServer(t), Log: testbed.Log(t)}
 	}
 	t.Cleanup(func() { testbed.NothingLeft(t, dir) })
-	return drivertest.Node{
+	return backendtest.Node{
 		Mapper: mapper,
 		Hold: func(t *testing.T, device string) func() {
 			fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
@@ -89,20 +89,20 @@ func TestContract(t *testing.T) {
 	t.Cleanup(pool.Close)
 	one, _ := node(t, cfg)
 	two, _ := node(t, cfg)
-	t.Run("Encrypted", func(t *testing.T) { drivertest.Encrypted(t, pool, one, two, "luks1", "luks2") })
-	drivertest.Mapper(t, pool, func(t *testing.T, image, name string) {
+	t.Run("Encrypted", func(t *testing.T) { backendtest.Encrypted(t, pool, one, two, "luks1", "luks2") })
+	backendtest.Mapper(t, pool, func(t *testing.T, image, name string) {
 		testbed.RBD(t, "snap", "create", "--no-progress", "rbd/"+cfg.Namespace+"/"+image+"@"+name)
 	}, one, two)
 }
 
 // mapped maps one image and returns what is needed to play with it.
-func mapped(t *testing.T, size uint64) (*rbd.Pool, drivertest.Node, string, driver.Mapping, driver.Mapper) {
+func mapped(t *testing.T, size uint64) (*rbd.Pool, backendtest.Node, string, backend.Mapping, backend.Mapper) {
 	cfg := testbed.Namespace(t)
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
 	n, dir := node(t, cfg)
 	m := n.Mapper()
-	got, err := m.Map(t.Context(), drivertest.Create(t, pool, "image", size), driver.ReadWrite)
+	got, err := m.Map(t.Context(), backendtest.Create(t, pool, "image", size), backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestACopyOfTheMountKeepsNobodyWaiting(t *testing.T) {
 					}
 				}
 			}
-			h, err := pool.Open(t.Context(), "image", driver.ReadOnly)
+			h, err := pool.Open(t.Context(), "image", backend.ReadOnly)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -174,7 +174,7 @@ func TestACopyOfTheMountKeepsNobodyWaiting(t *testing.T) {
 			if err := h.Close(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			again, err := m.Map(t.Context(), image, driver.ReadWrite)
+			again, err := m.Map(t.Context(), image, backend.ReadWrite)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -209,7 +209,7 @@ func TestASweepLeavesAloneWhatIsMapped(t *testing.T) {
 }
 
 func used(t *testing.T, pool *rbd.Pool) uint64 {
-	h, err := pool.Open(t.Context(), "image", driver.ReadOnly)
+	h, err := pool.Open(t.Context(), "image", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func TestADeadServerIsSeenAndReplaced(t *testing.T) {
 	if err := n.Write(m.Device, "after"); err == nil {
 		t.Error("it was written without a server")
 	}
-	again, err := mapper.Map(t.Context(), driver.Image{Name: m.Name, ID: m.ID}, driver.ReadWrite)
+	again, err := mapper.Map(t.Context(), backend.Image{Name: m.Name, ID: m.ID}, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +330,7 @@ func TestNothingIsLeftWhenTheServerCannotStart(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
-	image := drivertest.Create(t, pool, "image", 8<<20)
+	image := backendtest.Create(t, pool, "image", 8<<20)
 	for name, m := range map[string]*fuse.Mapper{
 		"no such program":   {Command: []string{"/nonexistent"}},
 		"it says nothing":   {Command: []string{"/bin/true"}},
@@ -347,7 +347,7 @@ func TestNothingIsLeftWhenTheServerCannotStart(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
-			if got, err := m.Map(ctx, image, driver.ReadWrite); err == nil {
+			if got, err := m.Map(ctx, image, backend.ReadWrite); err == nil {
 				t.Errorf("mapped: %+v", got)
 			} else if strings.Contains(err.Error(), "\n") {
 				t.Errorf("not one line: %q", err)

@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -18,13 +18,13 @@ func TestAnImageIsMappedWithARotatedKey(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
-	one, two := drivertest.Create(t, pool, "one", 8<<20), drivertest.Create(t, pool, "two", 8<<20)
+	one, two := backendtest.Create(t, pool, "one", 8<<20), backendtest.Create(t, pool, "two", 8<<20)
 	const user = "client.rotates"
 	defer testbed.Ceph(t, "auth", "rm", user)
 	cfg.User, cfg.Keyring = user, testbed.User(t, user, "mon", "profile rbd", "osd", "profile rbd", "mgr", "profile rbd")
 	n, _ := node(t, cfg)
 	m := n.Mapper()
-	first, err := m.Map(t.Context(), one, driver.ReadWrite)
+	first, err := m.Map(t.Context(), one, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,17 +39,17 @@ func TestAnImageIsMappedWithARotatedKey(t *testing.T) {
 	imported := filepath.Join(t.TempDir(), "keyring")
 	rotate(imported)
 	testbed.Ceph(t, "auth", "import", "-i", imported)
-	if _, err := m.Map(t.Context(), two, driver.ReadWrite); err == nil || !strings.Contains(err.Error(), "ret=-13") {
+	if _, err := m.Map(t.Context(), two, backend.ReadWrite); err == nil || !strings.Contains(err.Error(), "ret=-13") {
 		t.Errorf("mapped with the key of before: %v", err)
 	}
 	if err := os.Rename(imported, cfg.Keyring); err != nil {
 		t.Fatal(err)
 	}
-	second, err := m.Map(t.Context(), two, driver.ReadWrite)
+	second, err := m.Map(t.Context(), two, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, mapping := range []driver.Mapping{first, second} {
+	for _, mapping := range []backend.Mapping{first, second} {
 		if err := n.Write(mapping.Device, "written"); err != nil {
 			t.Errorf("%s: %v", mapping.Name, err)
 		}

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // sysBlock is where sysfs has the block devices.
@@ -24,11 +24,11 @@ const sysBlock = "/sys/block"
 // attachLoop returns a loop device on the file, open. Direct I/O: else the
 // pages would be cached twice, and a flush would not reach the file. Autoclear:
 // closed by everybody, the device is free again.
-func attachLoop(configure func(*os.File, *unix.LoopConfig) error, file string, mode driver.OpenMode) (*os.File, error) {
+func attachLoop(configure func(*os.File, *unix.LoopConfig) error, file string, mode backend.OpenMode) (*os.File, error) {
 	config := unix.LoopConfig{}
 	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
 	open := os.O_RDWR
-	if mode == driver.ReadOnly {
+	if mode == backend.ReadOnly {
 		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 		open = os.O_RDONLY
 	}
@@ -60,7 +60,7 @@ func attachLoop(configure func(*os.File, *unix.LoopConfig) error, file string, m
 				return dev, nil
 			}
 			if err == nil {
-				err = fmt.Errorf("%w: it has no size, as its server did not tell it", driver.ErrUnavailable)
+				err = fmt.Errorf("%w: it has no size, as its server did not tell it", backend.ErrUnavailable)
 			}
 		}
 		_ = dev.Close()
@@ -108,7 +108,7 @@ func configureInSteps(dev *os.File, config *unix.LoopConfig) error {
 func detachLoop(device string) error {
 	dev, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s is %w: a container or another process has it mounted", device, driver.ErrBusy)
+		return fmt.Errorf("%s is %w: a container or another process has it mounted", device, backend.ErrBusy)
 	}
 	if err != nil {
 		return err

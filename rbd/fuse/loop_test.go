@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // What cannot be read, here as it is a directory, is neither free nor writable.
@@ -36,11 +36,11 @@ func TestALoopDeviceThatCannotBeReadIsNotFree(t *testing.T) {
 			t.Errorf("on %s: %q, %v; want %q", file, got, err, want)
 		}
 	}
-	one := driver.Mapping{Device: "/dev/loop1"}
-	if mode, err := modeOf(block, one); err != nil || mode != driver.ReadOnly {
+	one := backend.Mapping{Device: "/dev/loop1"}
+	if mode, err := modeOf(block, one); err != nil || mode != backend.ReadOnly {
 		t.Errorf("mode %v, %v", mode, err)
 	}
-	if mode, err := modeOf(block, driver.Mapping{Device: "/dev/loop7"}); err != nil || mode != driver.ReadWrite {
+	if mode, err := modeOf(block, backend.Mapping{Device: "/dev/loop7"}); err != nil || mode != backend.ReadWrite {
 		t.Errorf("mode of one that is gone: %v, %v", mode, err)
 	}
 	for _, name := range []string{"loop1/loop/backing_file", "loop1/ro"} {
@@ -73,7 +73,7 @@ func TestALoopDeviceOfAnOldKernel(t *testing.T) {
 	if err := os.Truncate(file, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	for mode, want := range map[driver.OpenMode]string{driver.ReadWrite: "0", driver.ReadOnly: "1"} {
+	for mode, want := range map[backend.OpenMode]string{backend.ReadWrite: "0", backend.ReadOnly: "1"} {
 		for name, configure := range map[string]func(*os.File, *unix.LoopConfig) error{
 			"at once": func(dev *os.File, config *unix.LoopConfig) error {
 				return unix.IoctlLoopConfigure(int(dev.Fd()), config)
@@ -115,11 +115,11 @@ func TestALoopDeviceWithoutASizeIsRefused(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dev, err := attachLoop(configureLoop, file, driver.ReadWrite)
+	dev, err := attachLoop(configureLoop, file, backend.ReadWrite)
 	if err == nil {
 		_ = dev.Close()
 	}
-	if !errors.Is(err, driver.ErrUnavailable) || strings.Contains(err.Error(), "\n") {
+	if !errors.Is(err, backend.ErrUnavailable) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("it is one, or not one line tells why not: %v", err)
 	}
 	if on, err := loopOf(sysBlock, file); err != nil || on != "" {
@@ -133,7 +133,7 @@ func TestNothingIsRememberedByTheNameOfALoopDevice(t *testing.T) {
 	m := &Mapper{Dir: t.TempDir(), asked: map[string]chan struct{}{"10.0.0.1:0/1": stopped, "/dev/loop-none": stopped}}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	if _, err := m.Size(ctx, driver.Mapping{ID: "2", Device: "/dev/loop-none", Addr: "10.0.0.1:0/2"}); err == nil || errors.Is(err, driver.ErrUnavailable) {
+	if _, err := m.Size(ctx, backend.Mapping{ID: "2", Device: "/dev/loop-none", Addr: "10.0.0.1:0/2"}); err == nil || errors.Is(err, backend.ErrUnavailable) {
 		t.Errorf("it waited for the server of before: %v", err)
 	}
 	for _, device := range []string{"/dev/null", "/dev/zero"} {

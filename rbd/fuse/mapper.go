@@ -15,7 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -35,19 +35,19 @@ type Mapper struct {
 	asked map[string]chan struct{} // by client address: servers that have not told their size yet
 }
 
-var _ driver.Mapper = (*Mapper)(nil)
+var _ backend.Mapper = (*Mapper)(nil)
 
 func (m *Mapper) mountpoint(key string) string { return filepath.Join(m.Dir, key) }
 func (m *Mapper) lockfile(key string) string   { return filepath.Join(m.Dir, key+".lock") }
 
-// Map starts a child and a loop device; see driver.Mapper. What an earlier,
+// Map starts a child and a loop device; see backend.Mapper. What an earlier,
 // killed call has left of a mapping is completed or taken away.
-func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+func (m *Mapper) Map(ctx context.Context, image backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	if image.Snap != "" {
-		mode = driver.ReadOnly
+		mode = backend.ReadOnly
 	}
 	if strings.ContainsAny(image.Snap, "/|") {
-		return driver.Mapping{}, fmt.Errorf("%w: the name of snapshot %q has a / or |", driver.ErrInvalid, image.Snap)
+		return backend.Mapping{}, fmt.Errorf("%w: the name of snapshot %q has a / or |", backend.ErrInvalid, image.Snap)
 	}
 	found, ok, err := m.find(ctx, image.Key())
 	if err != nil {
@@ -70,13 +70,13 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 		err = m.hold(image.Key(), found.Device)
 	}
 	if err != nil {
-		return driver.Mapping{}, m.undo(ctx, image.Key(), err)
+		return backend.Mapping{}, m.undo(ctx, image.Key(), err)
 	}
 	return found, nil
 }
 
 // Unmap flushes, detaches the loop device, unmounts and waits for the child to
-// end, which is when the image is closed; see driver.Mapper.
+// end, which is when the image is closed; see backend.Mapper.
 func (m *Mapper) Unmap(ctx context.Context, key string) error {
 	found, ok, err := m.find(ctx, key)
 	if err != nil || !ok {
@@ -86,12 +86,12 @@ func (m *Mapper) Unmap(ctx context.Context, key string) error {
 		return m.Drop(ctx, key)
 	}
 	if found.Device != "" {
-		if err := driver.Within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
+		if err := backend.Within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
 			return err
 		}
 		m.letGo(key)
 	}
-	if err := driver.Within(ctx, "unmount "+m.mountpoint(key), func() error { return m.unmount(ctx, key) }); err != nil {
+	if err := backend.Within(ctx, "unmount "+m.mountpoint(key), func() error { return m.unmount(ctx, key) }); err != nil {
 		return err
 	}
 	if err := m.closed(ctx, key); err != nil {
@@ -132,7 +132,7 @@ func (m *Mapper) unmount(ctx context.Context, key string) error {
 }
 
 // Drop kills the child, after which nothing can reach Ceph any more, and then
-// takes away what is left; see driver.Mapper.
+// takes away what is left; see backend.Mapper.
 func (m *Mapper) Drop(ctx context.Context, key string) error {
 	if err := killChild(m.lockfile(key)); err != nil {
 		return err
@@ -168,15 +168,15 @@ func (m *Mapper) tidy(key string) error {
 	return nil
 }
 
-// Mappings lists what the kernel knows; see driver.Mapper.
-func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
+// Mappings lists what the kernel knows; see backend.Mapper.
+func (m *Mapper) Mappings(context.Context) ([]backend.Mapping, error) {
 	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return i.FSType != fsType || filepath.Dir(i.Mountpoint) != m.Dir, false
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
-	var all []driver.Mapping
+	var all []backend.Mapping
 	for _, mount := range mounts {
 		s, err := parseSource(mount.Source)
 		if err != nil {
@@ -190,7 +190,7 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 		if err != nil {
 			return nil, err
 		}
-		found := driver.Mapping{Name: s.Name, ID: s.ID, Snap: s.Snap, Device: device, Addr: s.Addr}
+		found := backend.Mapping{Name: s.Name, ID: s.ID, Snap: s.Snap, Device: device, Addr: s.Addr}
 		if found.Alive, err = childAlive(m.lockfile(found.Key())); err != nil {
 			return nil, err
 		}
@@ -203,31 +203,31 @@ func (m *Mapper) Mappings(context.Context) ([]driver.Mapping, error) {
 }
 
 // modeOf is what the loop device of a mapping allows.
-func modeOf(block string, found driver.Mapping) (driver.OpenMode, error) {
+func modeOf(block string, found backend.Mapping) (backend.OpenMode, error) {
 	if found.Snap != "" {
-		return driver.ReadOnly, nil
+		return backend.ReadOnly, nil
 	}
 	if found.Device == "" {
-		return driver.ReadWrite, nil
+		return backend.ReadWrite, nil
 	}
 	ro, err := attribute(block, found.Device, "ro")
 	if err != nil && !free(err) {
-		return driver.ReadWrite, err
+		return backend.ReadWrite, err
 	}
 	return ro != 1, nil
 }
 
-// Maps allows everything: librbd knows all its features; see driver.Mapper.
+// Maps allows everything: librbd knows all its features; see backend.Mapper.
 func (m *Mapper) Maps([]string) error { return nil }
 
-func (m *Mapper) find(ctx context.Context, key string) (driver.Mapping, bool, error) {
+func (m *Mapper) find(ctx context.Context, key string) (backend.Mapping, bool, error) {
 	all, err := m.Mappings(ctx)
 	for _, found := range all {
 		if found.Key() == key {
 			return found, true, nil
 		}
 	}
-	return driver.Mapping{}, false, err
+	return backend.Mapping{}, false, err
 }
 
 func pause(ctx context.Context) bool {

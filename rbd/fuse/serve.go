@@ -17,7 +17,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	ours "github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -126,7 +126,7 @@ func open(ioctx *rados.IOContext, j job) (*rbd.Image, error) {
 }
 
 // unlock opens an encrypted image; what is read and written then is the plain text.
-func unlock(img *rbd.Image, e *driver.Encryption) error {
+func unlock(img *rbd.Image, e *backend.Encryption) error {
 	if e == nil {
 		return nil
 	}

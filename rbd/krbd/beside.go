@@ -6,28 +6,28 @@ import (
 	"io/fs"
 	"slices"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Beside is another mapper on a node where the kernel's client may be in use
 // still, as the setting was changed while containers ran: what the kernel has
 // mapped stays with it until the last unmount.
 type Beside struct {
-	driver.Mapper
+	backend.Mapper
 	Kernel *Mapper
 }
 
 // of chooses who has a mapping, or would have it.
-func (b Beside) of(ctx context.Context, key string) (driver.Mapper, error) {
+func (b Beside) of(ctx context.Context, key string) (backend.Mapper, error) {
 	all, err := b.kernels(ctx)
-	if slices.ContainsFunc(all, func(m driver.Mapping) bool { return m.Key() == key }) {
+	if slices.ContainsFunc(all, func(m backend.Mapping) bool { return m.Key() == key }) {
 		return b.Kernel, nil
 	}
 	return b.Mapper, err
 }
 
 // kernels are the kernel's. The module may be unloaded when there are none.
-func (b Beside) kernels(ctx context.Context) ([]driver.Mapping, error) {
+func (b Beside) kernels(ctx context.Context) ([]backend.Mapping, error) {
 	all, err := b.Kernel.Mappings(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -35,16 +35,16 @@ func (b Beside) kernels(ctx context.Context) ([]driver.Mapping, error) {
 	return all, err
 }
 
-// Map is that of the mapper which has the image already; see driver.Mapper.
-func (b Beside) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+// Map is that of the mapper which has the image already; see backend.Mapper.
+func (b Beside) Map(ctx context.Context, image backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	m, err := b.of(ctx, image.Key())
 	if err != nil {
-		return driver.Mapping{}, err
+		return backend.Mapping{}, err
 	}
 	return m.Map(ctx, image, mode)
 }
 
-// Unmap takes a device away; see driver.Mapper.
+// Unmap takes a device away; see backend.Mapper.
 func (b Beside) Unmap(ctx context.Context, key string) error {
 	m, err := b.of(ctx, key)
 	if err != nil {
@@ -53,7 +53,7 @@ func (b Beside) Unmap(ctx context.Context, key string) error {
 	return m.Unmap(ctx, key)
 }
 
-// Drop takes a device away by force; see driver.Mapper.
+// Drop takes a device away by force; see backend.Mapper.
 func (b Beside) Drop(ctx context.Context, key string) error {
 	m, err := b.of(ctx, key)
 	if err != nil {
@@ -62,8 +62,8 @@ func (b Beside) Drop(ctx context.Context, key string) error {
 	return m.Drop(ctx, key)
 }
 
-// Mappings lists those of both; see driver.Mapper.
-func (b Beside) Mappings(ctx context.Context) ([]driver.Mapping, error) {
+// Mappings lists those of both; see backend.Mapper.
+func (b Beside) Mappings(ctx context.Context) ([]backend.Mapping, error) {
 	kernels, err := b.kernels(ctx)
 	if err != nil {
 		return nil, err
@@ -72,8 +72,8 @@ func (b Beside) Mappings(ctx context.Context) ([]driver.Mapping, error) {
 	return slices.Concat(kernels, others), err
 }
 
-// Size is that of the mapper which has the device; see driver.Mapper.
-func (b Beside) Size(ctx context.Context, found driver.Mapping) (uint64, error) {
+// Size is that of the mapper which has the device; see backend.Mapper.
+func (b Beside) Size(ctx context.Context, found backend.Mapping) (uint64, error) {
 	m, err := b.of(ctx, found.Key())
 	if err != nil {
 		return 0, err

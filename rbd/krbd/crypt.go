@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // The kernel's client knows no encryption (Ceph, doc/rbd/rbd-encryption.rst), but
@@ -57,7 +57,7 @@ func (m *Mapper) below(plain string) (number string, err error) {
 }
 
 // unlock opens an encrypted image that is mapped, or leaves it as it is.
-func (m *Mapper) unlock(ctx context.Context, found *device, e *driver.Encryption) error {
+func (m *Mapper) unlock(ctx context.Context, found *device, e *backend.Encryption) error {
 	if e == nil || found.plain {
 		return nil
 	}
@@ -68,7 +68,7 @@ func (m *Mapper) unlock(ctx context.Context, found *device, e *driver.Encryption
 		"--allow-discards",  // else what is deleted would not come back to the pool
 		"--disable-keyring", // else nobody without the passphrase could make the device larger
 	}
-	if found.Mode == driver.ReadOnly {
+	if found.Mode == backend.ReadOnly {
 		args = append(args, "--readonly")
 	}
 	err := cryptsetup(ctx, e.Passphrase, append(args, "/dev/rbd"+found.number, cryptName(found.number))...)
@@ -106,7 +106,7 @@ func (m *Mapper) lock(ctx context.Context, found device, force bool) error {
 	}
 	var exit *exec.ExitError
 	if plains[found.number] != "" && errors.As(err, &exit) && exit.Exited() && !force { // one that was stopped has not found it busy
-		return fmt.Errorf("%s is %w: a container or another process has it open (%w)", found.Device, driver.ErrBusy, err)
+		return fmt.Errorf("%s is %w: a container or another process has it open (%w)", found.Device, backend.ErrBusy, err)
 	}
 	return err
 }
@@ -119,7 +119,7 @@ func (m *Mapper) growPlain(ctx context.Context, addr, number string, size uint64
 	if known == size {
 		return nil
 	}
-	err := driver.Within(ctx, "resize the encrypted image (cryptsetup)", func() error {
+	err := backend.Within(ctx, "resize the encrypted image (cryptsetup)", func() error {
 		return cryptsetup(ctx, nil, "resize", cryptName(number))
 	})
 	if err != nil {

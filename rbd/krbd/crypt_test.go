@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // cryptsetupIs puts a script in the place of cryptsetup.
@@ -33,7 +33,7 @@ func plainText(t *testing.T, m *Mapper) {
 }
 
 func TestTimeThatCryptsetupTookIsNotTheKernels(t *testing.T) {
-	image := driver.Image{Name: "db1", ID: "5e4a6b8b4567", Encryption: &driver.Encryption{Format: "luks2", Passphrase: []byte("x")}}
+	image := backend.Image{Name: "db1", ID: "5e4a6b8b4567", Encryption: &backend.Encryption{Format: "luks2", Passphrase: []byte("x")}}
 	for _, row := range []struct {
 		name string
 		do   func(ctx context.Context, m *Mapper) error
@@ -41,7 +41,7 @@ func TestTimeThatCryptsetupTookIsNotTheKernels(t *testing.T) {
 	}{
 		{"map", func(ctx context.Context, m *Mapper) error {
 			m.Block = t.TempDir()
-			_, err := m.Map(ctx, image, driver.ReadWrite)
+			_, err := m.Map(ctx, image, backend.ReadWrite)
 			return err
 		}, "open the encrypted image (cryptsetup) has not ended in time"},
 		{"unmap", func(ctx context.Context, m *Mapper) error {
@@ -61,7 +61,7 @@ func TestTimeThatCryptsetupTookIsNotTheKernels(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), row.says) && !strings.Contains(err.Error(), "cryptsetup "+map[string]string{"map": "open", "unmap": "close"}[row.name]+": stopped") {
 				t.Errorf("got %v, want %q", err, row.says)
 			}
-			if errors.Is(err, driver.ErrBusy) {
+			if errors.Is(err, backend.ErrBusy) {
 				t.Errorf("it was not found busy: %v", err)
 			}
 		})
@@ -76,7 +76,7 @@ func TestOnlyACryptsetupThatHasEndedFindsADeviceBusy(t *testing.T) {
 		m := tr.mapper()
 		plainText(t, m)
 		cryptsetupIs(t, script)
-		if err := m.Unmap(t.Context(), "5e4a6b8b4567"); err == nil || errors.Is(err, driver.ErrBusy) != busy {
+		if err := m.Unmap(t.Context(), "5e4a6b8b4567"); err == nil || errors.Is(err, backend.ErrBusy) != busy {
 			t.Errorf("%s: %v", script, err)
 		}
 		tr.want("remove", "")
@@ -95,7 +95,7 @@ func TestThePlainTextOfEachDeviceIsMadeLarger(t *testing.T) {
 	m.Block = filepath.Join(tr.dir, "block")
 	for n, addr := range []string{"10.0.0.1:0/1", "10.0.0.1:0/2"} {
 		for range 2 {
-			if size, err := m.Size(t.Context(), driver.Mapping{Device: "/dev/dm-3", Addr: addr}); err != nil || size != 1000*512 {
+			if size, err := m.Size(t.Context(), backend.Mapping{Device: "/dev/dm-3", Addr: addr}); err != nil || size != 1000*512 {
 				t.Errorf("size %d, %v", size, err)
 			}
 		}

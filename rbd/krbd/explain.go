@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // explain says what the kernel's error numbers mean when it maps
@@ -25,21 +25,21 @@ func explain(err error, log string) error {
 	case errors.As(err, &file): // of the file in sysfs, not of the image
 		return fmt.Errorf("%w: is /sys of the host there, and writable?", err)
 	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%w: the kernel finds no such pool, namespace, image or snapshot (%w)", driver.ErrNotFound, err)
+		return fmt.Errorf("%w: the kernel finds no such pool, namespace, image or snapshot (%w)", backend.ErrNotFound, err)
 	case errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: the image has features that this kernel does not know (%w); %s", driver.ErrInvalid, err, log)
+		return fmt.Errorf("%w: the image has features that this kernel does not know (%w); %s", backend.ErrInvalid, err, log)
 	case errors.Is(err, unix.EINVAL):
 		return fmt.Errorf("%w: the kernel does not know an option, for example ms_mode before Linux 5.11 (RBD_MS_MODE=legacy is without) (%w); %s",
-			driver.ErrInvalid, err, log)
+			backend.ErrInvalid, err, log)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: the key lacks caps (the README lists them), the kernel does not find it, or the plugin lacks CAP_SYS_ADMIN on the host; %s", err, log)
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: Ceph refuses the key, or the key lacks caps; the README lists them; %s", err, log)
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: another client has the image's lock: %w; rbd lock ls tells which", driver.ErrInUse, err)
+		return fmt.Errorf("%w: another client has the image's lock: %w; rbd lock ls tells which", backend.ErrInUse, err)
 	case errors.Is(err, unix.ETIMEDOUT):
 		return fmt.Errorf("%w: neither the monitors nor an OSD answered the kernel within a minute, or another client kept the image's lock "+
-			"for so long (rbd lock ls): %w; %s", driver.ErrUnavailable, err, log)
+			"for so long (rbd lock ls): %w; %s", backend.ErrUnavailable, err, log)
 	}
 	return fmt.Errorf("%w; %s", err, log)
 }

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -41,7 +41,7 @@ type Mapper struct {
 	grown    map[string]uint64    // by client address, as a number comes again: the size for which the plain text of an encrypted device was made larger
 }
 
-var _ driver.Mapper = (*Mapper)(nil)
+var _ backend.Mapper = (*Mapper)(nil)
 
 func or(path, otherwise string) string {
 	if path == "" {
@@ -54,10 +54,10 @@ func (m *Mapper) sys(path ...string) string {
 	return filepath.Join(append([]string{or(m.Sys, sysfs)}, path...)...)
 }
 
-// Map writes to sysfs; see driver.Mapper.
-func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+// Map writes to sysfs; see backend.Mapper.
+func (m *Mapper) Map(ctx context.Context, image backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	if image.Snap != "" {
-		mode = driver.ReadOnly
+		mode = backend.ReadOnly
 	}
 	for {
 		_, mapped, err := m.find(ctx, image.Key())
@@ -66,7 +66,7 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 			call, err = m.prepare(ctx, image, mode)
 		}
 		if err != nil {
-			return driver.Mapping{}, err
+			return backend.Mapping{}, err
 		}
 		answer := make(chan device, 1)
 		err = m.alone(ctx, image.Key(), "map in the kernel", func(u *underway) error {
@@ -85,7 +85,7 @@ func (m *Mapper) Map(ctx context.Context, image driver.Image, mode driver.OpenMo
 			return err
 		})
 		if err != nil {
-			return driver.Mapping{}, err
+			return backend.Mapping{}, err
 		}
 		if found := <-answer; found.number != "" {
 			return found.Mapping, nil
@@ -100,15 +100,15 @@ type order struct {
 }
 
 // prepare finds out all that the kernel has to be told, and whether it can.
-func (m *Mapper) prepare(ctx context.Context, image driver.Image, mode driver.OpenMode) (order, error) {
+func (m *Mapper) prepare(ctx context.Context, image backend.Image, mode backend.OpenMode) (order, error) {
 	if err := m.checkFeatures(image.Name, image.Features); err != nil {
 		return order{}, err
 	}
-	if mode == driver.ReadWrite && !slices.Contains(image.Features, driver.FeatureLock) {
+	if mode == backend.ReadWrite && !slices.Contains(image.Features, backend.FeatureLock) {
 		// With it the kernel waits for the newest OSD map, and so for the fence
 		// of a dead holder, before it lets anything through.
 		return order{}, fmt.Errorf("%w: the image lacks the feature exclusive-lock; switch it on while nobody uses it: "+
-			"rbd feature enable %s exclusive-lock", driver.ErrInvalid, m.spec(image.Name))
+			"rbd feature enable %s exclusive-lock", backend.ErrInvalid, m.spec(image.Name))
 	}
 	k, err := m.Ceph.Kernel(ctx)
 	if err != nil {
@@ -119,7 +119,7 @@ func (m *Mapper) prepare(ctx context.Context, image driver.Image, mode driver.Op
 }
 
 // add has the kernel map an image.
-func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (device, error) {
+func (m *Mapper) add(ctx context.Context, image backend.Image, o order) (device, error) {
 	if ctx.Err() != nil { // the caller has gone, and would not know of the device
 		return device{}, ctx.Err()
 	}
@@ -136,7 +136,7 @@ func (m *Mapper) add(ctx context.Context, image driver.Image, o order) (device, 
 	}
 	found, ok, err := m.find(context.WithoutCancel(ctx), image.Key())
 	if err == nil && !ok {
-		err = fmt.Errorf("%w: the image was replaced meanwhile by another that is called %s, too", driver.ErrInUse, image.Name)
+		err = fmt.Errorf("%w: the image was replaced meanwhile by another that is called %s, too", backend.ErrInUse, image.Name)
 	}
 	return found, err
 }
@@ -164,16 +164,16 @@ func (m *Mapper) write(what, text string) error {
 	return err
 }
 
-// Unmap removes the device; see driver.Mapper.
+// Unmap removes the device; see backend.Mapper.
 func (m *Mapper) Unmap(ctx context.Context, key string) error { return m.remove(ctx, key, "") }
 
-// Drop removes the device whoever has it open; see driver.Mapper. The kernel
+// Drop removes the device whoever has it open; see backend.Mapper. The kernel
 // waits for requests under way even then (drivers/block/rbd.c, do_rbd_remove
 // freezes the queue): those of a fenced client end at once, others not before
 // the cluster answers.
 func (m *Mapper) Drop(ctx context.Context, key string) error {
 	err := m.remove(ctx, key, "")
-	if errors.Is(err, driver.ErrBusy) {
+	if errors.Is(err, backend.ErrBusy) {
 		err = m.remove(ctx, key, " force")
 	}
 	return err
@@ -207,9 +207,9 @@ func (m *Mapper) removeDevice(found device, force string) error {
 	case errors.Is(err, unix.ENOENT): // gone since
 		return nil
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s is %w: a container or another process has it open", found.Device, driver.ErrBusy)
+		return fmt.Errorf("%s is %w: a container or another process has it open", found.Device, backend.ErrBusy)
 	case errors.Is(err, unix.EINPROGRESS): // asked for by a plugin that was killed
-		return fmt.Errorf("unmap %s: %w: the kernel is at it, and waits for Ceph", found.Device, driver.ErrUnavailable)
+		return fmt.Errorf("unmap %s: %w: the kernel is at it, and waits for Ceph", found.Device, backend.ErrUnavailable)
 	case err != nil:
 		return fmt.Errorf("unmap %s: %w", found.Device, err)
 	}

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -87,7 +87,7 @@ type noCluster struct{ t *testing.T }
 
 func (c noCluster) Kernel(context.Context) (rbd.Kernel, error) {
 	c.t.Error("Ceph was asked")
-	return rbd.Kernel{}, driver.ErrUnavailable
+	return rbd.Kernel{}, backend.ErrUnavailable
 }
 
 func (noCluster) FSID(context.Context) (string, error) { return fsid, nil }
@@ -101,7 +101,7 @@ func (c cluster) FSID(context.Context) (string, error) { return fsid, nil }
 // nameless is a cluster whose id is not to be had.
 type nameless struct{ noCluster }
 
-func (nameless) FSID(context.Context) (string, error) { return "", driver.ErrUnavailable }
+func (nameless) FSID(context.Context) (string, error) { return "", backend.ErrUnavailable }
 
 func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 	tr := newTree(t)
@@ -135,22 +135,22 @@ func TestMappingsAreThoseOfOurPoolAndNamespace(t *testing.T) {
 	}
 	for _, row := range []struct {
 		name, pool, namespace string
-		want                  []driver.Mapping
+		want                  []backend.Mapping
 	}{
-		{"no namespace", "rbd", "", []driver.Mapping{
-			{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd0", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
-			{Name: "db2", ID: "10", Device: "/dev/rbd10", Addr: "[fd00::5]:0/7", Alive: true, Mode: driver.ReadWrite},
-			{Name: "old", ID: "11", Device: "/dev/rbd11", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
-			{Name: "db3", ID: "18", Device: "/dev/rbd18", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
-			{Name: "look", ID: "19", Device: "/dev/rbd19", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadOnly},
-			{Name: "secret", ID: "20", Device: "/dev/dm-3", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
-			{Name: "db1", ID: "3", Snap: "monday", Device: "/dev/rbd3", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadOnly},
+		{"no namespace", "rbd", "", []backend.Mapping{
+			{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd0", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite},
+			{Name: "db2", ID: "10", Device: "/dev/rbd10", Addr: "[fd00::5]:0/7", Alive: true, Mode: backend.ReadWrite},
+			{Name: "old", ID: "11", Device: "/dev/rbd11", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite},
+			{Name: "db3", ID: "18", Device: "/dev/rbd18", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite},
+			{Name: "look", ID: "19", Device: "/dev/rbd19", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadOnly},
+			{Name: "secret", ID: "20", Device: "/dev/dm-3", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite},
+			{Name: "db1", ID: "3", Snap: "monday", Device: "/dev/rbd3", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadOnly},
 		}},
-		{"namespace", "rbd", "team", []driver.Mapping{
-			{Name: "db1", ID: "2", Device: "/dev/rbd2", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
+		{"namespace", "rbd", "team", []backend.Mapping{
+			{Name: "db1", ID: "2", Device: "/dev/rbd2", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite},
 		}},
-		{"another pool", "ssd", "", []driver.Mapping{
-			{Name: "db1", ID: "1", Device: "/dev/rbd1", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite},
+		{"another pool", "ssd", "", []backend.Mapping{
+			{Name: "db1", ID: "1", Device: "/dev/rbd1", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite},
 		}},
 		{"a pool with nothing mapped", "none", "", nil},
 	} {
@@ -174,10 +174,10 @@ func TestADeviceOfAClusterThatIsNotKnownIsNobodys(t *testing.T) {
 	}
 	tr.device("3", nil)
 	got, err := m.Mappings(t.Context())
-	if !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "whose is /dev/rbd3") {
+	if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "whose is /dev/rbd3") {
 		t.Errorf("%v, %v", got, err)
 	}
-	if err := m.Unmap(t.Context(), "5e4a6b8b4567"); !errors.Is(err, driver.ErrUnavailable) {
+	if err := m.Unmap(t.Context(), "5e4a6b8b4567"); !errors.Is(err, backend.ErrUnavailable) {
 		t.Errorf("unmap: %v", err)
 	}
 	tr.want("remove", "")
@@ -226,7 +226,7 @@ func TestFeaturesTheKernelCannotMapAreNamed(t *testing.T) {
 				return
 			}
 			want := "invalid: this kernel cannot map images with " + row.want + "; " + row.cure + "or set RBD_MAPPER=fuse"
-			if !errors.Is(err, driver.ErrInvalid) || err.Error() != want {
+			if !errors.Is(err, backend.ErrInvalid) || err.Error() != want {
 				t.Errorf("\n got %v\nwant %s", err, want)
 			}
 		})
@@ -262,41 +262,41 @@ func TestTheLineThatMapsAnImage(t *testing.T) {
 		name      string
 		kernel    rbd.Kernel
 		namespace string
-		mode      driver.OpenMode
+		mode      backend.OpenMode
 		release   [2]int
 		set, snap string
 		want      string
 	}{
-		{"5.10 knows only v1", both, "", driver.ReadWrite, linux510, "", "",
+		{"5.10 knows only v1", both, "", backend.ReadWrite, linux510, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
-		{"5.11 knows v2", both, "", driver.ReadWrite, [2]int{5, 11}, "", "",
+		{"5.11 knows v2", both, "", backend.ReadWrite, [2]int{5, 11}, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"6.1", both, "", driver.ReadWrite, linux61, "", "",
+		{"6.1", both, "", backend.ReadWrite, linux61, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"6.1, monitors with v1 only", v1, "", driver.ReadWrite, linux61, "", "",
+		{"6.1, monitors with v1 only", v1, "", backend.ReadWrite, linux61, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
-		{"6.1, monitors with v2 only", v2, "", driver.ReadWrite, linux61, "", "",
+		{"6.1, monitors with v2 only", v2, "", backend.ReadWrite, linux61, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"4.19 with a namespace", both, "team", driver.ReadWrite, [2]int{4, 19}, "", "",
+		{"4.19 with a namespace", both, "team", backend.ReadWrite, [2]int{4, 19}, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,_pool_ns=team rbd db1 -"},
-		{"read-only", both, "", driver.ReadOnly, linux510, "", "",
+		{"read-only", both, "", backend.ReadOnly, linux510, "", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ro rbd db1 -"},
-		{"all at once", both, "team", driver.ReadOnly, linux61, "", "",
+		{"all at once", both, "team", backend.ReadOnly, linux61, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc,ro,_pool_ns=team rbd db1 -"},
-		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, User: "docker"}, "", driver.ReadWrite, linux61, "", "",
+		{"IPv6", rbd.Kernel{V2: []string{"[fd00::1]:3300"}, Key: secret, User: "docker"}, "", backend.ReadWrite, linux61, "", "",
 			"[fd00::1]:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"set to secure", both, "", driver.ReadWrite, linux61, "secure", "",
+		{"set to secure", both, "", backend.ReadWrite, linux61, "secure", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=secure rbd db1 -"},
-		{"set to legacy", both, "", driver.ReadWrite, linux61, "legacy", "",
+		{"set to legacy", both, "", backend.ReadWrite, linux61, "legacy", "",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60 rbd db1 -"},
-		{"v2 only, and a kernel that may know it: it will say", v2, "", driver.ReadWrite, [2]int{4, 18}, "", "",
+		{"v2 only, and a kernel that may know it: it will say", v2, "", backend.ReadWrite, [2]int{4, 18}, "", "",
 			"10.0.0.1:3300,10.0.0.2:3300 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ms_mode=prefer-crc rbd db1 -"},
-		{"a snapshot", both, "", driver.ReadOnly, linux510, "", "monday",
+		{"a snapshot", both, "", backend.ReadOnly, linux510, "", "monday",
 			"10.0.0.1:6789,10.0.0.2:6789 name=docker,key=client.docker,noshare,queue_depth=128,lock_timeout=60,ro rbd db1 monday"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			m := Mapper{Pool: "rbd", Namespace: row.namespace, MSMode: row.set}
-			got, err := m.line(row.kernel, driver.Image{Name: "db1", Snap: row.snap}, row.mode, row.release)
+			got, err := m.line(row.kernel, backend.Image{Name: "db1", Snap: row.snap}, row.mode, row.release)
 			if err != nil || got != row.want {
 				t.Errorf("\n got %s (%v)\nwant %s", got, err, row.want)
 			}
@@ -323,8 +323,8 @@ func TestWhatTheKernelCannotMap(t *testing.T) {
 		{"legacy", v2, "v1: none"}, {"secure", v1, "v2: none"}, {"", rbd.Kernel{User: "docker"}, "v1: none; v2: none"},
 	} {
 		m := Mapper{Pool: "rbd", MSMode: row.set}
-		line, err := m.line(row.kernel, driver.Image{Name: "db1"}, driver.ReadWrite, linux61)
-		if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), row.says) {
+		line, err := m.line(row.kernel, backend.Image{Name: "db1"}, backend.ReadWrite, linux61)
+		if !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%q: %s, %v", row.set, line, err)
 		}
 	}
@@ -333,8 +333,8 @@ func TestWhatTheKernelCannotMap(t *testing.T) {
 		{"rbd", "", "db1", "mon day"},
 	} {
 		m := Mapper{Pool: names[0], Namespace: names[1]}
-		line, err := m.line(both, driver.Image{Name: names[2], Snap: names[3]}, driver.ReadWrite, linux61)
-		if !errors.Is(err, driver.ErrInvalid) {
+		line, err := m.line(both, backend.Image{Name: names[2], Snap: names[3]}, backend.ReadWrite, linux61)
+		if !errors.Is(err, backend.ErrInvalid) {
 			t.Errorf("%q: %s, %v", names, line, err)
 		}
 	}
@@ -347,20 +347,20 @@ func TestTheKernelTellsItsRelease(t *testing.T) {
 }
 
 func TestTheKernelsErrorNumbersAreExplained(t *testing.T) {
-	kinds := []error{driver.ErrNotFound, driver.ErrInUse, driver.ErrUnavailable, driver.ErrInvalid, driver.ErrBusy, driver.ErrLost, driver.ErrExists}
+	kinds := []error{backend.ErrNotFound, backend.ErrInUse, backend.ErrUnavailable, backend.ErrInvalid, backend.ErrBusy, backend.ErrLost, backend.ErrExists}
 	for _, row := range []struct {
 		err  error
 		kind error // nil = none of the driver's
 		says string
 	}{
-		{unix.ENOENT, driver.ErrNotFound, "no such pool, namespace, image or snapshot"},
-		{unix.ENXIO, driver.ErrInvalid, "features"},
+		{unix.ENOENT, backend.ErrNotFound, "no such pool, namespace, image or snapshot"},
+		{unix.ENXIO, backend.ErrInvalid, "features"},
 		{unix.EPERM, nil, "CAP_SYS_ADMIN"},
 		{unix.EACCES, nil, "caps"},
-		{unix.EROFS, driver.ErrInUse, "another client has the image's lock"},
-		{unix.EBUSY, driver.ErrInUse, "another client has the image's lock"},
-		{unix.ETIMEDOUT, driver.ErrUnavailable, "neither the monitors nor an OSD answered"},
-		{unix.EINVAL, driver.ErrInvalid, "RBD_MS_MODE=legacy"},
+		{unix.EROFS, backend.ErrInUse, "another client has the image's lock"},
+		{unix.EBUSY, backend.ErrInUse, "another client has the image's lock"},
+		{unix.ETIMEDOUT, backend.ErrUnavailable, "neither the monitors nor an OSD answered"},
+		{unix.EINVAL, backend.ErrInvalid, "RBD_MS_MODE=legacy"},
 		{unix.EIO, nil, "see the kernel's log"},
 		// Of the file in sysfs, not of the image.
 		{&fs.PathError{Op: "open", Path: "/sys/bus/rbd/add", Err: unix.ENOENT}, nil, "/sys/bus/rbd/add"},
@@ -445,23 +445,23 @@ func TestACallThatHangsOutlivesItsRequestAlone(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "unmap in the kernel has not ended in time") {
 		t.Errorf("got %v", err)
 	}
-	image := driver.Image{Name: "db1", ID: "5e4a6b8b4567"}
+	image := backend.Image{Name: "db1", ID: "5e4a6b8b4567"}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	for what, err := range map[string]error{
 		"unmap": m.Unmap(short, image.ID), "drop": m.Drop(short, image.ID),
-		"map": func() error { _, err := m.Map(short, image, driver.ReadWrite); return err }(),
+		"map": func() error { _, err := m.Map(short, image, backend.ReadWrite); return err }(),
 	} {
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "an earlier call for this image has not ended (unmap in the kernel)") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := m.Map(t.Context(), driver.Image{Name: "db2", ID: "other"}, driver.ReadWrite); err != nil {
+	if _, err := m.Map(t.Context(), backend.Image{Name: "db2", ID: "other"}, backend.ReadWrite); err != nil {
 		t.Errorf("another image: %v", err)
 	}
 	waits := make(chan error)
 	go func() {
-		_, err := m.Map(t.Context(), image, driver.ReadWrite)
+		_, err := m.Map(t.Context(), image, backend.ReadWrite)
 		waits <- err
 	}()
 	got, err := os.ReadFile(remove) // and lets the writer go
@@ -508,8 +508,8 @@ func TestTheKernelsLogIsReadFromNowOn(t *testing.T) {
 func TestMapOfAMappedImageIsTheMappingThatIsThere(t *testing.T) {
 	tr := newTree(t, "add", "add_single_major")
 	tr.device("7", nil)
-	got, err := tr.mapper().Map(t.Context(), driver.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"journaling"}}, driver.ReadWrite)
-	want := driver.Mapping{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd7", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: driver.ReadWrite}
+	got, err := tr.mapper().Map(t.Context(), backend.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"journaling"}}, backend.ReadWrite)
+	want := backend.Mapping{Name: "db1", ID: "5e4a6b8b4567", Device: "/dev/rbd7", Addr: "192.168.1.5:0/1913726304", Alive: true, Mode: backend.ReadWrite}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
@@ -518,18 +518,18 @@ func TestMapOfAMappedImageIsTheMappingThatIsThere(t *testing.T) {
 }
 
 func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
-	image := driver.Image{Name: "db1", ID: "new", Features: []string{"layering", "exclusive-lock"}}
+	image := backend.Image{Name: "db1", ID: "new", Features: []string{"layering", "exclusive-lock"}}
 	for _, row := range []struct {
 		name  string
-		image driver.Image
+		image backend.Image
 		ceph  func() (rbd.Kernel, error)
 		kind  error
 	}{
-		{"features", driver.Image{Name: "db1", ID: "new", Features: []string{"journaling"}}, nil, driver.ErrInvalid},
-		{"no exclusive-lock", driver.Image{Name: "db1", ID: "new", Features: []string{"layering"}}, nil, driver.ErrInvalid},
-		{"Ceph does not answer", image, func() (rbd.Kernel, error) { return rbd.Kernel{}, driver.ErrUnavailable }, driver.ErrUnavailable},
+		{"features", backend.Image{Name: "db1", ID: "new", Features: []string{"journaling"}}, nil, backend.ErrInvalid},
+		{"no exclusive-lock", backend.Image{Name: "db1", ID: "new", Features: []string{"layering"}}, nil, backend.ErrInvalid},
+		{"Ceph does not answer", image, func() (rbd.Kernel, error) { return rbd.Kernel{}, backend.ErrUnavailable }, backend.ErrUnavailable},
 		{"no monitors", image, func() (rbd.Kernel, error) { return rbd.Kernel{User: "docker", Key: secret}, nil }, nil},
-		{"name with a blank", driver.Image{Name: "db 1", ID: "new", Features: image.Features}, func() (rbd.Kernel, error) { return both, nil }, driver.ErrInvalid},
+		{"name with a blank", backend.Image{Name: "db 1", ID: "new", Features: image.Features}, func() (rbd.Kernel, error) { return both, nil }, backend.ErrInvalid},
 		{"the key is none", image, func() (rbd.Kernel, error) {
 			k := both
 			k.Key = "hunter2!"
@@ -543,8 +543,8 @@ func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
 			if row.ceph != nil {
 				m.Ceph = cluster(row.ceph)
 			}
-			got, err := m.Map(t.Context(), row.image, driver.ReadWrite)
-			if err == nil || got != (driver.Mapping{}) || row.kind != nil && !errors.Is(err, row.kind) {
+			got, err := m.Map(t.Context(), row.image, backend.ReadWrite)
+			if err == nil || got != (backend.Mapping{}) || row.kind != nil && !errors.Is(err, row.kind) {
 				t.Errorf("got %+v, %v; want %v", got, err, row.kind)
 			}
 			if err != nil && (strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), secret)) {
@@ -558,7 +558,7 @@ func TestMapWritesNothingUntilAllIsKnown(t *testing.T) {
 
 // What cannot be read, here as it is a directory, is not gone.
 func TestWhatCannotBeReadIsNotGone(t *testing.T) {
-	image := driver.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"layering", "exclusive-lock"}}
+	image := backend.Image{Name: "db1", ID: "5e4a6b8b4567", Features: []string{"layering", "exclusive-lock"}}
 	for _, file := range []string{
 		"devices/7/pool", "devices/7/pool_ns", "devices/7/config_info", "devices/7/cluster_fsid", "devices/7/name", "devices/7/image_id",
 		"devices/7/client_addr", "devices/7/current_snap", "block/dm-3/dm/name",
@@ -575,7 +575,7 @@ func TestWhatCannotBeReadIsNotGone(t *testing.T) {
 		if all, err := m.Mappings(t.Context()); err == nil || len(all) > 0 {
 			t.Errorf("%s cannot be read, and mapped is %+v, %v", file, all, err)
 		}
-		if _, err := m.Map(t.Context(), image, driver.ReadWrite); err == nil {
+		if _, err := m.Map(t.Context(), image, backend.ReadWrite); err == nil {
 			t.Errorf("%s cannot be read, and the image was mapped once more", file)
 		}
 		if err := m.Unmap(t.Context(), image.ID); err == nil {

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 )
 
@@ -28,9 +28,9 @@ var MSModes = []string{"legacy", "crc", "secure", "prefer-crc", "prefer-secure"}
 // is the default anyway: so our mappings are told from others. Devices that
 // running nodes have mapped bear this beginning: it is a format. Without noshare
 // all volumes of a node would be one client of Ceph, and one fence for all.
-func (m *Mapper) line(k rbd.Kernel, image driver.Image, mode driver.OpenMode, kernel [2]int) (string, error) {
+func (m *Mapper) line(k rbd.Kernel, image backend.Image, mode backend.OpenMode, kernel [2]int) (string, error) {
 	if strings.ContainsAny(m.Pool+m.Namespace+image.Name+image.Snap, " \t\n,") {
-		return "", fmt.Errorf("%w: the kernel cannot map names with blanks or commas (%s@%s)", driver.ErrInvalid, m.spec(image.Name), image.Snap)
+		return "", fmt.Errorf("%w: the kernel cannot map names with blanks or commas (%s@%s)", backend.ErrInvalid, m.spec(image.Name), image.Snap)
 	}
 	options := []string{"name=" + k.User + ",key=client." + k.User + ",noshare,queue_depth=128"}
 	if kernel[0] > 4 || kernel[0] == 4 && kernel[1] >= 17 {
@@ -43,7 +43,7 @@ func (m *Mapper) line(k rbd.Kernel, image driver.Image, mode driver.OpenMode, ke
 	if msMode != "" {
 		options = append(options, "ms_mode="+msMode)
 	}
-	if mode == driver.ReadOnly {
+	if mode == backend.ReadOnly {
 		options = append(options, "ro")
 	}
 	if m.Namespace != "" {
@@ -71,7 +71,7 @@ func (m *Mapper) speak(k rbd.Kernel, kernel [2]int) (mons []string, msMode strin
 		mons = k.V1
 	}
 	if len(mons) == 0 {
-		return nil, "", fmt.Errorf("%w: no monitor has an address for this protocol (RBD_MS_MODE=%s; v1: %s; v2: %s)", driver.ErrInvalid,
+		return nil, "", fmt.Errorf("%w: no monitor has an address for this protocol (RBD_MS_MODE=%s; v1: %s; v2: %s)", backend.ErrInvalid,
 			m.MSMode, or(strings.Join(k.V1, ","), "none"), or(strings.Join(k.V2, ","), "none"))
 	}
 	return mons, msMode, nil
@@ -175,10 +175,10 @@ func (m *Mapper) checkFeatures(image string, has []string) error {
 		cures = append(cures, "switch it off while nobody uses it: rbd feature disable "+m.spec(image)+" "+strings.Join(off, " "))
 	}
 	cures = append(cures, "or set RBD_MAPPER=fuse")
-	return fmt.Errorf("%w: this kernel cannot map images with %s; %s", driver.ErrInvalid, strings.Join(unknown, ", "), strings.Join(cures, ", "))
+	return fmt.Errorf("%w: this kernel cannot map images with %s; %s", backend.ErrInvalid, strings.Join(unknown, ", "), strings.Join(cures, ", "))
 }
 
-// Maps looks at what the kernel can; see driver.Mapper.
+// Maps looks at what the kernel can; see backend.Mapper.
 func (m *Mapper) Maps(features []string) error { return m.checkFeatures("IMAGE", features) }
 
 func indexOf(name string) int {

@@ -13,21 +13,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // device is one of the kernel's.
 type device struct {
-	driver.Mapping
+	backend.Mapping
 	number string // of /dev/rbdN
 	plain  bool   // Device is its plain text
 }
 
-// Mappings lists the devices of our pool; see driver.Mapper. The cluster's id is
+// Mappings lists the devices of our pool; see backend.Mapper. The cluster's id is
 // asked for when there is one that may be ours.
-func (m *Mapper) Mappings(ctx context.Context) ([]driver.Mapping, error) {
+func (m *Mapper) Mappings(ctx context.Context) ([]backend.Mapping, error) {
 	devices, err := m.devices(ctx)
-	var all []driver.Mapping
+	var all []backend.Mapping
 	for _, d := range devices {
 		all = append(all, d.Mapping)
 	}
@@ -61,9 +61,9 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 		if attr("cluster_fsid") != fsid {
 			continue
 		}
-		found := device{number: dir.Name(), Mapping: driver.Mapping{
+		found := device{number: dir.Name(), Mapping: backend.Mapping{
 			Name: attr("name"), ID: attr("image_id"), Device: "/dev/rbd" + dir.Name(), Addr: attr("client_addr"), Alive: true,
-			Mode: driver.ReadWrite,
+			Mode: backend.ReadWrite,
 		}}
 		if plain := plains[found.number]; plain != "" {
 			found.Device, found.plain = plain, true
@@ -72,7 +72,7 @@ func (m *Mapper) devices(ctx context.Context) ([]device, error) {
 			found.Snap = snap
 		}
 		if found.Snap != "" || readOnly.MatchString(line) {
-			found.Mode = driver.ReadOnly
+			found.Mode = backend.ReadOnly
 		}
 		all = append(all, found)
 	}
@@ -113,9 +113,9 @@ var ourOptions = regexp.MustCompile(`^name=([^,]+),key=client\.([^,]+),noshare,q
 // readOnly tells the line of a read-only mapping.
 var readOnly = regexp.MustCompile(`^\S+ \S+,ro(,| )`)
 
-// Size is what the kernel says: it hears of a resize by itself; see driver.Mapper.
+// Size is what the kernel says: it hears of a resize by itself; see backend.Mapper.
 // It is asked for each second and each device, so it reads no more than it must.
-func (m *Mapper) Size(ctx context.Context, mapping driver.Mapping) (uint64, error) {
+func (m *Mapper) Size(ctx context.Context, mapping backend.Mapping) (uint64, error) {
 	name := filepath.Base(mapping.Device)
 	if !strings.HasPrefix(name, "dm-") {
 		return sizeOf(m.block(), name)

@@ -6,7 +6,7 @@
 //	FAULT="die-after 17"   the kind, and at which step; steps are counted in requests only
 //	FAULT_LOG=/tmp/steps   a file that gets a line for each step: number and name
 //
-// The steps, steps.go, are generated from the interfaces of driver/parts.go: go
+// The steps, steps.go, are generated from the interfaces of driver/backend: go
 // generate writes them, a test compares, and an interface that has grown does
 // not compile until it has been run.
 //

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Kinds of faults. Whatever a process that dies leaves half done, die-before and
@@ -93,7 +94,7 @@ func (l *Layer) Step(ctx context.Context, name string, call func() error) error 
 		case <-ctx.Done():
 		case <-time.After(hang): // of a step that outlives its request
 		}
-		return fmt.Errorf("%s: %w: it hung", name, driver.ErrUnavailable)
+		return fmt.Errorf("%s: %w: it hung", name, backend.ErrUnavailable)
 	}
 	return call()
 }

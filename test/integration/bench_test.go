@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
 
@@ -28,7 +28,7 @@ func BenchmarkCreate(b *testing.B) {
 	b.Run("librbd", func(b *testing.B) { // the image alone
 		n, name := newNode(b, testbed.Namespace(b), "one"), names("b")
 		for b.Loop() {
-			if err := n.pool.Create(b.Context(), driver.ImageSpec{Name: name(), Size: 1 << 30, Features: drivertest.Features}); err != nil {
+			if err := n.pool.Create(b.Context(), backend.ImageSpec{Name: name(), Size: 1 << 30, Features: backendtest.Features}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -138,7 +139,7 @@ func TestCopiesOfAVolumeThatIsWrittenTo(t *testing.T) {
 			}
 			has(t, file, l.synced.Load())
 			one.unmount("db")
-			if err := one.Remove(one.context(time.Minute), "db"); !errors.Is(err, driver.ErrBusy) || !strings.Contains(err.Error(), "docker_volume.protected false") {
+			if err := one.Remove(one.context(time.Minute), "db"); !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), "docker_volume.protected false") {
 				t.Errorf("removing a protected volume: %v", err)
 			}
 		})
@@ -169,11 +170,11 @@ func TestASnapshotIsMountedOnTwoNodes(t *testing.T) {
 		if _, held := one.guard("look"); held {
 			t.Error("there is a guard of a read-only volume")
 		}
-		if err := one.Remove(one.context(time.Minute), "look"); !errors.Is(err, driver.ErrBusy) {
+		if err := one.Remove(one.context(time.Minute), "look"); !errors.Is(err, backend.ErrBusy) {
 			t.Errorf("removed while it is mounted here: %v", err)
 		}
 		one.unmount("look")
-		if err := one.Remove(one.context(time.Minute), "look"); !errors.Is(err, driver.ErrInUse) || !strings.Contains(err.Error(), "read-only by node two") {
+		if err := one.Remove(one.context(time.Minute), "look"); !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "read-only by node two") {
 			t.Errorf("removed while it is mounted elsewhere: %v", err)
 		}
 		has(t, b, before)
@@ -185,7 +186,7 @@ func TestASnapshotIsMountedOnTwoNodes(t *testing.T) {
 		}
 		l.stop(t)
 		one.unmount("db")
-		if err := one.Remove(one.context(time.Minute), "db"); !errors.Is(err, driver.ErrBusy) || !strings.Contains(err.Error(), "1 snapshots") {
+		if err := one.Remove(one.context(time.Minute), "db"); !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), "1 snapshots") {
 			t.Errorf("removed with a snapshot: %v", err)
 		}
 		testbed.RBD(t, "snap", "purge", "--no-progress", spec)
@@ -212,14 +213,14 @@ func TestRollBack(t *testing.T) {
 		t.Errorf("a snapshot of what is mounted elsewhere: frozen %v, %v", frozen, err)
 	}
 	put(t, file, "tuesday")
-	for n, kind := range map[*node]error{one: driver.ErrBusy, two: driver.ErrInUse} {
+	for n, kind := range map[*node]error{one: backend.ErrBusy, two: backend.ErrInUse} {
 		if err := n.Rollback(n.context(time.Minute), "v", "monday"); !errors.Is(err, kind) {
 			t.Errorf("rolled back while mounted, by node %s: %v", n.name, err)
 		}
 	}
 	expect(t, file, "tuesday")
 	one.unmount("v")
-	if err := two.Rollback(two.context(time.Minute), "v", "sunday"); !errors.Is(err, driver.ErrNotFound) || !strings.Contains(err.Error(), "there are: monday, elsewhere") {
+	if err := two.Rollback(two.context(time.Minute), "v", "sunday"); !errors.Is(err, backend.ErrNotFound) || !strings.Contains(err.Error(), "there are: monday, elsewhere") {
 		t.Errorf("to a snapshot that is not there: %v", err)
 	}
 	if err := two.Rollback(two.context(time.Minute), "v", "monday"); err != nil {
@@ -256,7 +257,7 @@ func TestTheTrash(t *testing.T) {
 	if err := one.Remove(one.context(time.Minute), "v"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := one.Get(t.Context(), "v"); !errors.Is(err, driver.ErrNotFound) {
+	if _, err := one.Get(t.Context(), "v"); !errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("get after the removal: %v", err)
 	}
 	one.create("v", nil) // the name is free
@@ -340,7 +341,7 @@ func TestACopyWhosePoolOfOriginIsGone(t *testing.T) {
 	for op, err := range map[string]error{
 		"create": one.Create(one.context(time.Minute), "w", nil), "remove": one.Remove(one.context(time.Minute), "w"),
 	} {
-		if !errors.Is(err, driver.ErrUnusable) || errors.Is(err, driver.ErrNotFound) {
+		if !errors.Is(err, backend.ErrUnusable) || errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("%s: %v", op, err)
 		}
 	}

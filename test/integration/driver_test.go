@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
@@ -26,7 +26,7 @@ func TestAVolumeMovesBetweenNodes(t *testing.T) {
 		one.create(fstype, map[string]string{"fstype": fstype, "size": "512M"})
 		put(t, one.mount(fstype), "from one")
 		_, err := two.Mount(two.context(time.Second), fstype, "id")
-		if !errors.Is(err, driver.ErrInUse) || !strings.Contains(err.Error(), "by node one") {
+		if !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "by node one") {
 			t.Errorf("the second node: %v", err)
 		}
 		one.unmount(fstype)
@@ -124,13 +124,13 @@ func TestAWatcherThatIsNotOursIsLeftAlone(t *testing.T) {
 	for end := time.Now().Add(time.Minute); !watching() && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 	}
 	_, err = one.Mount(one.context(2*time.Second), "v", "id")
-	if !errors.Is(err, driver.ErrInUse) || !strings.Contains(err.Error(), "no volume of this plugin") {
+	if !errors.Is(err, backend.ErrInUse) || !strings.Contains(err.Error(), "no volume of this plugin") {
 		t.Errorf("got %v", err)
 	}
 	if _, held := one.guard("v"); held {
 		t.Error("the guard is left")
 	}
-	if err := one.Remove(one.context(10*time.Second), "v"); !errors.Is(err, driver.ErrInUse) {
+	if err := one.Remove(one.context(10*time.Second), "v"); !errors.Is(err, backend.ErrInUse) {
 		t.Errorf("removed: %v", err)
 	}
 	if !watching() {
@@ -174,7 +174,7 @@ func TestForeignContentIsNeverTouched(t *testing.T) {
 			testbed.RBD(t, "import", "--no-progress", file, image)
 			for range 2 {
 				_, err := one.Mount(one.context(time.Minute), volume, "id")
-				if !errors.Is(err, driver.ErrContent) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "not made by this plugin") {
+				if !errors.Is(err, backend.ErrContent) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "not made by this plugin") {
 					t.Errorf("got %v", err)
 				}
 			}
@@ -223,7 +223,7 @@ func TestADeviceThatCannotBeReadIsNotFormatted(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.guard("v") // which tells the OSD of the fence
-	if _, err := (fsys.FS{}).Probe(t.Context(), v.Status["device"].(string)); !errors.Is(err, driver.ErrContent) {
+	if _, err := (fsys.FS{}).Probe(t.Context(), v.Status["device"].(string)); !errors.Is(err, backend.ErrContent) {
 		t.Errorf("probe: %v", err)
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
@@ -46,7 +47,7 @@ func table(tb testing.TB, path string) *fsys.Table {
 }
 
 func TestFilesystemContract(t *testing.T) {
-	drivertest.Filesystem(t, fsys.FS{HostMounts: table(t, "/proc/1/mountinfo")}, drivertest.Devices{
+	backendtest.Filesystem(t, fsys.FS{HostMounts: table(t, "/proc/1/mountinfo")}, backendtest.Devices{
 		New: device,
 		Dir: t.TempDir(),
 		Larger: func(t *testing.T, device string, size uint64) {
@@ -71,7 +72,7 @@ func TestFilesystemContract(t *testing.T) {
 }
 
 func TestAFrozenFilesystemHoldsItsWritersUp(t *testing.T) {
-	fs, m := fsys.FS{}, driver.Mount{Device: device(t, 8<<20), Path: filepath.Join(t.TempDir(), "m"), FSType: "ext4"}
+	fs, m := fsys.FS{}, backend.Mount{Device: device(t, 8<<20), Path: filepath.Join(t.TempDir(), "m"), FSType: "ext4"}
 	if err := errors.Join(fs.Format(t.Context(), m.Device, "ext4", nil, true), fs.Mount(t.Context(), m), fs.Freeze(t.Context(), m.Path)); err != nil {
 		t.Fatal(err)
 	}
@@ -93,11 +94,11 @@ func TestARootIsPreparedAsItWasAskedFor(t *testing.T) {
 	if err := fs.Format(t.Context(), dev, "ext4", nil, true); err != nil {
 		t.Fatal(err)
 	}
-	if err := fs.Mount(t.Context(), driver.Mount{Device: dev, Path: path, FSType: "ext4", Options: "noatime"}); err != nil {
+	if err := fs.Mount(t.Context(), backend.Mount{Device: dev, Path: path, FSType: "ext4", Options: "noatime"}); err != nil {
 		t.Fatal(err)
 	}
 	uid, gid, mode := uint32(1001), uint32(1002), uint32(0o2770)
-	if err := fs.Prepare(t.Context(), path, driver.Owner{UID: &uid, GID: &gid, Mode: &mode}); err != nil {
+	if err := fs.Prepare(t.Context(), path, backend.Owner{UID: &uid, GID: &gid, Mode: &mode}); err != nil {
 		t.Fatal(err)
 	}
 	var stat unix.Stat_t
@@ -162,7 +163,7 @@ func TestADamagedFilesystemIsCheckedBeforeItIsMounted(t *testing.T) {
 		testbed.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=4k", "seek=20", "count=200", "conv=fsync")
 		err := fs.Check(t.Context(), dev, "ext4")
 		if err == nil {
-			err = fs.Mount(t.Context(), driver.Mount{Device: dev, Path: filepath.Join(t.TempDir(), "v"), FSType: "ext4"})
+			err = fs.Mount(t.Context(), backend.Mount{Device: dev, Path: filepath.Join(t.TempDir(), "v"), FSType: "ext4"})
 		}
 		if err == nil || !strings.Contains(err.Error(), "run e2fsck") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("state %s, lost inodes: %v", state, err)
@@ -188,7 +189,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 	} {
 		t.Run(row.fstype+" "+row.options, func(t *testing.T) {
 			fs := fsys.FS{}
-			m := driver.Mount{Device: device(t, row.size), Path: filepath.Join(t.TempDir(), "v"), FSType: row.fstype, Options: row.options}
+			m := backend.Mount{Device: device(t, row.size), Path: filepath.Join(t.TempDir(), "v"), FSType: row.fstype, Options: row.options}
 			for _, err := range []error{fs.Format(t.Context(), m.Device, row.fstype, nil, true), fs.Mount(t.Context(), m), fs.Sound(t.Context(), m)} {
 				if err != nil {
 					t.Fatal(err)
@@ -197,7 +198,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 			row.breaks(m.Device, m.Path)
 			// With errors=continue the kernel counts a little later (ext4: s_error_work).
 			err := tool.Within(10*time.Second, func() error {
-				if err := fs.Sound(t.Context(), m); !errors.Is(err, driver.ErrContent) || !strings.Contains(err.Error(), m.Device) {
+				if err := fs.Sound(t.Context(), m); !errors.Is(err, backend.ErrContent) || !strings.Contains(err.Error(), m.Device) {
 					return fmt.Errorf("got %w", err)
 				}
 				return nil
@@ -236,7 +237,7 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 	if err := fs.Format(t.Context(), dev, "ext4", nil, true); err != nil {
 		t.Fatal(err)
 	}
-	err = fs.Mount(t.Context(), driver.Mount{Device: dev, Path: path, FSType: "ext4"})
+	err = fs.Mount(t.Context(), backend.Mount{Device: dev, Path: path, FSType: "ext4"})
 	if err == nil || !strings.Contains(err.Error(), "does not reach the host") {
 		t.Errorf("got %v", err)
 	}
@@ -244,7 +245,7 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 		t.Error("the mount was left behind")
 	}
 	dir := t.TempDir()
-	if err := fs.Reaches(t.Context(), dir); !errors.Is(err, driver.ErrHidden) {
+	if err := fs.Reaches(t.Context(), dir); !errors.Is(err, backend.ErrHidden) {
 		t.Errorf("asked beforehand: %v", err)
 	}
 	if err := (fsys.FS{HostMounts: table(t, "/proc/self/mountinfo")}).Reaches(t.Context(), dir); err != nil {
@@ -268,7 +269,7 @@ func TestTheHostsMountTableOutlivesWhoWasAskedForIt(t *testing.T) {
 	}
 	_ = starter.Wait()
 	for range 2 {
-		m := driver.Mount{Device: device(t, 16<<20), Path: filepath.Join(t.TempDir(), "v"), FSType: "ext4"}
+		m := backend.Mount{Device: device(t, 16<<20), Path: filepath.Join(t.TempDir(), "v"), FSType: "ext4"}
 		if err := errors.Join(fs.Format(t.Context(), m.Device, "ext4", nil, true), fs.Mount(t.Context(), m), fs.Unmount(t.Context(), m.Path)); err != nil {
 			t.Error(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
@@ -45,7 +46,7 @@ func newNodeWith(tb testing.TB, cfg rbd.Config, name string, set func(*driver.Co
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: table(tb, "/proc/1/mountinfo")},
 		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
-		Place:      driver.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, Unlock: true,
+		Place:      backend.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, Unlock: true,
 	}
 	set(&config)
 	var err error
@@ -134,7 +135,7 @@ func expect(tb testing.TB, file, want string) {
 // id is the id of an image.
 func (n *node) id(volume string) string {
 	n.tb.Helper()
-	h, err := n.pool.Open(n.context(time.Minute), volume, driver.ReadOnly)
+	h, err := n.pool.Open(n.context(time.Minute), volume, backend.ReadOnly)
 	if err != nil {
 		n.tb.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -56,7 +56,7 @@ func TestWhoHoldsAVolume(t *testing.T) {
 	target, other := t.TempDir(), t.TempDir()
 	before := inNamespace(t, "slave", "") // before the volume is mounted: it comes by propagation
 	defer before()
-	m := driver.Mount{Device: device(t, 16<<20), Path: filepath.Join(dir, "v"), FSType: "ext4"}
+	m := backend.Mount{Device: device(t, 16<<20), Path: filepath.Join(dir, "v"), FSType: "ext4"}
 	if err := errors.Join(fs.Format(t.Context(), m.Device, "ext4", nil, true), fs.Mount(t.Context(), m)); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
 
@@ -39,11 +39,11 @@ func TestAKeyOfOneNamespace(t *testing.T) {
 	one.unmount("v")
 	cfg.Namespace = other.Namespace
 	err := newNode(t, cfg, "lost").Create(one.context(time.Minute), "v", nil)
-	if !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "ceph refuses this key") {
+	if !errors.Is(err, backend.ErrUnavailable) || !strings.Contains(err.Error(), "ceph refuses this key") {
 		t.Errorf("in another namespace: %v", err)
 	}
 	err = one.Create(one.context(time.Minute), "secret", map[string]string{"encryption": "luks2", "passphrase": "ceph:x"})
-	if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), "this user may not read it") {
+	if !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), "this user may not read it") {
 		t.Errorf("a passphrase without the cap: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
 
@@ -32,7 +33,7 @@ func TestAnImageOfAnOlderPluginMovesFromADeadNode(t *testing.T) {
 
 	put(t, one.mount("old"), "kept")
 	id := one.id("old")
-	if info := testbed.RBD(t, "info", cfg.Pool+"/"+cfg.Namespace+"/old"); !strings.Contains(info, driver.FeatureLock) {
+	if info := testbed.RBD(t, "info", cfg.Pool+"/"+cfg.Namespace+"/old"); !strings.Contains(info, backend.FeatureLock) {
 		t.Errorf("the feature was not switched on:\n%s", info)
 	}
 	g, held := two.guard("old")
@@ -100,13 +101,13 @@ func TestRemoveMeetsMount(t *testing.T) {
 		wg.Go(func() { remove = two.Remove(two.context(time.Minute), "v") })
 		wg.Wait()
 		switch {
-		case mount == nil && errors.Is(remove, driver.ErrInUse):
+		case mount == nil && errors.Is(remove, backend.ErrInUse):
 			mounted++
 			one.unmount("v")
 			if err := two.Remove(two.context(time.Minute), "v"); err != nil {
 				t.Fatal(err)
 			}
-		case remove == nil && (errors.Is(mount, driver.ErrNotFound) || errors.Is(mount, driver.ErrInUse)):
+		case remove == nil && (errors.Is(mount, backend.ErrNotFound) || errors.Is(mount, backend.ErrInUse)):
 		default:
 			t.Fatalf("round %d: mount: %v; remove: %v", round, mount, remove)
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
@@ -69,7 +70,7 @@ func TestGrowth(t *testing.T) {
 		one.unmount(row.name)
 		// Nobody makes it smaller but with force, and then it is not mounted.
 		testbed.RBD(t, "resize", "--no-progress", "--allow-shrink", "--size", "500M", cfg.Pool+"/"+cfg.Namespace+"/"+row.name)
-		if _, err := one.Mount(one.context(time.Minute), row.name, "id"); !errors.Is(err, driver.ErrContent) || !strings.Contains(err.Error(), "was the image made smaller?") {
+		if _, err := one.Mount(one.context(time.Minute), row.name, "id"); !errors.Is(err, backend.ErrContent) || !strings.Contains(err.Error(), "was the image made smaller?") {
 			t.Errorf("%s, made smaller: %v", row.name, err)
 		}
 	}
@@ -86,7 +87,7 @@ func TestEncryptedVolumes(t *testing.T) {
 		{"file:missing", "", "there is no file " + filepath.Dir(testbed.Conf()) + "/passphrases/missing on this node"},
 	} {
 		err := one.Create(one.context(time.Minute), "v", map[string]string{"encryption": "luks2", "passphrase": row.name})
-		if !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), row.says) {
+		if !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%s: %v", row.name, err)
 		}
 	}
@@ -124,11 +125,11 @@ func TestPlaces(t *testing.T) {
 	first, second := testbed.Namespace(t), testbed.Namespace(t)
 	third := first
 	third.Pool, third.Namespace = testbed.Pool(t), ""
-	place := func(n *node) driver.Place { return driver.Place{Pool: n.cfg.Pool, Namespace: n.cfg.Namespace} }
+	place := func(n *node) backend.Place { return backend.Place{Pool: n.cfg.Pool, Namespace: n.cfg.Namespace} }
 	a := newNode(t, first, "one")
 	all := driver.Places{a.Driver}
 	nodes := []*node{a}
-	for _, cfg := range []driver.Place{{Pool: second.Pool, Namespace: second.Namespace}, {Pool: third.Pool}} {
+	for _, cfg := range []backend.Place{{Pool: second.Pool, Namespace: second.Namespace}, {Pool: third.Pool}} {
 		pool := a.pool.Beside(cfg)
 		at := first
 		at.Pool, at.Namespace = cfg.Pool, cfg.Namespace
@@ -157,10 +158,10 @@ func TestPlaces(t *testing.T) {
 			t.Errorf("guards: %+v, %v", h, err)
 		}
 	}
-	if err := all.Create(ctx, "v1", map[string]string{"pool": third.Pool}); !errors.Is(err, driver.ErrExists) || !strings.Contains(err.Error(), "in rbd/"+second.Namespace) {
+	if err := all.Create(ctx, "v1", map[string]string{"pool": third.Pool}); !errors.Is(err, backend.ErrExists) || !strings.Contains(err.Error(), "in rbd/"+second.Namespace) {
 		t.Errorf("the name is taken elsewhere: %v", err)
 	}
-	if err := all.Create(ctx, "x", map[string]string{"pool": "nowhere"}); !errors.Is(err, driver.ErrInvalid) || !strings.Contains(err.Error(), third.Pool) {
+	if err := all.Create(ctx, "x", map[string]string{"pool": "nowhere"}); !errors.Is(err, backend.ErrInvalid) || !strings.Contains(err.Error(), third.Pool) {
 		t.Errorf("a pool that is not allowed: %v", err)
 	}
 	// A copy, in another pool, of what is mounted.
@@ -187,7 +188,7 @@ func TestPlaces(t *testing.T) {
 		t.Errorf("get of a name that is there twice: %v, %v", v.Status, err)
 	}
 	for op, err := range map[string]error{"create": all.Create(ctx, "v2", nil), "remove": all.Remove(ctx, "v2")} {
-		if !errors.Is(err, driver.ErrTwice) || !strings.Contains(err.Error(), both) {
+		if !errors.Is(err, backend.ErrTwice) || !strings.Contains(err.Error(), both) {
 			t.Errorf("%s of a name that is there twice: %v", op, err)
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -21,7 +21,7 @@ func TestASlowCheckOutlivesItsRequest(t *testing.T) {
 	one.create("v", map[string]string{"size": "8G", "mkfsOptions": "-O ^metadata_csum,^uninit_bg -N 4096"})
 	put(t, one.mount("v"), "kept")
 	one.unmount("v")
-	h, err := one.pool.Open(t.Context(), "v", driver.ReadOnly)
+	h, err := one.pool.Open(t.Context(), "v", backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestASlowCheckOutlivesItsRequest(t *testing.T) {
 	_ = h.Close(t.Context())
 	byHand := &fuse.Mapper{Ceph: cfg, Dir: t.TempDir(), Command: testbed.ImageServer(t), Log: testbed.Log(t)}
 	byHand.Ceph.Log = byHand.Log
-	m, err := byHand.Map(t.Context(), image, driver.ReadWrite)
+	m, err := byHand.Map(t.Context(), image, backend.ReadWrite)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,10 +41,10 @@ func TestASlowCheckOutlivesItsRequest(t *testing.T) {
 	testbed.RBD(t, "config", "image", "set", place+"/v", "rbd_qos_read_iops_limit", "12")
 
 	_, err = one.Mount(one.context(3*time.Second), "v", "id")
-	for errors.Is(err, driver.ErrUnavailable) || err != nil && strings.Contains(err.Error(), "no time left") { // it had not come as far on a busy machine
+	for errors.Is(err, backend.ErrUnavailable) || err != nil && strings.Contains(err.Error(), "no time left") { // it had not come as far on a busy machine
 		_, err = one.Mount(one.context(10*time.Second), "v", "id")
 	}
-	if !errors.Is(err, driver.ErrBusy) || !strings.Contains(err.Error(), "checking its ext4") {
+	if !errors.Is(err, backend.ErrBusy) || !strings.Contains(err.Error(), "checking its ext4") {
 		t.Fatalf("got %v", err)
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/krbd/wire"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
@@ -24,7 +24,7 @@ type remote struct {
 	number int
 }
 
-var _ driver.Mapper = remote{}
+var _ backend.Mapper = remote{}
 
 var numbers atomic.Int64
 
@@ -74,7 +74,7 @@ func (m remote) call(ctx context.Context, q wire.Request) (wire.Answer, error) {
 	return a, err
 }
 
-func (m remote) Map(ctx context.Context, image driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+func (m remote) Map(ctx context.Context, image backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	a, err := m.call(ctx, wire.Request{Op: "map", Image: image, Mode: mode})
 	return a.Mapping, err
 }
@@ -89,23 +89,23 @@ func (m remote) Drop(ctx context.Context, key string) error {
 	return err
 }
 
-func (m remote) Mappings(ctx context.Context) ([]driver.Mapping, error) {
+func (m remote) Mappings(ctx context.Context) ([]backend.Mapping, error) {
 	a, err := m.call(ctx, wire.Request{Op: "mappings"})
 	return a.Mappings, err
 }
 
-func (m remote) Size(ctx context.Context, of driver.Mapping) (uint64, error) {
+func (m remote) Size(ctx context.Context, of backend.Mapping) (uint64, error) {
 	a, err := m.call(ctx, wire.Request{Op: "size", Mapping: of})
 	return a.Size, err
 }
 
 func (m remote) Maps(features []string) error {
-	_, err := m.call(context.Background(), wire.Request{Op: "maps", Image: driver.Image{Features: features}})
+	_, err := m.call(context.Background(), wire.Request{Op: "maps", Image: backend.Image{Features: features}})
 	return err
 }
 
 // mappers is a node as the contract wants it, for a pool.
-func (n *node) mappers(t *testing.T, cfg rbd.Config, msMode string) drivertest.Node {
+func (n *node) mappers(t *testing.T, cfg rbd.Config, msMode string) backendtest.Node {
 	t.Helper()
 	must(t, n.serveMapper())
 	do := func(q wire.Request) (wire.Answer, error) {
@@ -115,8 +115,8 @@ func (n *node) mappers(t *testing.T, cfg rbd.Config, msMode string) drivertest.N
 		}
 		return a, err
 	}
-	return drivertest.Node{
-		Mapper: func() driver.Mapper {
+	return backendtest.Node{
+		Mapper: func() backend.Mapper {
 			return remote{n, wire.Request{Conf: cfg.ConfFile, User: cfg.User, Pool: cfg.Pool, Namespace: cfg.Namespace, MSMode: msMode}, int(numbers.Add(1))}
 		},
 		Hold: func(t *testing.T, device string) func() {
@@ -145,7 +145,7 @@ func TestContract(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
-	drivertest.Mapper(t, pool, snapshot(cfg), one.mappers(t, cfg, ""), two.mappers(t, cfg, ""))
+	backendtest.Mapper(t, pool, snapshot(cfg), one.mappers(t, cfg, ""), two.mappers(t, cfg, ""))
 }
 
 // What is encrypted for librbd dm-crypt opens. To open luks1 takes a guest, which has
@@ -154,5 +154,5 @@ func TestEncrypted(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
-	drivertest.Encrypted(t, pool, one.mappers(t, cfg, ""), two.mappers(t, cfg, ""), "luks2")
+	backendtest.Encrypted(t, pool, one.mappers(t, cfg, ""), two.mappers(t, cfg, ""), "luks2")
 }

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/krbd/wire"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
@@ -31,12 +31,12 @@ func TestProtocolsAndMonitors(t *testing.T) {
 		_, err := tool.Run(time.Minute, "../cluster.sh", "stop", dir)
 		must(t, err)
 	})
-	image := drivertest.Create(t, pool, "image", 8<<20)
+	image := backendtest.Create(t, pool, "image", 8<<20)
 	try := func(mode, want string) {
 		t.Helper()
 		n := one.mappers(t, cfg, mode)
 		m := n.Mapper()
-		got, err := m.Map(t.Context(), image, driver.ReadWrite)
+		got, err := m.Map(t.Context(), image, backend.ReadWrite)
 		must(t, err, n.Write(got.Device, "mode "+mode))
 		text, err := n.Read(got.Device)
 		must(t, err)
@@ -67,12 +67,12 @@ func TestTheKernelsRefusals(t *testing.T) {
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
 	ctx := t.Context()
-	image := drivertest.Create(t, pool, "image", 8<<20)
+	image := backendtest.Create(t, pool, "image", 8<<20)
 	spec := "rbd/" + cfg.Namespace + "/"
 	testbed.RBD(t, "create", "--size", "8M", "--image-feature", "layering,exclusive-lock,object-map,journaling", spec+"journal")
 	testbed.RBD(t, "create", "--size", "8M", "--image-feature", "layering", spec+"bare")
-	open := func(name string) driver.Image {
-		h, err := pool.Open(ctx, name, driver.ReadOnly)
+	open := func(name string) backend.Image {
+		h, err := pool.Open(ctx, name, backend.ReadOnly)
 		must(t, err)
 		defer func() { _ = h.Close(ctx) }()
 		return h.Image()
@@ -87,22 +87,22 @@ func TestTheKernelsRefusals(t *testing.T) {
 	for _, row := range []struct {
 		name, mode, keyring string
 		cfg                 rbd.Config
-		image               driver.Image
+		image               backend.Image
 		kind                error
 		says                []string
 	}{
-		{"a snapshot that is not there", "", "", cfg, snapped, driver.ErrNotFound, []string{"no such pool, namespace, image or snapshot"}},
+		{"a snapshot that is not there", "", "", cfg, snapped, backend.ErrNotFound, []string{"no such pool, namespace, image or snapshot"}},
 		{"a namespace that is not there", "", "", elsewhere, image, nil, []string{"rbd namespace create rbd/nowhere"}},
-		{"a feature that no kernel has", "", "", cfg, open("journal"), driver.ErrInvalid, []string{"journaling", "rbd feature disable " + spec + "journal journaling"}},
-		{"no exclusive-lock", "", "", cfg, open("bare"), driver.ErrInvalid, []string{"rbd feature enable " + spec + "bare exclusive-lock"}},
-		{"an option the kernel does not know", "telepathy", "", cfg, image, driver.ErrInvalid, []string{"the kernel's log says: libceph: ", "ms_mode"}},
+		{"a feature that no kernel has", "", "", cfg, open("journal"), backend.ErrInvalid, []string{"journaling", "rbd feature disable " + spec + "journal journaling"}},
+		{"no exclusive-lock", "", "", cfg, open("bare"), backend.ErrInvalid, []string{"rbd feature enable " + spec + "bare exclusive-lock"}},
+		{"an option the kernel does not know", "telepathy", "", cfg, image, backend.ErrInvalid, []string{"the kernel's log says: libceph: ", "ms_mode"}},
 		{"a key that may not write", "", keyring, weak, image, nil, []string{"the key lacks caps"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			n := one.mappers(t, row.cfg, row.mode)
 			m := n.Mapper().(remote)
 			m.config.Keyring = row.keyring
-			got, err := m.Map(ctx, row.image, driver.ReadWrite)
+			got, err := m.Map(ctx, row.image, backend.ReadWrite)
 			t.Log(err)
 			if err == nil || row.kind != nil && !errors.Is(err, row.kind) || strings.Contains(err.Error(), "\n") {
 				t.Fatalf("got %+v, %v", got, err)
@@ -152,7 +152,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	pool := rbd.New(cfg)
 	t.Cleanup(pool.Close)
-	image := drivertest.Create(t, pool, "image", 8<<20)
+	image := backendtest.Create(t, pool, "image", 8<<20)
 	n := two.mappers(t, cfg, "")
 	m := n.Mapper()
 	thens := []string{"the network is back"}
@@ -161,7 +161,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 	}
 	for _, then := range thens {
 		t.Run(then, func(t *testing.T) {
-			_, err := m.Map(t.Context(), image, driver.ReadWrite) // the control connection stands
+			_, err := m.Map(t.Context(), image, backend.ReadWrite) // the control connection stands
 			must(t, err, m.Unmap(t.Context(), image.ID))
 			result := make(chan error, 1)
 			go func() {
@@ -169,7 +169,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 				defer cancel()
 				slow := m.(remote)
 				slow.config.Pause = two.Stretch(time.Second) // between the question for the monitors and the kernel
-				_, err := slow.Map(ctx, image, driver.ReadWrite)
+				_, err := slow.Map(ctx, image, backend.ReadWrite)
 				result <- err
 			}()
 			two.sleep(500 * time.Millisecond)
@@ -207,7 +207,7 @@ func TestWhatTheKernelEndsLate(t *testing.T) {
 			if all, err := m.Mappings(t.Context()); err != nil || len(all) != 0 {
 				t.Errorf("left: %v, %v", all, err)
 			}
-			got, err := m.Map(t.Context(), image, driver.ReadWrite)
+			got, err := m.Map(t.Context(), image, backend.ReadWrite)
 			must(t, err, n.Write(got.Device, "all is well"), m.Unmap(t.Context(), image.ID))
 		})
 	}

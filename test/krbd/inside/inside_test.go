@@ -20,7 +20,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
@@ -112,7 +112,7 @@ func BenchmarkMount(b *testing.B) {
 		pool := rbd.New(rbd.Config{Cluster: "ceph", User: "client.docker", Pool: "rbd", Log: logrus.New()})
 		defer pool.Close()
 		ctx := context.Background()
-		h, err := pool.Open(ctx, volume, driver.ReadOnly)
+		h, err := pool.Open(ctx, volume, backend.ReadOnly)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -125,11 +125,11 @@ func BenchmarkMount(b *testing.B) {
 		defer func() { _ = hosts.Close() }()
 		m, fs, path := krbd.Mapper{Ceph: pool, Pool: "rbd"}, fsys.FS{HostMounts: hosts}, filepath.Join(dir, "parts")
 		measure(b, func() error {
-			device, err := m.Map(ctx, image, driver.ReadWrite)
+			device, err := m.Map(ctx, image, backend.ReadWrite)
 			if err != nil {
 				return err
 			}
-			return fs.Mount(ctx, driver.Mount{Device: device.Device, Path: path, FSType: "ext4", Options: "noatime"})
+			return fs.Mount(ctx, backend.Mount{Device: device.Device, Path: path, FSType: "ext4", Options: "noatime"})
 		}, func() error {
 			if err := fs.Unmount(ctx, path); err != nil {
 				return err

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Request asks for one call.
@@ -17,17 +17,17 @@ type Request struct {
 	Conf, User, Keyring, Pool, Namespace, MSMode string // of the mapper
 
 	Pause   time.Duration // of the map, before the kernel is asked
-	Image   driver.Image
-	Mode    driver.OpenMode
-	Mapping driver.Mapping
+	Image   backend.Image
+	Mode    backend.OpenMode
+	Mapping backend.Mapping
 	Device  string
 	Text    string // a key, or what is written
 }
 
 // Answer is what came of it.
 type Answer struct {
-	Mapping  driver.Mapping
-	Mappings []driver.Mapping
+	Mapping  backend.Mapping
+	Mappings []backend.Mapping
 	Size     uint64
 	Text     string
 	Error    string
@@ -35,7 +35,7 @@ type Answer struct {
 }
 
 var kinds = []error{
-	driver.ErrNotFound, driver.ErrExists, driver.ErrInvalid, driver.ErrBusy, driver.ErrInUse, driver.ErrLost, driver.ErrUnavailable,
+	backend.ErrNotFound, backend.ErrExists, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost, backend.ErrUnavailable,
 }
 
 // SetError puts an error into the answer.

@@ -1,8 +1,9 @@
-package driver
+package backend
 
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // Within waits for a call that cannot be interrupted, a system call or one of
@@ -16,5 +17,15 @@ func Within(ctx context.Context, what string, call func() error) error {
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("%s has not ended in time: %w", what, ctx.Err())
+	}
+}
+
+// Sleep tells whether the time passed before the context ended.
+func Sleep(ctx context.Context, t time.Duration) bool {
+	select {
+	case <-time.After(t):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

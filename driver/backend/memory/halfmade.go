@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // ErrCut is the end of a call that Cut has cut short.
@@ -102,9 +102,9 @@ func (c *Cluster) find(name string) (*image, error) {
 	i := c.images[name]
 	switch {
 	case i == nil:
-		return nil, fmt.Errorf("open image: %w", driver.ErrNoVolume)
+		return nil, fmt.Errorf("open image: %w", backend.ErrNoVolume)
 	case c.lost(i):
-		return nil, fmt.Errorf("open image: %w: the snapshot that it is a clone of is gone", driver.ErrUnusable)
+		return nil, fmt.Errorf("open image: %w: the snapshot that it is a clone of is gone", backend.ErrUnusable)
 	}
 	return i, nil
 }

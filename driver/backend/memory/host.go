@@ -8,11 +8,11 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Host is the kernel of one node: devices, mounts, and what containers hold.
-// It implements driver.Mapper and driver.Filesystem.
+// It implements backend.Mapper and backend.Filesystem.
 //
 // A device's content is a text, "ext4", "ext4 with data", "foreign"; the empty
 // text is a device that was never written.
@@ -22,7 +22,7 @@ type Host struct {
 
 	mu     sync.Mutex
 	mapped map[string]*device // by key
-	mounts map[string]driver.Mount
+	mounts map[string]backend.Mount
 	spoilt map[string]bool // by device
 	frozen map[string]bool // by path
 	next   int
@@ -30,7 +30,7 @@ type Host struct {
 }
 
 type device struct {
-	driver.Mapping
+	backend.Mapping
 	client *Client
 	image  *image
 	size   uint64
@@ -40,7 +40,7 @@ type device struct {
 
 // NewHost returns a node of the cluster.
 func NewHost(c *Cluster, ip string) *Host {
-	return &Host{IP: ip, cluster: c, mapped: map[string]*device{}, mounts: map[string]driver.Mount{}, spoilt: map[string]bool{}, frozen: map[string]bool{}}
+	return &Host{IP: ip, cluster: c, mapped: map[string]*device{}, mounts: map[string]backend.Mount{}, spoilt: map[string]bool{}, frozen: map[string]bool{}}
 }
 
 // Reboot loses everything that a power cut does; Ceph has noticed.
@@ -98,7 +98,7 @@ func (h *Host) Write(device, content string) error {
 	if d == nil || !d.Alive {
 		return fmt.Errorf("%s: no such device or its server is dead", device)
 	}
-	if d.Mode == driver.ReadOnly {
+	if d.Mode == backend.ReadOnly {
 		return fmt.Errorf("%s: read-only", device)
 	}
 	leave, err := d.client.enter(context.Background())
@@ -138,12 +138,12 @@ func (h *Host) byDevice(name string) *device {
 	return nil
 }
 
-// Map maps an image; see driver.Mapper.
-func (h *Host) Map(ctx context.Context, img driver.Image, mode driver.OpenMode) (driver.Mapping, error) {
+// Map maps an image; see backend.Mapper.
+func (h *Host) Map(ctx context.Context, img backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if img.Snap != "" {
-		mode = driver.ReadOnly
+		mode = backend.ReadOnly
 	}
 	if d := h.mapped[img.Key()]; d != nil && d.Alive {
 		return d.Mapping, nil
@@ -151,39 +151,39 @@ func (h *Host) Map(ctx context.Context, img driver.Image, mode driver.OpenMode) 
 	client := h.cluster.Connect(h.IP)
 	leave, err := client.enter(ctx)
 	if err != nil {
-		return driver.Mapping{}, err
+		return backend.Mapping{}, err
 	}
 	defer leave()
 	i := h.cluster.images[img.Name]
 	if i == nil || i.ID != img.ID {
-		return driver.Mapping{}, fmt.Errorf("map: %w", driver.ErrNotFound)
+		return backend.Mapping{}, fmt.Errorf("map: %w", backend.ErrNotFound)
 	}
 	if img.Snap != "" {
 		n, err := i.find(img.Snap)
 		if err != nil {
-			return driver.Mapping{}, fmt.Errorf("map: %w", err)
+			return backend.Mapping{}, fmt.Errorf("map: %w", err)
 		}
 		i = &image{Image: i.Image, disk: i.snaps[n].disk, locked: i.locked, mapped: true}
 	}
 	if !i.mapped {
-		return driver.Mapping{}, errors.New("map: the image has no object map")
+		return backend.Mapping{}, errors.New("map: the image has no object map")
 	}
 	if img.Encryption != nil && (i.locked == nil || !bytes.Equal(i.locked.Passphrase, img.Encryption.Passphrase)) {
-		return driver.Mapping{}, errors.New("the passphrase does not open the encrypted image")
+		return backend.Mapping{}, errors.New("the passphrase does not open the encrypted image")
 	}
-	if mode == driver.ReadWrite {
+	if mode == backend.ReadWrite {
 		i.watchers[client.addr]++
 	}
 	h.next++
 	d := &device{
-		Mapping: driver.Mapping{Name: img.Name, ID: img.ID, Snap: img.Snap, Device: fmt.Sprintf("/dev/mem%d", h.next), Addr: client.addr, Alive: true, Mode: mode},
+		Mapping: backend.Mapping{Name: img.Name, ID: img.ID, Snap: img.Snap, Device: fmt.Sprintf("/dev/mem%d", h.next), Addr: client.addr, Alive: true, Mode: mode},
 		client:  client, image: i, size: i.Size, opened: img.Encryption != nil,
 	}
 	h.mapped[img.Key()] = d
 	return d.Mapping, nil
 }
 
-// Unmap takes a device away; see driver.Mapper.
+// Unmap takes a device away; see backend.Mapper.
 func (h *Host) Unmap(_ context.Context, key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -192,14 +192,14 @@ func (h *Host) Unmap(_ context.Context, key string) error {
 		return nil
 	}
 	if d.held > 0 || h.mountOf(d.Device) != "" {
-		return fmt.Errorf("unmap %s: %w", d.Device, driver.ErrBusy)
+		return fmt.Errorf("unmap %s: %w", d.Device, backend.ErrBusy)
 	}
 	d.client.Kill()
 	delete(h.mapped, key)
 	return nil
 }
 
-// Drop takes a device away by force; see driver.Mapper.
+// Drop takes a device away by force; see backend.Mapper.
 func (h *Host) Drop(_ context.Context, key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -210,19 +210,19 @@ func (h *Host) Drop(_ context.Context, key string) error {
 	return nil
 }
 
-// Mappings lists the devices; see driver.Mapper.
-func (h *Host) Mappings(context.Context) ([]driver.Mapping, error) {
+// Mappings lists the devices; see backend.Mapper.
+func (h *Host) Mappings(context.Context) ([]backend.Mapping, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var all []driver.Mapping
+	var all []backend.Mapping
 	for _, d := range h.mapped {
 		all = append(all, d.Mapping)
 	}
 	return all, nil
 }
 
-// Size looks at the image; see driver.Mapper.
-func (h *Host) Size(_ context.Context, m driver.Mapping) (uint64, error) {
+// Size looks at the image; see backend.Mapper.
+func (h *Host) Size(_ context.Context, m backend.Mapping) (uint64, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	d := h.byDevice(m.Device)
@@ -235,12 +235,12 @@ func (h *Host) Size(_ context.Context, m driver.Mapping) (uint64, error) {
 	return d.size, nil
 }
 
-// Maps knows all features but one; see driver.Mapper.
+// Maps knows all features but one; see backend.Mapper.
 func (h *Host) Maps(features []string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if slices.Contains(features, h.lacks) {
-		return fmt.Errorf("%w: this kernel cannot map images with %s", driver.ErrInvalid, h.lacks)
+		return fmt.Errorf("%w: this kernel cannot map images with %s", backend.ErrInvalid, h.lacks)
 	}
 	return nil
 }

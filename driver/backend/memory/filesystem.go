@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // fill has the filesystem on a device take all of it, and tells whether it did.
@@ -27,19 +27,19 @@ func (h *Host) fill(device string, fill bool) (full bool, err error) {
 	return full, nil
 }
 
-// Fills compares sizes; see driver.Filesystem.
+// Fills compares sizes; see backend.Filesystem.
 func (h *Host) Fills(_ context.Context, device, _ string) (bool, error) { return h.fill(device, false) }
 
-// Grow makes a filesystem larger; see driver.Filesystem.
-func (h *Host) Grow(_ context.Context, m driver.Mount) error {
+// Grow makes a filesystem larger; see backend.Filesystem.
+func (h *Host) Grow(_ context.Context, m backend.Mount) error {
 	_, err := h.fill(m.Device, true)
 	return err
 }
 
-// Renew has no ids; see driver.Filesystem.
-func (h *Host) Renew(context.Context, driver.Mount) error { return nil }
+// Renew has no ids; see backend.Filesystem.
+func (h *Host) Renew(context.Context, backend.Mount) error { return nil }
 
-// Freeze notes it; see driver.Filesystem.
+// Freeze notes it; see backend.Filesystem.
 func (h *Host) Freeze(_ context.Context, path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -47,7 +47,7 @@ func (h *Host) Freeze(_ context.Context, path string) error {
 	return nil
 }
 
-// Thaw notes it; see driver.Filesystem.
+// Thaw notes it; see backend.Filesystem.
 func (h *Host) Thaw(_ context.Context, path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -62,15 +62,15 @@ func (h *Host) Frozen(path string) bool {
 	return h.frozen[path]
 }
 
-// Inside knows every directory but "missing"; see driver.Filesystem.
+// Inside knows every directory but "missing"; see backend.Filesystem.
 func (*Host) Inside(_ context.Context, path, directory string) (string, error) {
 	if directory == "missing" {
-		return "", fmt.Errorf("%w: the volume has no directory %s", driver.ErrContent, directory)
+		return "", fmt.Errorf("%w: the volume has no directory %s", backend.ErrContent, directory)
 	}
 	return filepath.Join(path, directory), nil
 }
 
-// Space is that of the device; see driver.Filesystem.
+// Space is that of the device; see backend.Filesystem.
 func (h *Host) Space(_ context.Context, path string) (size, used uint64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -83,22 +83,22 @@ func (h *Host) Space(_ context.Context, path string) (size, used uint64, err err
 	return d.image.filled, uint64(len(d.image.data)), nil
 }
 
-// Probe names what is on a device; see driver.Filesystem.
+// Probe names what is on a device; see backend.Filesystem.
 func (h *Host) Probe(_ context.Context, device string) (string, error) {
 	content, err := h.Read(device)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", driver.ErrContent, err)
+		return "", fmt.Errorf("%w: %w", backend.ErrContent, err)
 	}
 	switch fstype, _, _ := strings.Cut(content, " "); fstype {
 	case "ext4", "xfs", "btrfs":
 		return fstype, nil
 	case "":
-		return "", fmt.Errorf("%w: no filesystem is recognised on %s", driver.ErrContent, device)
+		return "", fmt.Errorf("%w: no filesystem is recognised on %s", backend.ErrContent, device)
 	}
-	return "", fmt.Errorf("%w: %s holds %s", driver.ErrContent, device, content)
+	return "", fmt.Errorf("%w: %s holds %s", backend.ErrContent, device, content)
 }
 
-// Format writes a filesystem; see driver.Filesystem.
+// Format writes a filesystem; see backend.Filesystem.
 func (h *Host) Format(_ context.Context, device, fstype string, options []string, fresh bool) error {
 	if len(options) > 0 && options[0] == "--refused" {
 		return fmt.Errorf("mkfs.%s: unknown option", fstype)
@@ -107,7 +107,7 @@ func (h *Host) Format(_ context.Context, device, fstype string, options []string
 	busy := h.mountOf(device) != ""
 	h.mu.Unlock()
 	if busy {
-		return fmt.Errorf("%s: %w", device, driver.ErrBusy)
+		return fmt.Errorf("%s: %w", device, backend.ErrBusy)
 	}
 	content, err := h.Read(device)
 	if err != nil {
@@ -126,11 +126,11 @@ func (h *Host) Format(_ context.Context, device, fstype string, options []string
 	return err
 }
 
-// Check has nothing to check; see driver.Filesystem.
+// Check has nothing to check; see backend.Filesystem.
 func (*Host) Check(context.Context, string, string) error { return nil }
 
-// Mount mounts; see driver.Filesystem.
-func (h *Host) Mount(_ context.Context, m driver.Mount) error {
+// Mount mounts; see backend.Filesystem.
+func (h *Host) Mount(_ context.Context, m backend.Mount) error {
 	content, err := h.Read(m.Device)
 	if err != nil {
 		return err
@@ -138,7 +138,7 @@ func (h *Host) Mount(_ context.Context, m driver.Mount) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if there, ok := h.mounts[m.Path]; ok && there.Device != m.Device {
-		return fmt.Errorf("mount on %s: %w", m.Path, driver.ErrBusy)
+		return fmt.Errorf("mount on %s: %w", m.Path, backend.ErrBusy)
 	}
 	if fstype, _, _ := strings.Cut(content, " "); fstype != m.FSType {
 		return fmt.Errorf("mount %s as %s: it holds %q", m.Device, m.FSType, content)
@@ -147,10 +147,10 @@ func (h *Host) Mount(_ context.Context, m driver.Mount) error {
 	return nil
 }
 
-// Prepare has nothing to do; see driver.Filesystem.
-func (h *Host) Prepare(context.Context, string, driver.Owner) error { return nil }
+// Prepare has nothing to do; see backend.Filesystem.
+func (h *Host) Prepare(context.Context, string, backend.Owner) error { return nil }
 
-// Unmount unmounts; see driver.Filesystem.
+// Unmount unmounts; see backend.Filesystem.
 func (h *Host) Unmount(_ context.Context, path string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -158,10 +158,10 @@ func (h *Host) Unmount(_ context.Context, path string) error {
 	return nil
 }
 
-// Detach unmounts; see driver.Filesystem.
+// Detach unmounts; see backend.Filesystem.
 func (h *Host) Detach(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
 
-// Held looks whether Hold has been called; see driver.Filesystem.
+// Held looks whether Hold has been called; see backend.Filesystem.
 func (h *Host) Held(_ context.Context, _ string, devices []string) (map[string]bool, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -173,12 +173,12 @@ func (h *Host) Held(_ context.Context, _ string, devices []string) (map[string]b
 	return held, nil
 }
 
-// Sound looks whether Spoil has been called; see driver.Filesystem.
-func (h *Host) Sound(_ context.Context, m driver.Mount) error {
+// Sound looks whether Spoil has been called; see backend.Filesystem.
+func (h *Host) Sound(_ context.Context, m backend.Mount) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.spoilt[m.Device] {
-		return fmt.Errorf("%w: errors have made it read-only", driver.ErrContent)
+		return fmt.Errorf("%w: errors have made it read-only", backend.ErrContent)
 	}
 	return nil
 }
@@ -190,14 +190,14 @@ func (h *Host) Spoil(device string) {
 	h.spoilt[device] = true
 }
 
-// Reaches has no host to look at; see driver.Filesystem.
+// Reaches has no host to look at; see backend.Filesystem.
 func (*Host) Reaches(context.Context, string) error { return nil }
 
-// Mounted lists the mounts; see driver.Filesystem.
-func (h *Host) Mounted(_ context.Context, dir string) (map[string]driver.Mount, error) {
+// Mounted lists the mounts; see backend.Filesystem.
+func (h *Host) Mounted(_ context.Context, dir string) (map[string]backend.Mount, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	mounts := maps.Clone(h.mounts)
-	maps.DeleteFunc(mounts, func(path string, _ driver.Mount) bool { return filepath.Dir(path) != dir })
+	maps.DeleteFunc(mounts, func(path string, _ backend.Mount) bool { return filepath.Dir(path) != dir })
 	return mounts, nil
 }

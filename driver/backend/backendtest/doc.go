@@ -1,4 +1,4 @@
-// Package drivertest is the contract of package driver's interfaces, as tests.
+// Package backendtest is the contract of the interfaces of package backend, as tests.
 // Every implementation runs them, the doubles of package memory and the real
 // ones alike: what policy is tested with behaves as what it will meet.
-package drivertest
+package backendtest

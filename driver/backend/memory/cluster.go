@@ -6,13 +6,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Cluster is one pool of a Ceph cluster.
 type Cluster struct {
 	*shared
-	place   driver.Place
+	place   backend.Place
 	images  map[string]*image // by name
 	names   map[string]bool   // taken, and no image has them
 	trash   []trashed
@@ -22,7 +22,7 @@ type Cluster struct {
 // shared is what all pools of a cluster have in common.
 type shared struct {
 	mu      sync.Mutex
-	pools   map[driver.Place]*Cluster
+	pools   map[backend.Place]*Cluster
 	fenced  map[string]bool
 	secrets map[string]string
 	next    uint64 // ids, versions and nonces
@@ -31,12 +31,12 @@ type shared struct {
 }
 
 type image struct {
-	driver.Image
-	spec     driver.ImageSpec
+	backend.Image
+	spec     backend.ImageSpec
 	meta     map[string]string
 	watchers map[string]int // by address
 	disk
-	locked *driver.Encryption // nil = not encrypted
+	locked *backend.Encryption // nil = not encrypted
 
 	unaccounted bool // its object map is not valid
 	snaps       []snapshot
@@ -52,7 +52,7 @@ type disk struct {
 }
 
 type snapshot struct {
-	driver.Snapshot
+	backend.Snapshot
 	disk
 }
 
@@ -63,17 +63,17 @@ type trashed struct {
 
 type entry struct {
 	data    []byte
-	version driver.Version
+	version backend.Version
 }
 
 // NewCluster returns an empty cluster with the pool "rbd".
 func NewCluster() *Cluster {
-	c := &Cluster{shared: &shared{pools: map[driver.Place]*Cluster{}, fenced: map[string]bool{}, secrets: map[string]string{}}}
-	return c.Beside(driver.Place{Pool: "rbd"})
+	c := &Cluster{shared: &shared{pools: map[backend.Place]*Cluster{}, fenced: map[string]bool{}, secrets: map[string]string{}}}
+	return c.Beside(backend.Place{Pool: "rbd"})
 }
 
 // Beside makes another pool of the cluster.
-func (c *Cluster) Beside(place driver.Place) *Cluster {
+func (c *Cluster) Beside(place backend.Place) *Cluster {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pools[place] = &Cluster{shared: c.shared, place: place, images: map[string]*image{}, names: map[string]bool{}, records: map[string]entry{}}
@@ -116,21 +116,21 @@ func (c *Cluster) unwatch(addr string) {
 	}
 }
 
-func (c *Cluster) clone(made *image, from driver.Origin) error {
+func (c *Cluster) clone(made *image, from backend.Origin) error {
 	parent := c.byID(from.Place, from.ID)
 	if parent == nil {
-		return fmt.Errorf("%w: the image to be cloned is gone", driver.ErrInvalid)
+		return fmt.Errorf("%w: the image to be cloned is gone", backend.ErrInvalid)
 	}
 	for _, s := range parent.snaps {
 		if s.ID == from.SnapID && s.Name == from.Snap {
 			return c.make(made, parent, &s)
 		}
 	}
-	return fmt.Errorf("%w: the snapshot to be cloned is gone", driver.ErrInvalid)
+	return fmt.Errorf("%w: the snapshot to be cloned is gone", backend.ErrInvalid)
 }
 
 // byID finds an image, be it in the trash.
-func (c *Cluster) byID(place driver.Place, id string) *image {
+func (c *Cluster) byID(place backend.Place, id string) *image {
 	pool := c.pools[place]
 	if pool == nil {
 		return nil
@@ -169,7 +169,7 @@ func (c *Cluster) Snapshot(image, name string) {
 }
 
 func (i *image) snap(name string, id uint64) {
-	i.snaps = append(i.snaps, snapshot{driver.Snapshot{Name: name, ID: id, Size: i.Size, Created: time.Now()}, i.disk})
+	i.snaps = append(i.snaps, snapshot{backend.Snapshot{Name: name, ID: id, Size: i.Size, Created: time.Now()}, i.disk})
 }
 
 // Watch has a stranger watch an image, until stop is called.

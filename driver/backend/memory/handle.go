@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Manager is the address of the manager.
@@ -17,12 +17,12 @@ const Manager = "10.0.0.250:0/1"
 type handle struct {
 	client *Client
 	image  *image
-	mode   driver.OpenMode
+	mode   backend.OpenMode
 	closed bool
 }
 
-func (h *handle) Image() driver.Image { return h.image.Image }
-func (h *handle) Client() string      { return h.client.addr }
+func (h *handle) Image() backend.Image { return h.image.Image }
+func (h *handle) Client() string       { return h.client.addr }
 
 func (h *handle) Watchers(ctx context.Context) ([]string, error) {
 	leave, err := h.client.enter(ctx)
@@ -91,8 +91,8 @@ func (h *handle) EnableLock(ctx context.Context) error {
 		return err
 	}
 	defer leave()
-	if !slices.Contains(h.image.Features, driver.FeatureLock) {
-		h.image.Features = append(slices.Clone(h.image.Features), driver.FeatureLock)
+	if !slices.Contains(h.image.Features, backend.FeatureLock) {
+		h.image.Features = append(slices.Clone(h.image.Features), backend.FeatureLock)
 	}
 	return nil
 }
@@ -105,9 +105,9 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	c := h.client.cluster
 	switch {
 	case c.images[h.image.Name] != h.image:
-		err = fmt.Errorf("remove image: %w", driver.ErrNotFound)
+		err = fmt.Errorf("remove image: %w", backend.ErrNotFound)
 	case len(h.image.snaps) > 0:
-		err = fmt.Errorf("remove image: %w: it has snapshots", driver.ErrBusy)
+		err = fmt.Errorf("remove image: %w: it has snapshots", backend.ErrBusy)
 	default:
 		needed := len(c.clones(h.image)) > 0
 		err = c.steps(
@@ -142,29 +142,29 @@ func (h *handle) do(ctx context.Context, call func(i *image) error) error {
 func (h *handle) Resize(ctx context.Context, size uint64) error {
 	return h.do(ctx, func(i *image) error {
 		if size < i.Size {
-			return fmt.Errorf("%w size: images are not made smaller", driver.ErrInvalid)
+			return fmt.Errorf("%w size: images are not made smaller", backend.ErrInvalid)
 		}
 		i.Size = size
 		return nil
 	})
 }
 
-func (h *handle) Encrypt(ctx context.Context, e driver.Encryption) error {
+func (h *handle) Encrypt(ctx context.Context, e backend.Encryption) error {
 	return h.do(ctx, func(i *image) error {
 		i.locked, i.data = &e, []byte("noise")
 		return nil
 	})
 }
 
-func (h *handle) Layout(ctx context.Context) (l driver.Layout, err error) {
+func (h *handle) Layout(ctx context.Context) (l backend.Layout, err error) {
 	return l, h.do(ctx, func(i *image) error {
-		l = driver.Layout{ObjectSize: cmp.Or(i.spec.ObjectSize, 4<<20), DataPool: i.spec.DataPool, StripeCount: cmp.Or(i.spec.StripeCount, 1)}
+		l = backend.Layout{ObjectSize: cmp.Or(i.spec.ObjectSize, 4<<20), DataPool: i.spec.DataPool, StripeCount: cmp.Or(i.spec.StripeCount, 1)}
 		l.StripeUnit = cmp.Or(i.spec.StripeUnit, l.ObjectSize)
 		return nil
 	})
 }
 
-func (h *handle) Snapshots(ctx context.Context) (all []driver.Snapshot, err error) {
+func (h *handle) Snapshots(ctx context.Context) (all []backend.Snapshot, err error) {
 	return all, h.do(ctx, func(i *image) error {
 		for _, s := range i.snaps {
 			all = append(all, s.Snapshot)
@@ -177,7 +177,7 @@ func (h *handle) Snapshots(ctx context.Context) (all []driver.Snapshot, err erro
 func (i *image) find(name string) (int, error) {
 	n := slices.IndexFunc(i.snaps, func(s snapshot) bool { return s.Name == name })
 	if n < 0 {
-		return n, fmt.Errorf("snapshot %s: %w", name, driver.ErrNotFound)
+		return n, fmt.Errorf("snapshot %s: %w", name, backend.ErrNotFound)
 	}
 	return n, nil
 }
@@ -185,7 +185,7 @@ func (i *image) find(name string) (int, error) {
 func (h *handle) Snap(ctx context.Context, name string) error {
 	return h.do(ctx, func(i *image) error {
 		if _, err := i.find(name); err == nil {
-			return fmt.Errorf("snapshot %s: %w", name, driver.ErrExists)
+			return fmt.Errorf("snapshot %s: %w", name, backend.ErrExists)
 		}
 		i.snap(name, h.client.cluster.number())
 		return nil
@@ -240,7 +240,7 @@ func (h *handle) Flatten(ctx context.Context) error {
 func (h *handle) Close(context.Context) error {
 	h.client.cluster.mu.Lock()
 	defer h.client.cluster.mu.Unlock()
-	if h.closed || h.mode == driver.ReadOnly {
+	if h.closed || h.mode == backend.ReadOnly {
 		return nil
 	}
 	h.closed = true

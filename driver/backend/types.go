@@ -1,8 +1,6 @@
-package driver
+package backend
 
-import (
-	"time"
-)
+import "time"
 
 // Image is an image of the pool, as Ceph describes it.
 type Image struct {
@@ -42,9 +40,9 @@ type Origin struct {
 	SnapID uint64 `json:"snapID"` // unlike the name it never comes again in this image
 }
 
-// same tells whether two are one snapshot, however it is called by now: that of
+// Same tells whether two are one snapshot, however it is called by now: that of
 // a clone is renamed when it is removed.
-func (o *Origin) same(other *Origin) bool {
+func (o *Origin) Same(other *Origin) bool {
 	return o != nil && other != nil && o.Place == other.Place && o.ID == other.ID && o.SnapID == other.SnapID
 }
 
@@ -64,9 +62,9 @@ type Snapshot struct {
 }
 
 // Key tells the image, or its snapshot, from every other one: "id" or "id@snapshot".
-func (i Image) Key() string { return key(i.ID, i.Snap) }
+func (i Image) Key() string { return imageKey(i.ID, i.Snap) }
 
-func key(id, snap string) string {
+func imageKey(id, snap string) string {
 	if snap == "" {
 		return id
 	}
@@ -98,3 +96,7 @@ type Layout struct {
 	StripeCount uint64
 	DataPool    string // "" = the image's own
 }
+
+// FeatureLock is the image feature without which nothing is mapped: with it
+// Ceph's own clients fence a dead writer once more, before they write.
+const FeatureLock = "exclusive-lock"

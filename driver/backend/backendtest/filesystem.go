@@ -1,10 +1,10 @@
-package drivertest
+package backendtest
 
 import (
 	"path/filepath"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Devices is where filesystems are tested.
@@ -25,8 +25,8 @@ type Devices struct {
 	Grows func(fstype string) bool
 }
 
-// Filesystem is the contract of driver.Filesystem.
-func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
+// Filesystem is the contract of backend.Filesystem.
+func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 	for fstype, size := range map[string]uint64{"ext4": 8 * mib, "xfs": 300 * mib, "btrfs": 128 * mib} {
 		t.Run(fstype+" is made, found, checked and mounted", func(t *testing.T) {
 			ctx, device := testContext(t), devices.New(t, size)
@@ -37,10 +37,10 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 				t.Errorf("probed %q", found)
 			}
 			must(t, fs.Check(ctx, device, fstype))
-			m := driver.Mount{Device: device, Path: filepath.Join(devices.Dir, fstype), FSType: fstype, Options: "noatime"}
+			m := backend.Mount{Device: device, Path: filepath.Join(devices.Dir, fstype), FSType: fstype, Options: "noatime"}
 			must(t, fs.Mount(ctx, m))
 			must(t, fs.Mount(ctx, m))
-			must(t, fs.Prepare(ctx, m.Path, driver.Owner{}))
+			must(t, fs.Prepare(ctx, m.Path, backend.Owner{}))
 			must(t, fs.Check(ctx, device, fstype)) // in use: nothing is done to it
 			mounts, err := fs.Mounted(ctx, devices.Dir)
 			must(t, err)
@@ -77,7 +77,7 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 				t.Errorf("size before growth %d, after %d, used %d, %v", before, after, used, err)
 			}
 			_, err = fs.Inside(ctx, m.Path, "missing")
-			want(t, err, driver.ErrContent)
+			want(t, err, backend.ErrContent)
 			must(t, fs.Unmount(ctx, m.Path))
 			fills(t, fs, device, fstype, true)
 		})
@@ -85,8 +85,8 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 	t.Run("a device without a filesystem is not mounted", func(t *testing.T) {
 		ctx, device := testContext(t), devices.New(t, 8*mib)
 		_, err := fs.Probe(ctx, device)
-		want(t, err, driver.ErrContent)
-		if err := fs.Mount(ctx, driver.Mount{Device: device, Path: filepath.Join(devices.Dir, "blank"), FSType: "ext4"}); err == nil {
+		want(t, err, backend.ErrContent)
+		if err := fs.Mount(ctx, backend.Mount{Device: device, Path: filepath.Join(devices.Dir, "blank"), FSType: "ext4"}); err == nil {
 			t.Error("it was mounted")
 		}
 		mounts, err := fs.Mounted(ctx, devices.Dir)
@@ -100,15 +100,15 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 		must(t, fs.Format(ctx, a, "ext4", nil, true))
 		must(t, fs.Format(ctx, b, "ext4", nil, true))
 		path := filepath.Join(devices.Dir, "one")
-		must(t, fs.Mount(ctx, driver.Mount{Device: a, Path: path, FSType: "ext4"}))
-		want(t, fs.Mount(ctx, driver.Mount{Device: b, Path: path, FSType: "ext4"}), driver.ErrBusy)
+		must(t, fs.Mount(ctx, backend.Mount{Device: a, Path: path, FSType: "ext4"}))
+		want(t, fs.Mount(ctx, backend.Mount{Device: b, Path: path, FSType: "ext4"}), backend.ErrBusy)
 		must(t, fs.Unmount(ctx, path))
 	})
 	t.Run("detach unmounts what is in use", func(t *testing.T) {
 		ctx, device := testContext(t), devices.New(t, 8*mib)
 		must(t, fs.Format(ctx, device, "ext4", nil, true))
 		path := filepath.Join(devices.Dir, "used")
-		must(t, fs.Mount(ctx, driver.Mount{Device: device, Path: path, FSType: "ext4"}))
+		must(t, fs.Mount(ctx, backend.Mount{Device: device, Path: path, FSType: "ext4"}))
 		release := devices.Use(t, path)
 		must(t, fs.Detach(ctx, path))
 		must(t, fs.Detach(ctx, path))
@@ -130,7 +130,7 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 			}
 		}
 		must(t, fs.Format(ctx, a, "ext4", nil, true))
-		m := driver.Mount{Device: a, Path: filepath.Join(devices.Dir, "held"), FSType: "ext4"}
+		m := backend.Mount{Device: a, Path: filepath.Join(devices.Dir, "held"), FSType: "ext4"}
 		held(false)
 		must(t, fs.Mount(ctx, m))
 		held(false)
@@ -152,7 +152,7 @@ func Filesystem(t *testing.T, fs driver.Filesystem, devices Devices) {
 	})
 }
 
-func fills(t *testing.T, fs driver.Filesystem, device, fstype string, want bool) {
+func fills(t *testing.T, fs backend.Filesystem, device, fstype string, want bool) {
 	t.Helper()
 	if got, err := fs.Fills(testContext(t), device, fstype); err != nil || got != want {
 		t.Errorf("%s takes all of its device: %v, %v", fstype, got, err)

@@ -1,9 +1,12 @@
-package driver
+package backend_test
 
 import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 )
 
 func TestNamesThatCanBeVolumes(t *testing.T) {
@@ -11,8 +14,8 @@ func TestNamesThatCanBeVolumes(t *testing.T) {
 		"db1", "a", "0", "A", "stack_db.data-1", "a..b", "a-", "a.", "a_", strings.Repeat("a", 96),
 		"f1d2d2f924e986ac86fdf7b36c94bcdf32beec15a3a8f2b9c3a1d0a9e2a0b0c1", // an anonymous volume's
 	} {
-		if err := checkName(name); err != nil || !ValidName(name) {
-			t.Errorf("%q: ValidName %v, error %v", name, ValidName(name), err)
+		if err := backend.CheckName(name); err != nil || !backend.ValidName(name) {
+			t.Errorf("%q: ValidName %v, error %v", name, backend.ValidName(name), err)
 		}
 	}
 }
@@ -39,8 +42,8 @@ func TestNamesRefused(t *testing.T) {
 		{"letters of another alphabet", "größe", `invalid name "größe"` + chars},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			wantInvalid(t, checkName(row.value), row.want)
-			if ValidName(row.value) {
+			backendtest.Invalid(t, backend.CheckName(row.value), row.want)
+			if backend.ValidName(row.value) {
 				t.Error("ValidName says otherwise")
 			}
 		})
@@ -52,12 +55,12 @@ func FuzzName(f *testing.F) {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		err := checkName(name)
-		if ValidName(name) != (err == nil) {
-			t.Fatalf("%q: ValidName %v, checkName %v", name, ValidName(name), err)
+		err := backend.CheckName(name)
+		if backend.ValidName(name) != (err == nil) {
+			t.Fatalf("%q: ValidName %v, CheckName %v", name, backend.ValidName(name), err)
 		}
 		if err != nil {
-			wantOneInvalidLine(t, err)
+			backendtest.OneInvalidLine(t, err)
 			return
 		}
 		if len(name) == 0 || len(name) > 96 {

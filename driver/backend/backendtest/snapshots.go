@@ -1,4 +1,4 @@
-package drivertest
+package backendtest
 
 import (
 	"slices"
@@ -6,11 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // opened opens an image until the test ends.
-func opened(t *testing.T, c Ceph, name string, mode driver.OpenMode) driver.Handle {
+func opened(t *testing.T, c Ceph, name string, mode backend.OpenMode) backend.Handle {
 	t.Helper()
 	h, err := c.Open(testContext(t), name, mode)
 	must(t, err)
@@ -18,7 +18,7 @@ func opened(t *testing.T, c Ceph, name string, mode driver.OpenMode) driver.Hand
 	return h
 }
 
-func snapNames(t *testing.T, h driver.Handle) (names []string) {
+func snapNames(t *testing.T, h backend.Handle) (names []string) {
 	t.Helper()
 	all, err := h.Snapshots(testContext(t))
 	must(t, err)
@@ -28,13 +28,13 @@ func snapNames(t *testing.T, h driver.Handle) (names []string) {
 	return names
 }
 
-// Snapshots is the contract of what driver.Handle promises of snapshots, clones and
+// Snapshots is the contract of what backend.Handle promises of snapshots, clones and
 // the trash. connect returns a new client of an empty pool, which is this place.
-func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
-	origin := func(t *testing.T, c Ceph, place driver.Place, snap string) driver.Origin {
+func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
+	origin := func(t *testing.T, c Ceph, place backend.Place, snap string) backend.Origin {
 		t.Helper()
 		ctx, image := testContext(t), Create(t, c, "a", 8*mib)
-		h := opened(t, c, "a", driver.ReadWrite)
+		h := opened(t, c, "a", backend.ReadWrite)
 		must(t, h.SetMeta(ctx, map[string]string{"x": "1"}))
 		must(t, h.Snap(ctx, snap))
 		all, err := h.Snapshots(ctx)
@@ -43,22 +43,22 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 			t.Fatalf("snapshots: %+v", all)
 		}
 		must(t, h.Close(ctx))
-		return driver.Origin{Place: place, Image: "a", ID: image.ID, Snap: snap, SnapID: all[0].ID}
+		return backend.Origin{Place: place, Image: "a", ID: image.ID, Snap: snap, SnapID: all[0].ID}
 	}
 	t.Run("snapshots are made once, listed and removed", func(t *testing.T) {
 		c, place := connect(t)
 		origin(t, c, place, "one")
-		ctx, h := testContext(t), opened(t, c, "a", driver.ReadWrite)
-		want(t, h.Snap(ctx, "one"), driver.ErrExists)
+		ctx, h := testContext(t), opened(t, c, "a", backend.ReadWrite)
+		want(t, h.Snap(ctx, "one"), backend.ErrExists)
 		must(t, h.Snap(ctx, "two"))
 		if names := snapNames(t, h); !slices.Equal(names, []string{"one", "two"}) {
 			t.Errorf("got %v", names)
 		}
-		want(t, h.Rollback(ctx, "three"), driver.ErrNotFound)
+		want(t, h.Rollback(ctx, "three"), backend.ErrNotFound)
 		must(t, h.Rollback(ctx, "one"))
 		must(t, h.Unsnap(ctx, "one"))
-		want(t, h.Unsnap(ctx, "one"), driver.ErrNotFound)
-		want(t, h.Remove(ctx, 0), driver.ErrBusy)
+		want(t, h.Unsnap(ctx, "one"), backend.ErrNotFound)
+		want(t, h.Remove(ctx, 0), backend.ErrBusy)
 		must(t, h.Unsnap(ctx, "two"))
 		if names := snapNames(t, h); len(names) != 0 {
 			t.Errorf("got %v", names)
@@ -69,9 +69,9 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		c, place := connect(t)
 		from := origin(t, c, place, "one")
 		ctx := testContext(t)
-		must(t, c.Create(ctx, driver.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, From: &from}))
-		want(t, c.Create(ctx, driver.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, From: &from}), driver.ErrExists)
-		b := opened(t, c, "b", driver.ReadWrite)
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, From: &from}))
+		want(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, From: &from}), backend.ErrExists)
+		b := opened(t, c, "b", backend.ReadWrite)
 		if p := b.Image().Parent; b.Image().Size != 8*mib || p == nil || p.Place != place || p.ID != from.ID || p.SnapID != from.SnapID || p.Image != "a" {
 			t.Errorf("the clone is %+v, its parent %+v", b.Image(), b.Image().Parent)
 		}
@@ -83,7 +83,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		if meta["x"] != "1" {
 			t.Errorf("metadata of the clone: %v", meta)
 		}
-		a := opened(t, c, "a", driver.ReadWrite)
+		a := opened(t, c, "a", backend.ReadWrite)
 		must(t, a.Unsnap(ctx, "one"))
 		if names := snapNames(t, a); len(names) != 0 {
 			t.Errorf("snapshots that only clones need: %v", names)
@@ -93,19 +93,19 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		if !slices.Equal(clones, []string{place.String() + "/b"}) {
 			t.Errorf("clones: %v", clones)
 		}
-		for h, want := range map[driver.Handle]int{a: 0, b: 1} {
+		for h, want := range map[backend.Handle]int{a: 0, b: 1} {
 			if depth, err := h.Depth(ctx); err != nil || depth != want {
 				t.Errorf("depth of %s: %d, %v", h.Image().Name, depth, err)
 			}
 		}
 		must(t, b.Resize(ctx, 16*mib))
 		must(t, b.Resize(ctx, 16*mib))
-		want(t, b.Resize(ctx, 8*mib), driver.ErrInvalid)
-		if b.Image().Size != 16*mib || opened(t, c, "b", driver.ReadOnly).Image().Size != 16*mib {
+		want(t, b.Resize(ctx, 8*mib), backend.ErrInvalid)
+		if b.Image().Size != 16*mib || opened(t, c, "b", backend.ReadOnly).Image().Size != 16*mib {
 			t.Errorf("size after resize: %d", b.Image().Size)
 		}
 		from.SnapID++
-		want(t, c.Create(ctx, driver.ImageSpec{Name: "c", Size: 8 * mib, Features: Features, From: &from}), driver.ErrInvalid)
+		want(t, c.Create(ctx, backend.ImageSpec{Name: "c", Size: 8 * mib, Features: Features, From: &from}), backend.ErrInvalid)
 	})
 	t.Run("what is removed is kept in the trash for its time, and as long as there are clones", func(t *testing.T) {
 		c, place := connect(t)
@@ -114,12 +114,12 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		}
 		from := origin(t, c, place, "one")
 		ctx := testContext(t)
-		must(t, c.Create(ctx, driver.ImageSpec{Name: "b", Size: 8 * mib, Features: Features, From: &from}))
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 8 * mib, Features: Features, From: &from}))
 		for name, keep := range map[string]time.Duration{"hour": time.Hour, "second": time.Second, "none": 0} {
 			Create(t, c, name, 8*mib)
-			must(t, opened(t, c, name, driver.ReadWrite).Remove(ctx, keep))
+			must(t, opened(t, c, name, backend.ReadWrite).Remove(ctx, keep))
 		}
-		a := opened(t, c, "a", driver.ReadWrite)
+		a := opened(t, c, "a", backend.ReadWrite)
 		must(t, a.Unsnap(ctx, "one"))
 		must(t, a.Remove(ctx, 0)) // and yet it stays
 		names, err := c.Names(ctx)
@@ -136,7 +136,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 		if there, err := c.HasID(ctx, from.ID); err != nil || !there {
 			t.Errorf("the parent of a clone is there: %v, %v", there, err)
 		}
-		b := opened(t, c, "b", driver.ReadOnly)
+		b := opened(t, c, "b", backend.ReadOnly)
 		if b.Image().Parent != nil && strings.Compare(b.Image().Parent.ID, from.ID) != 0 { // the manager may be at it already
 			t.Errorf("the clone's parent: %+v", b.Image().Parent)
 		}
@@ -144,10 +144,10 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, driver.Place)) {
 	t.Run("the layout is told", func(t *testing.T) {
 		c, _ := connect(t)
 		ctx := testContext(t)
-		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, ObjectSize: 1 * mib, StripeUnit: 64 << 10, StripeCount: 4, Features: Features}))
-		layout, err := opened(t, c, "a", driver.ReadOnly).Layout(ctx)
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 8 * mib, ObjectSize: 1 * mib, StripeUnit: 64 << 10, StripeCount: 4, Features: Features}))
+		layout, err := opened(t, c, "a", backend.ReadOnly).Layout(ctx)
 		must(t, err)
-		if layout != (driver.Layout{ObjectSize: 1 * mib, StripeUnit: 64 << 10, StripeCount: 4}) {
+		if layout != (backend.Layout{ObjectSize: 1 * mib, StripeUnit: 64 << 10, StripeCount: 4}) {
 			t.Errorf("got %+v", layout)
 		}
 	})

@@ -1,4 +1,4 @@
-package drivertest
+package backendtest
 
 import (
 	"context"
@@ -10,14 +10,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Ceph is what one control client can do.
 type Ceph interface {
-	driver.Images
-	driver.Records
-	driver.Fences
+	backend.Images
+	backend.Records
+	backend.Fences
 }
 
 const (
@@ -50,11 +50,11 @@ func must(t *testing.T, err error) {
 }
 
 // Create makes an image and opens it read-only for its description.
-func Create(t *testing.T, c Ceph, name string, size uint64) driver.Image {
+func Create(t *testing.T, c Ceph, name string, size uint64) backend.Image {
 	t.Helper()
 	ctx := testContext(t)
-	must(t, c.Create(ctx, driver.ImageSpec{Name: name, Size: size, Features: Features}))
-	h, err := c.Open(ctx, name, driver.ReadOnly)
+	must(t, c.Create(ctx, backend.ImageSpec{Name: name, Size: size, Features: Features}))
+	h, err := c.Open(ctx, name, backend.ReadOnly)
 	must(t, err)
 	must(t, h.Close(ctx))
 	return h.Image()
@@ -64,7 +64,7 @@ func Create(t *testing.T, c Ceph, name string, size uint64) driver.Image {
 func Watchers(t *testing.T, c Ceph, name string) []string {
 	t.Helper()
 	ctx := testContext(t)
-	h, err := c.Open(ctx, name, driver.ReadOnly)
+	h, err := c.Open(ctx, name, backend.ReadOnly)
 	must(t, err)
 	watchers, err := h.Watchers(ctx)
 	must(t, err)
@@ -72,13 +72,13 @@ func Watchers(t *testing.T, c Ceph, name string) []string {
 	return watchers
 }
 
-// Images is the contract of driver.Images and driver.Handle. connect returns a
+// Images is the contract of backend.Images and backend.Handle. connect returns a
 // new client of an empty pool.
 func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("what was created is found as it was asked for", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
-		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, ObjectSize: 1 * mib, Features: Features}))
-		h, err := c.Open(ctx, "a", driver.ReadOnly)
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 8 * mib, ObjectSize: 1 * mib, Features: Features}))
+		h, err := c.Open(ctx, "a", backend.ReadOnly)
 		must(t, err)
 		image := h.Image()
 		if image.Name != "a" || image.ID == "" || image.Size != 8*mib || time.Since(image.Created) > time.Hour {
@@ -102,8 +102,8 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	})
 	t.Run("what is on an image without an account of its objects is found at its ends", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
-		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 4 << 40, ObjectSize: 4 * mib, Features: []string{"layering", "exclusive-lock"}}))
-		h, err := c.Open(ctx, "a", driver.ReadOnly)
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 4 << 40, ObjectSize: 4 * mib, Features: []string{"layering", "exclusive-lock"}}))
+		h, err := c.Open(ctx, "a", backend.ReadOnly)
 		must(t, err)
 		_, known, err := h.Used(ctx)
 		must(t, err)
@@ -117,8 +117,8 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("a taken name is refused and its image left alone", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
 		before := Create(t, c, "a", 8*mib)
-		want(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 16 * mib, Features: Features}), driver.ErrExists)
-		h, err := c.Open(ctx, "a", driver.ReadOnly)
+		want(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 16 * mib, Features: Features}), backend.ErrExists)
+		h, err := c.Open(ctx, "a", backend.ReadOnly)
 		must(t, err)
 		if h.Image().ID != before.ID || h.Image().Size != 8*mib {
 			t.Errorf("got %+v, was %+v", h.Image(), before)
@@ -132,10 +132,10 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		var wg sync.WaitGroup
 		for range 6 {
 			wg.Go(func() {
-				err := clients[0].Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, Features: Features})
+				err := clients[0].Create(ctx, backend.ImageSpec{Name: "a", Size: 8 * mib, Features: Features})
 				if err == nil {
 					won.Add(1)
-				} else if !errors.Is(err, driver.ErrExists) {
+				} else if !errors.Is(err, backend.ErrExists) {
 					t.Error(err)
 				}
 			})
@@ -165,10 +165,10 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		if exists, err := c.Exists(ctx, "b"); err != nil || !exists {
 			t.Errorf("exists: %v, %v", exists, err)
 		}
-		_, err := c.Open(ctx, "a", driver.ReadOnly)
-		want(t, err, driver.ErrNotFound)
-		_, err = c.Open(ctx, "a", driver.ReadWrite)
-		want(t, err, driver.ErrNotFound)
+		_, err := c.Open(ctx, "a", backend.ReadOnly)
+		want(t, err, backend.ErrNotFound)
+		_, err = c.Open(ctx, "a", backend.ReadWrite)
+		want(t, err, backend.ErrNotFound)
 	})
 	t.Run("only a read-write client is a watcher, until it closes", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
@@ -176,7 +176,7 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		if w := Watchers(t, c, "a"); len(w) != 0 {
 			t.Fatalf("watchers of an image that nobody uses: %v", w)
 		}
-		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
 		if w := Watchers(t, c, "a"); !slices.Equal(w, []string{h.Client()}) {
 			t.Errorf("watchers %v, the client is %s", w, h.Client())
@@ -189,14 +189,14 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("metadata is set key by key and read afresh", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
 		Create(t, c, "a", 8*mib)
-		reader, err := c.Open(ctx, "a", driver.ReadOnly)
+		reader, err := c.Open(ctx, "a", backend.ReadOnly)
 		must(t, err)
 		meta, err := reader.Meta(ctx)
 		must(t, err)
 		if len(meta) != 0 {
 			t.Fatalf("metadata of a new image: %v", meta)
 		}
-		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
 		must(t, h.SetMeta(ctx, map[string]string{"x": "1", "y": "two words"}))
 		must(t, h.SetMeta(ctx, map[string]string{"x": "3"}))
@@ -211,9 +211,9 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("a removed image is gone and its name free; another of its name is safe", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
 		first := Create(t, c, "a", 8*mib)
-		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
-		stale, err := c.Open(ctx, "a", driver.ReadWrite)
+		stale, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
 		must(t, h.Remove(ctx, 0))
 		must(t, h.Close(ctx))
@@ -221,7 +221,7 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		if first.ID == second.ID {
 			t.Fatal("the id came again")
 		}
-		want(t, stale.Remove(ctx, 0), driver.ErrNotFound)
+		want(t, stale.Remove(ctx, 0), backend.ErrNotFound)
 		must(t, stale.Close(ctx))
 		names, err := c.Names(ctx)
 		must(t, err)
@@ -240,11 +240,11 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 				t.Errorf("id %s is there: %v, %v", id, there, err)
 			}
 		}
-		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
 		must(t, h.Remove(ctx, 0))
 		_, err = c.ID(ctx, "a")
-		want(t, err, driver.ErrNotFound)
+		want(t, err, backend.ErrNotFound)
 		for ctx.Err() == nil { // the manager empties the trash when it has time
 			there, err := c.HasID(ctx, id)
 			must(t, err)
@@ -257,18 +257,18 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 	})
 	t.Run("the feature exclusive-lock can be given later", func(t *testing.T) {
 		c, ctx := connect(t), testContext(t)
-		must(t, c.Create(ctx, driver.ImageSpec{Name: "a", Size: 8 * mib, Features: []string{"layering"}}))
-		h, err := c.Open(ctx, "a", driver.ReadWrite)
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 8 * mib, Features: []string{"layering"}}))
+		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
 		must(t, h.EnableLock(ctx))
 		must(t, h.EnableLock(ctx))
-		for _, open := range []func() (driver.Handle, error){
-			func() (driver.Handle, error) { return h, nil },
-			func() (driver.Handle, error) { return c.Open(ctx, "a", driver.ReadOnly) },
+		for _, open := range []func() (backend.Handle, error){
+			func() (backend.Handle, error) { return h, nil },
+			func() (backend.Handle, error) { return c.Open(ctx, "a", backend.ReadOnly) },
 		} {
 			h, err := open()
 			must(t, err)
-			if got := slices.Sorted(slices.Values(h.Image().Features)); !slices.Equal(got, []string{driver.FeatureLock, "layering"}) {
+			if got := slices.Sorted(slices.Values(h.Image().Features)); !slices.Equal(got, []string{backend.FeatureLock, "layering"}) {
 				t.Errorf("features %v", got)
 			}
 			must(t, h.Close(ctx))
@@ -279,8 +279,8 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		_, err := c.Names(ctx)
-		want(t, err, driver.ErrUnavailable)
-		_, err = c.Open(ctx, "a", driver.ReadOnly)
-		want(t, err, driver.ErrUnavailable)
+		want(t, err, backend.ErrUnavailable)
+		_, err = c.Open(ctx, "a", backend.ReadOnly)
+		want(t, err, backend.ErrUnavailable)
 	})
 }

@@ -4,46 +4,46 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/drivertest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 )
 
 func TestContracts(t *testing.T) {
 	t.Run("Images", func(t *testing.T) {
-		drivertest.Images(t, func(*testing.T) drivertest.Ceph { return NewCluster().Connect("10.0.0.1") })
+		backendtest.Images(t, func(*testing.T) backendtest.Ceph { return NewCluster().Connect("10.0.0.1") })
 	})
 	t.Run("Records", func(t *testing.T) {
 		c := NewCluster()
-		drivertest.Records(t, func(*testing.T) drivertest.Ceph { return c.Connect("10.0.0.1") })
+		backendtest.Records(t, func(*testing.T) backendtest.Ceph { return c.Connect("10.0.0.1") })
 	})
 	t.Run("Fences", func(t *testing.T) {
 		c := NewCluster()
-		drivertest.Fences(t, func(*testing.T) drivertest.Ceph { return c.Connect("10.0.0.1") })
+		backendtest.Fences(t, func(*testing.T) backendtest.Ceph { return c.Connect("10.0.0.1") })
 	})
 	t.Run("Snapshots", func(t *testing.T) {
-		drivertest.Snapshots(t, func(*testing.T) (drivertest.Ceph, driver.Place) {
+		backendtest.Snapshots(t, func(*testing.T) (backendtest.Ceph, backend.Place) {
 			c := NewCluster()
 			return c.Connect("10.0.0.1"), c.place
 		})
 	})
 	t.Run("Encrypted", func(t *testing.T) {
 		c := NewCluster()
-		drivertest.Encrypted(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"), "luks1", "luks2")
+		backendtest.Encrypted(t, c.Connect("10.0.0.1"), node(c, "10.0.0.1"), node(c, "10.0.0.2"), "luks1", "luks2")
 	})
 	t.Run("Mapper", func(t *testing.T) {
 		c := NewCluster()
-		drivertest.Mapper(t, c.Connect("10.0.0.1"), func(_ *testing.T, image, name string) { c.Snapshot(image, name) },
+		backendtest.Mapper(t, c.Connect("10.0.0.1"), func(_ *testing.T, image, name string) { c.Snapshot(image, name) },
 			node(c, "10.0.0.1"), node(c, "10.0.0.2"))
 	})
 	t.Run("Filesystem", func(t *testing.T) {
 		c := NewCluster()
 		client, host := c.Connect("10.0.0.1"), NewHost(c, "10.0.0.1")
 		n := 0
-		drivertest.Filesystem(t, host, drivertest.Devices{
+		backendtest.Filesystem(t, host, backendtest.Devices{
 			Dir: "/mnt",
 			New: func(t *testing.T, size uint64) string {
 				n++
-				m, err := host.Map(t.Context(), drivertest.Create(t, client, fmt.Sprintf("i%d", n), size), driver.ReadWrite)
+				m, err := host.Map(t.Context(), backendtest.Create(t, client, fmt.Sprintf("i%d", n), size), backend.ReadWrite)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -74,10 +74,10 @@ func TestContracts(t *testing.T) {
 	})
 }
 
-func node(c *Cluster, ip string) drivertest.Node {
+func node(c *Cluster, ip string) backendtest.Node {
 	host := NewHost(c, ip)
-	return drivertest.Node{
-		Mapper: func() driver.Mapper { return host },
+	return backendtest.Node{
+		Mapper: func() backend.Mapper { return host },
 		Hold: func(t *testing.T, name string) func() {
 			host.mu.Lock()
 			defer host.mu.Unlock()

@@ -1,4 +1,4 @@
-package drivertest
+package backendtest
 
 import (
 	"errors"
@@ -9,10 +9,10 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Records is the contract of driver.Records. connect returns a new client of
+// Records is the contract of backend.Records. connect returns a new client of
 // one and the same empty pool each time.
 func Records(t *testing.T, connect func(*testing.T) Ceph) {
 	type record struct{ Text string }
@@ -20,12 +20,12 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		a, b, ctx := connect(t), connect(t), testContext(t)
 		var r record
 		_, err := a.Load(ctx, "k", &r)
-		want(t, err, driver.ErrNotFound)
+		want(t, err, backend.ErrNotFound)
 
 		v1, err := a.Swap(ctx, "k", 0, record{"one"})
 		must(t, err)
 		_, err = b.Swap(ctx, "k", 0, record{"late"})
-		want(t, err, driver.ErrLost)
+		want(t, err, backend.ErrLost)
 		got, err := b.Load(ctx, "k", &r)
 		must(t, err)
 		if got != v1 || r.Text != "one" {
@@ -34,11 +34,11 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		v2, err := b.Swap(ctx, "k", got, record{"two"})
 		must(t, err)
 		_, err = a.Swap(ctx, "k", v1, record{"stale"})
-		want(t, err, driver.ErrLost)
-		want(t, a.Delete(ctx, "k", v1), driver.ErrLost)
+		want(t, err, backend.ErrLost)
+		want(t, a.Delete(ctx, "k", v1), backend.ErrLost)
 		must(t, a.Delete(ctx, "k", v2))
 		_, err = a.Load(ctx, "k", &r)
-		want(t, err, driver.ErrNotFound)
+		want(t, err, backend.ErrNotFound)
 	})
 	t.Run("what was deleted and made again is another version", func(t *testing.T) {
 		a, ctx := connect(t), testContext(t)
@@ -46,15 +46,15 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		must(t, err)
 		must(t, a.Delete(ctx, "again", v1))
 		_, err = a.Swap(ctx, "again", v1, record{"stale"})
-		want(t, err, driver.ErrLost)
+		want(t, err, backend.ErrLost)
 		v2, err := a.Swap(ctx, "again", 0, record{"one"})
 		must(t, err)
 		if v1 == v2 {
 			t.Error("the version came again")
 		}
 		_, err = a.Swap(ctx, "again", v1, record{"stale"})
-		want(t, err, driver.ErrLost)
-		want(t, a.Delete(ctx, "again", v1), driver.ErrLost)
+		want(t, err, backend.ErrLost)
+		want(t, a.Delete(ctx, "again", v1), backend.ErrLost)
 	})
 	t.Run("the keys of one kind", func(t *testing.T) {
 		a, b, ctx := connect(t), connect(t), testContext(t)
@@ -72,7 +72,7 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("of many writers one wins each round", func(t *testing.T) {
 		ctx := testContext(t)
 		clients := []Ceph{connect(t), connect(t)}
-		version := driver.Version(0)
+		version := backend.Version(0)
 		for round := range 10 {
 			var won atomic.Uint64
 			var wins atomic.Int32
@@ -83,7 +83,7 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 					if err == nil {
 						won.Store(uint64(v))
 						wins.Add(1)
-					} else if !errors.Is(err, driver.ErrLost) {
+					} else if !errors.Is(err, backend.ErrLost) {
 						t.Error(err)
 					}
 				})
@@ -92,18 +92,18 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 			if wins.Load() != 1 {
 				t.Fatalf("round %d: %d writers won", round, wins.Load())
 			}
-			version = driver.Version(won.Load())
+			version = backend.Version(won.Load())
 		}
 	})
 }
 
-// Fences is the contract of driver.Fences. connect returns a new client of the
+// Fences is the contract of backend.Fences. connect returns a new client of the
 // same pool each time.
 func Fences(t *testing.T, connect func(*testing.T) Ceph) {
 	t.Run("a fenced client cannot write, and its watch is gone", func(t *testing.T) {
 		a, b, ctx := connect(t), connect(t), testContext(t)
 		Create(t, a, "a", 8*mib)
-		h, err := a.Open(ctx, "a", driver.ReadWrite)
+		h, err := a.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
 		fenced, err := b.Fenced(ctx, h.Client())
 		must(t, err)
@@ -122,7 +122,7 @@ func Fences(t *testing.T, connect func(*testing.T) Ceph) {
 		if w := Watchers(t, b, "a"); len(w) != 0 {
 			t.Errorf("watchers after the fence: %v", w)
 		}
-		want(t, h.SetMeta(ctx, map[string]string{"x": "1"}), driver.ErrUnavailable)
+		want(t, h.SetMeta(ctx, map[string]string{"x": "1"}), backend.ErrUnavailable)
 		_ = h.Close(ctx)
 	})
 }

@@ -10,12 +10,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 // Client is a connection to the cluster: it has an address, which can be
-// fenced, and all it does fails afterwards. It implements driver.Images,
-// driver.Records and driver.Fences.
+// fenced, and all it does fails afterwards. It implements backend.Images,
+// backend.Records and backend.Fences.
 type Client struct {
 	cluster *Cluster
 	addr    string
@@ -38,17 +38,17 @@ func (c *Client) Kill() {
 // enter takes the cluster's lock for a call, if the call may be made.
 func (c *Client) enter(ctx context.Context) (leave func(), err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %w", driver.ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w", backend.ErrUnavailable, err)
 	}
 	c.cluster.mu.Lock()
 	if c.cluster.fenced[c.addr] {
 		c.cluster.mu.Unlock()
-		return nil, fmt.Errorf("%w: client %s is fenced", driver.ErrUnavailable, c.addr)
+		return nil, fmt.Errorf("%w: client %s is fenced", backend.ErrUnavailable, c.addr)
 	}
 	return c.cluster.mu.Unlock, nil
 }
 
-// Ping answers unless the client is fenced; see driver.Images.
+// Ping answers unless the client is fenced; see backend.Images.
 func (c *Client) Ping(ctx context.Context) error {
 	leave, err := c.enter(ctx)
 	if err == nil {
@@ -57,18 +57,18 @@ func (c *Client) Ping(ctx context.Context) error {
 	return err
 }
 
-// Create makes an image; see driver.Images.
-func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
+// Create makes an image; see backend.Images.
+func (c *Client) Create(ctx context.Context, spec backend.ImageSpec) error {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
 	if c.cluster.images[spec.Name] != nil {
-		return fmt.Errorf("create image: %w", driver.ErrExists)
+		return fmt.Errorf("create image: %w", backend.ErrExists)
 	}
 	made := &image{
-		Image: driver.Image{
+		Image: backend.Image{
 			Name: spec.Name, ID: fmt.Sprintf("%x", c.cluster.number()), Size: spec.Size,
 			Created: time.Now().UTC(), Features: spec.Features,
 		},
@@ -80,7 +80,7 @@ func (c *Client) Create(ctx context.Context, spec driver.ImageSpec) error {
 	return c.cluster.clone(made, *spec.From)
 }
 
-// Purge empties the trash; see driver.Images.
+// Purge empties the trash; see backend.Images.
 func (c *Client) Purge(ctx context.Context) ([]string, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -102,7 +102,7 @@ func (c *Client) Purge(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Secret reads what Keep has kept; see driver.Secrets.
+// Secret reads what Keep has kept; see backend.Secrets.
 func (c *Client) Secret(ctx context.Context, name string) ([]byte, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -112,10 +112,10 @@ func (c *Client) Secret(ctx context.Context, name string) ([]byte, error) {
 	if secret, ok := c.cluster.secrets[name]; ok {
 		return []byte(secret), nil
 	}
-	return nil, fmt.Errorf("%w passphrase %s: there is none", driver.ErrInvalid, name)
+	return nil, fmt.Errorf("%w passphrase %s: there is none", backend.ErrInvalid, name)
 }
 
-// Exists looks for an image; see driver.Images.
+// Exists looks for an image; see backend.Images.
 func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -123,13 +123,13 @@ func (c *Client) Exists(ctx context.Context, name string) (bool, error) {
 	}
 	defer leave()
 	_, err = c.cluster.find(name)
-	if errors.Is(err, driver.ErrNotFound) {
+	if errors.Is(err, backend.ErrNotFound) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// ID looks for an image; see driver.Images.
+// ID looks for an image; see backend.Images.
 func (c *Client) ID(ctx context.Context, name string) (string, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -138,12 +138,12 @@ func (c *Client) ID(ctx context.Context, name string) (string, error) {
 	defer leave()
 	i := c.cluster.images[name]
 	if i == nil {
-		return "", fmt.Errorf("id of image: %w", driver.ErrNotFound)
+		return "", fmt.Errorf("id of image: %w", backend.ErrNotFound)
 	}
 	return i.ID, nil
 }
 
-// HasID looks for an image; see driver.Images.
+// HasID looks for an image; see backend.Images.
 func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -153,7 +153,7 @@ func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
 	return c.cluster.byID(c.cluster.place, id) != nil, nil
 }
 
-// Names lists the images; see driver.Images.
+// Names lists the images; see backend.Images.
 func (c *Client) Names(ctx context.Context) ([]string, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -162,11 +162,11 @@ func (c *Client) Names(ctx context.Context) ([]string, error) {
 	defer leave()
 	names := slices.AppendSeq(slices.Collect(maps.Keys(c.cluster.images)), maps.Keys(c.cluster.names))
 	slices.Sort(names)
-	return slices.DeleteFunc(names, func(n string) bool { return !driver.ValidName(n) }), nil
+	return slices.DeleteFunc(names, func(n string) bool { return !backend.ValidName(n) }), nil
 }
 
-// Open opens an image; see driver.Images.
-func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (driver.Handle, error) {
+// Open opens an image; see backend.Images.
+func (c *Client) Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return nil, err
@@ -176,20 +176,20 @@ func (c *Client) Open(ctx context.Context, name string, mode driver.OpenMode) (d
 	if err != nil {
 		return nil, err
 	}
-	if mode == driver.ReadWrite {
+	if mode == backend.ReadWrite {
 		i.watchers[c.addr]++
 	}
 	return &handle{client: c, image: i, mode: mode}, nil
 }
 
-// OpenApart opens an image; see driver.Images.
-func (c *Client) OpenApart(ctx context.Context, name string) (driver.Handle, error) {
+// OpenApart opens an image; see backend.Images.
+func (c *Client) OpenApart(ctx context.Context, name string) (backend.Handle, error) {
 	ip, _, _ := strings.Cut(c.addr, ":0/")
-	return c.cluster.Connect(ip).Open(ctx, name, driver.ReadWrite)
+	return c.cluster.Connect(ip).Open(ctx, name, backend.ReadWrite)
 }
 
-// Load reads a record; see driver.Records.
-func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version, error) {
+// Load reads a record; see backend.Records.
+func (c *Client) Load(ctx context.Context, key string, into any) (backend.Version, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return 0, err
@@ -197,48 +197,48 @@ func (c *Client) Load(ctx context.Context, key string, into any) (driver.Version
 	defer leave()
 	e, ok := c.cluster.records[key]
 	if !ok {
-		return 0, fmt.Errorf("read %s: %w", key, driver.ErrNotFound)
+		return 0, fmt.Errorf("read %s: %w", key, backend.ErrNotFound)
 	}
 	return e.version, json.Unmarshal(e.data, into)
 }
 
-// Swap replaces a record; see driver.Records.
-func (c *Client) Swap(ctx context.Context, key string, old driver.Version, value any) (driver.Version, error) {
+// Swap replaces a record; see backend.Records.
+func (c *Client) Swap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer leave()
 	if c.cluster.records[key].version != old {
-		return 0, fmt.Errorf("write %s: %w", key, driver.ErrLost)
+		return 0, fmt.Errorf("write %s: %w", key, backend.ErrLost)
 	}
 	data, err := json.Marshal(value)
 	if err != nil {
 		return 0, err
 	}
-	version := driver.Version(c.cluster.number())
+	version := backend.Version(c.cluster.number())
 	c.cluster.records[key] = entry{data, version}
 	return version, nil
 }
 
-// Delete removes a record; see driver.Records.
-func (c *Client) Delete(ctx context.Context, key string, old driver.Version) error {
+// Delete removes a record; see backend.Records.
+func (c *Client) Delete(ctx context.Context, key string, old backend.Version) error {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
 	if old == 0 {
-		return fmt.Errorf("remove %s: %w", key, driver.ErrNotFound)
+		return fmt.Errorf("remove %s: %w", key, backend.ErrNotFound)
 	}
 	if c.cluster.records[key].version != old {
-		return fmt.Errorf("remove %s: %w", key, driver.ErrLost)
+		return fmt.Errorf("remove %s: %w", key, backend.ErrLost)
 	}
 	delete(c.cluster.records, key)
 	return nil
 }
 
-// Keys lists the records; see driver.Records.
+// Keys lists the records; see backend.Records.
 func (c *Client) Keys(ctx context.Context, prefix string) ([]string, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -249,7 +249,7 @@ func (c *Client) Keys(ctx context.Context, prefix string) ([]string, error) {
 	return slices.DeleteFunc(keys, func(k string) bool { return !strings.HasPrefix(k, prefix) }), nil
 }
 
-// Fence bars clients; see driver.Fences. Their watches go at once.
+// Fence bars clients; see backend.Fences. Their watches go at once.
 func (c *Client) Fence(ctx context.Context, addrs ...string) error {
 	leave, err := c.enter(ctx)
 	if err != nil {
@@ -263,7 +263,7 @@ func (c *Client) Fence(ctx context.Context, addrs ...string) error {
 	return nil
 }
 
-// Fenced looks addresses up; see driver.Fences.
+// Fenced looks addresses up; see backend.Fences.
 func (c *Client) Fenced(ctx context.Context, addrs ...string) (map[string]bool, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {

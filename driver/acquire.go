@@ -97,8 +97,8 @@ func (d *Driver) tryAcquire(ctx context.Context, name string, to aim) (l *lease,
 
 // notShared is errShared if the volume is mounted without a guard.
 func (d *Driver) notShared(ctx context.Context, h backend.Handle) error {
-	meta, err := h.Meta(ctx)
-	if err == nil && sealed(meta, h.Image()) {
+	meta, err := readMeta(ctx, h)
+	if err == nil && meta.IsSealed(h.Image()) {
 		err = errShared
 	}
 	return err

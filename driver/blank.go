@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"strings"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // blank is the promise of a filesystem, made by Create before it makes the
@@ -18,7 +18,7 @@ import (
 // must not count, however late it arrives.
 type blank struct {
 	Image backend.ImageSpec `json:"image"`
-	Meta  map[string]string `json:"meta"`
+	Meta  volume.Metadata   `json:"meta"`
 	// Begun is the id of the image on which a filesystem was begun: that image
 	// may hold remains of it. "" = not begun, so the image must be empty.
 	Begun string `json:"begun,omitempty"`
@@ -31,16 +31,14 @@ func blankKey(volume string) string { return "blank." + volume }
 
 func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version backend.Version, err error) {
 	version, err = d.records.Load(ctx, blankKey(volume), &b)
-	if b.Meta == nil { // of a hand that wrote the record
-		b.Meta = map[string]string{}
-	}
 	return b, version, err
 }
 
 // promised finds the promise that is not kept yet, of an image with this metadata;
 // nil if there is none. What is left of another image of the name is none.
-func (d *Driver) promised(ctx context.Context, image backend.Image, meta map[string]string) (*blank, backend.Version, error) {
-	if meta[metaComplete] == image.ID || meta[metaFSType] != "" && image.Parent == nil { // no clone, and complete
+func (d *Driver) promised(ctx context.Context, image backend.Image, raw map[string]string) (*blank, backend.Version, error) {
+	meta := volume.ParseMetadata(raw)
+	if meta.Complete == image.ID || meta.FSType != "" && image.Parent == nil { // no clone, and complete
 		return nil, 0, nil
 	}
 	b, version, err := d.loadBlank(ctx, image.Name)
@@ -49,16 +47,16 @@ func (d *Driver) promised(ctx context.Context, image backend.Image, meta map[str
 		return nil, 0, nil
 	case err != nil:
 		return nil, 0, err
-	case from == nil && meta[metaFSType] != "", from != nil && image.Parent != nil && !from.Same(image.Parent):
+	case from == nil && meta.FSType != "", from != nil && image.Parent != nil && !from.Same(image.Parent):
 		return nil, 0, nil
 	case from == nil:
-		maps.Copy(b.Meta, meta) // what an operator has said since
+		b.Meta = b.Meta.With(raw) // what an operator has said since
 	}
 	return &b, version, nil
 }
 
 func (b blank) equal(other blank) bool {
-	return reflect.DeepEqual(b.Image, other.Image) && maps.Equal(b.Meta, other.Meta)
+	return reflect.DeepEqual(b.Image, other.Image) && b.Meta.Equal(other.Meta)
 }
 
 // promise writes the blank of a volume whose image is to be made, and returns
@@ -97,7 +95,7 @@ func (d *Driver) fresh(ctx context.Context, l *lease, b *blank) (bool, error) {
 	}
 	empty, sure, err := l.Empty(ctx)
 	if err == nil && !empty {
-		name, fstype := l.Image().Name, b.Meta[metaFSType]
+		name, fstype := l.Image().Name, b.Meta.FSType
 		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds data; it is not formatted. "+
 			"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
 			backend.ErrContent, fstype, d.place, name, fstype)
@@ -126,8 +124,8 @@ func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version backen
 // makeFilesystem keeps the promise of a volume's blank and mounts what it made.
 // Killed at any point it leaves the blank, and the next mount begins again.
 func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m backend.Mapping, b *blank, version backend.Version) error {
-	name, fstype, path := l.Image().Name, b.Meta[metaFSType], d.path(l.Image().Name)
-	owner, err := ownerOf(b.Meta)
+	name, fstype, path := l.Image().Name, b.Meta.FSType, d.path(l.Image().Name)
+	owner, err := b.Meta.Owner()
 	if err != nil {
 		return err
 	}
@@ -149,25 +147,19 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m backend.Mapping
 	}
 	// What is not fresh is discarded first, an object at a time.
 	err = d.takesLong(ctx, "making its "+fstype, func(ctx context.Context) error {
-		return d.fs.Format(ctx, m.Device, fstype, strings.Fields(b.Meta[metaMkfsOptions]), fresh)
+		return d.fs.Format(ctx, m.Device, fstype, strings.Fields(b.Meta.MkfsOptions), fresh)
 	})
 	if err != nil {
 		return fmt.Errorf("%w; to choose other mkfsOptions remove the volume and create it again", err)
 	}
-	mount := backend.Mount{Device: m.Device, Path: path, FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
+	mount := backend.Mount{Device: m.Device, Path: path, FSType: fstype, Options: volume.MountOptions(b.Meta.MountOptions, fstype, d.defaults)}
 	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
 	if err := d.fs.Prepare(ctx, path, owner); err != nil {
 		return err
 	}
-	meta := map[string]string{}
-	for _, key := range metaOfVolume {
-		if value := b.Meta[key]; value != "" {
-			meta[key] = value
-		}
-	}
-	return d.keep(ctx, l, m, version, meta, fstype)
+	return d.keep(ctx, l, m, version, b.Meta.Kept().Encode(), fstype)
 }
 
 // keep notes on the image what was promised, takes the promise away, and leaves the
@@ -178,10 +170,10 @@ func (d *Driver) keep(ctx context.Context, l *lease, m backend.Mapping, version 
 			return err
 		}
 	}
-	if err := l.SetMeta(ctx, map[string]string{metaFSType: fstype}); err != nil {
+	if err := l.SetMeta(ctx, map[string]string{volume.KeyFSType: fstype}); err != nil {
 		return err
 	}
-	if err := l.SetMeta(ctx, map[string]string{metaComplete: l.Image().ID}); err != nil {
+	if err := l.SetMeta(ctx, map[string]string{volume.KeyComplete: l.Image().ID}); err != nil {
 		return err
 	}
 	if err := d.records.Delete(ctx, blankKey(l.Image().Name), version); err != nil {
@@ -202,4 +194,24 @@ func (d *Driver) forgetBlank(ctx context.Context, name string, version backend.V
 		return nil
 	}
 	return err
+}
+
+// metaOf returns the metadata of a volume: the image's own or, before the first
+// mount, what its blank promises, with that blank and its version.
+func (d *Driver) metaOf(ctx context.Context, h backend.Handle) (meta volume.Metadata, promised *blank, version backend.Version, err error) {
+	raw, err := h.Meta(ctx)
+	if err != nil {
+		return meta, nil, 0, err
+	}
+	promised, version, err = d.promised(ctx, h.Image(), raw)
+	if promised != nil {
+		return promised.Meta, promised, version, err
+	}
+	return volume.ParseMetadata(raw), nil, version, err
+}
+
+// readMeta returns the image's own metadata.
+func readMeta(ctx context.Context, h backend.Handle) (volume.Metadata, error) {
+	raw, err := h.Meta(ctx)
+	return volume.ParseMetadata(raw), err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // The depth of clones of clones: from where on the manager is asked to make a new
@@ -27,36 +28,26 @@ const (
 	copyTime = 24 * time.Hour
 )
 
-// inherited is what a copy has from its original, unless its options say otherwise.
-var inherited = []string{metaFSType, metaMountOptions, metaEncryption, metaPassphrase, metaSubdirectory}
-
 // copyOf completes the promise of a volume that is to be a copy of another, which
 // is in the care of origin: the driver of this place or of another one. A snapshot
 // that is made for it is taken away by done, when the copy is there or not to be.
-func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver) (done func(), err error) {
+func (d *Driver) copyOf(ctx context.Context, b *blank, o volume.Spec, origin *Driver) (done func(), err error) {
 	parent, meta, err := origin.original(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	own := b.Meta
-	b.Meta = map[string]string{}
-	for _, key := range inherited {
-		if meta[key] != "" {
-			b.Meta[key] = meta[key]
-		}
-	}
-	maps.Copy(b.Meta, own)
-	snap, drop := o.from.snapshot, func() {}
+	b.Meta = meta.Inherited().With(b.Meta.Encode())
+	snap, drop := o.From.Snapshot, func() {}
 	if snap == "" {
 		snap = ours + b.Image.Name + "." + strings.ToLower(rand.Text()[:8])
-		if _, err := origin.snap(ctx, o.from.volume, snap); err != nil {
+		if _, err := origin.snap(ctx, o.From.Volume, snap); err != nil {
 			return nil, err
 		}
 		drop = func() {
 			ctx, cancel := aftermath(ctx)
 			defer cancel()
-			if err := origin.unsnap(ctx, o.from.volume, snap); err != nil {
-				d.log.WithField("volume", o.from.volume).Warnf("remove snapshot %s, made for %s: %v", snap, b.Image.Name, err)
+			if err := origin.unsnap(ctx, o.From.Volume, snap); err != nil {
+				d.log.WithField("volume", o.From.Volume).Warnf("remove snapshot %s, made for %s: %v", snap, b.Image.Name, err)
 			}
 		}
 	}
@@ -65,7 +56,7 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 			drop()
 		}
 	}()
-	s, err := origin.snapshot(ctx, o.from.volume, snap)
+	s, err := origin.snapshot(ctx, o.From.Volume, snap)
 	if err != nil {
 		return nil, err
 	}
@@ -73,41 +64,41 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o options, origin *Driver
 		b.Image.Size = s.Size
 	}
 	if b.Image.Size < s.Size {
-		return nil, backend.Invalidf("option %s=%q: %s has %s, and a copy is not made smaller", OptSize, o.given[OptSize], o.from, formatSize(s.Size))
+		return nil, backend.Invalidf("option %s=%q: %s has %s, and a copy is not made smaller", volume.OptSize, o.Given[volume.OptSize], o.From, volume.FormatSize(s.Size))
 	}
 	b.Image.From = &backend.Origin{Place: origin.place, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
 	return drop, nil
 }
 
 // original looks at a volume of which a copy is wanted, and whether one can be made.
-func (d *Driver) original(ctx context.Context, o options) (backend.Image, map[string]string, error) {
-	h, err := d.images.Open(ctx, o.from.volume, backend.ReadOnly)
+func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, volume.Metadata, error) {
+	h, err := d.images.Open(ctx, o.From.Volume, backend.ReadOnly)
 	if errors.Is(err, backend.ErrNoVolume) {
-		return backend.Image{}, nil, backend.Invalidf("option %s: there is no volume %s", OptFrom, o.from.volume)
+		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: there is no volume %s", volume.OptFrom, o.From.Volume)
 	}
 	if err != nil {
-		return backend.Image{}, nil, err
+		return backend.Image{}, volume.Metadata{}, err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, promised, err := d.metaOf(ctx, h)
+	meta, promised, _, err := d.metaOf(ctx, h)
 	if err != nil {
-		return backend.Image{}, nil, err
+		return backend.Image{}, volume.Metadata{}, err
 	}
 	if promised != nil {
-		return backend.Image{}, nil, backend.Invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", OptFrom, o.from.volume)
+		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", volume.OptFrom, o.From.Volume)
 	}
-	if o.from.snapshot == "" {
-		if err := halfRolledBack(meta); err != nil {
-			return backend.Image{}, nil, fmt.Errorf("option %s: volume %s: %w", OptFrom, o.from.volume, err)
+	if o.From.Snapshot == "" {
+		if err := meta.CheckRollback(); err != nil {
+			return backend.Image{}, volume.Metadata{}, fmt.Errorf("option %s: volume %s: %w", volume.OptFrom, o.From.Volume, err)
 		}
 	}
-	if is := meta[metaFSType]; o.fstype != "" && is != "" && o.fstype != is {
-		return backend.Image{}, nil, backend.Invalidf("option %s=%q: volume %s is %s", OptFSType, o.fstype, o.from.volume, is)
+	if is := meta.FSType; o.FSType != "" && is != "" && o.FSType != is {
+		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s=%q: volume %s is %s", volume.OptFSType, o.FSType, o.From.Volume, is)
 	}
 	depth, err := h.Depth(ctx)
 	if err == nil && depth+1 >= tooDeep {
 		err = backend.Invalidf("option %s: volume %s is a clone of clones, %d deep; wait until the manager has made it independent "+
-			"(ceph rbd task list), or have it do so: ceph rbd task add flatten %s/%s", OptFrom, o.from.volume, depth, d.place, o.from.volume)
+			"(ceph rbd task list), or have it do so: ceph rbd task add flatten %s/%s", volume.OptFrom, o.From.Volume, depth, d.place, o.From.Volume)
 	}
 	return h.Image(), meta, err
 }
@@ -136,7 +127,7 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m backend.Mapping, b 
 	if err != nil {
 		return err
 	}
-	mount := backend.Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: d.mountOptions(b.Meta, fstype)}
+	mount := backend.Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: volume.MountOptions(b.Meta.MountOptions, fstype, d.defaults)}
 	if err := d.check(ctx, m, fstype); err != nil {
 		return err
 	}
@@ -147,9 +138,9 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m backend.Mapping, b 
 	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
-	meta := map[string]string{metaSealed: "", metaRollback: ""}
-	for _, key := range metaOfVolume { // empty, too: those of the original are there already
-		meta[key] = b.Meta[key]
+	kept, meta := b.Meta.Encode(), map[string]string{volume.KeySealed: "", volume.KeyRollback: ""}
+	for _, key := range volume.KeptKeys { // empty, too: those of the original are there already
+		meta[key] = kept[key]
 	}
 	// For each key that is set, Ceph's exclusive lock comes from the mapping, and goes back.
 	has, err := l.Meta(ctx)
@@ -169,17 +160,4 @@ func (d *Driver) finishCopy(ctx context.Context, l *lease, m backend.Mapping, b 
 		d.log.WithField("volume", name).Warnf("have the copy made independent: %v", err)
 	}
 	return nil
-}
-
-// fstypeOf is what is noted of a volume's filesystem, or what is found there.
-func (d *Driver) fstypeOf(ctx context.Context, meta map[string]string, m backend.Mapping) (string, error) {
-	if fstype := meta[metaFSType]; fstype != "" {
-		return fstype, nil
-	}
-	fstype, err := d.fs.Probe(ctx, m.Device)
-	if err != nil {
-		err = fmt.Errorf("%w; the image was not made by this plugin, so it is not formatted: "+
-			"make a filesystem on it yourself, or remove it", err)
-	}
-	return fstype, err
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // Create makes the image of a new volume; the filesystem waits for the first
@@ -27,7 +28,7 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 	if err := backend.CheckName(name); err != nil {
 		return err
 	}
-	o, err := parseOptions(d.place, d.defaults, given)
+	o, err := volume.ParseSpec(d.place, d.defaults, given)
 	if err != nil {
 		return err
 	}
@@ -57,20 +58,20 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 }
 
 // make writes the blank and makes the image.
-func (d *Driver) make(ctx context.Context, name string, o options, origin *Driver) (err error) {
+func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *Driver) (err error) {
 	b := blank{Image: backend.ImageSpec{
-		Name: name, Size: o.size, ObjectSize: o.objectSize, DataPool: o.dataPool, Features: o.features,
-		StripeUnit: o.stripeUnit, StripeCount: o.stripeCount,
-	}, Meta: o.meta()}
+		Name: name, Size: o.Size, ObjectSize: o.ObjectSize, DataPool: o.DataPool, Features: o.Features,
+		StripeUnit: o.StripeUnit, StripeCount: o.StripeCount,
+	}, Meta: o.Metadata()}
 	if err := d.mapper.Maps(needed(b.Image, o)); err != nil {
 		return err
 	}
-	if o.encryption != "" { // a wrong name is to be told now, not when a task starts
-		if _, err := d.secrets.Secret(ctx, o.passphrase); err != nil {
+	if o.Encryption != "" { // a wrong name is to be told now, not when a task starts
+		if _, err := d.secrets.Secret(ctx, o.Passphrase); err != nil {
 			return err
 		}
 	}
-	if o.from.volume != "" {
+	if o.From.Volume != "" {
 		done, cannot := d.copyOf(ctx, &b, o, origin)
 		if cannot != nil {
 			return cannot
@@ -126,7 +127,7 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 }
 
 // needed are the features that an image will have, those of its layout included.
-func needed(spec backend.ImageSpec, o options) []string {
+func needed(spec backend.ImageSpec, o volume.Spec) []string {
 	features := slices.Clone(spec.Features)
 	if spec.DataPool != "" {
 		features = append(features, "data-pool")
@@ -134,7 +135,7 @@ func needed(spec backend.ImageSpec, o options) []string {
 	if spec.StripeCount > 1 {
 		features = append(features, "striping")
 	}
-	if o.from.volume != "" {
+	if o.From.Volume != "" {
 		features = append(features, "operations")
 	}
 	return features
@@ -142,17 +143,17 @@ func needed(spec backend.ImageSpec, o options) []string {
 
 // agree compares an existing volume with what is asked for; ErrNotFound if
 // there is none, errHalfMade if it was not made to its end.
-func (d *Driver) agree(ctx context.Context, name string, o options) error {
+func (d *Driver) agree(ctx context.Context, name string, o volume.Spec) error {
 	h, err := d.images.Open(ctx, name, backend.ReadOnly)
 	if err != nil {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, promised, err := d.metaOf(ctx, h)
+	meta, promised, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
-	if err := o.agree(sizeOf(h.Image(), promised), meta); err != nil {
+	if err := o.Match(sizeOf(h.Image(), promised), meta); err != nil {
 		return err
 	}
 	return d.finished(ctx, h, promised)

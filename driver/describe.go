@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // describe asks Ceph. With an error it is what could be learned all the same, or
@@ -19,7 +20,7 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 	defer d.closeHandle(ctx, h)
 	image := h.Image()
 	v = Volume{Name: name, Created: image.Created, Status: map[string]any{
-		"pool": d.place.Pool, "image": image.Name, "id": image.ID, "size": formatSize(image.Size),
+		"pool": d.place.Pool, "image": image.Name, "id": image.ID, "size": volume.FormatSize(image.Size),
 		"created": image.Created.Format(time.RFC3339), "features": strings.Join(image.Features, ","), "trash": d.trashStatus(),
 	}}
 	v.show("namespace", d.place.Namespace)
@@ -42,7 +43,7 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if used, known, err := h.Used(ctx); err == nil && known {
-			v.Status["used"] = formatSize(used)
+			v.Status["used"] = volume.FormatSize(used)
 		}
 	}
 	return v, err
@@ -55,22 +56,22 @@ func (v Volume) show(key, value string) {
 }
 
 func (d *Driver) describeMeta(ctx context.Context, h backend.Handle, v Volume) error {
-	meta, promised, err := d.metaOf(ctx, h)
+	meta, promised, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
-	v.Status["size"] = formatSize(sizeOf(h.Image(), promised))
+	v.Status["size"] = volume.FormatSize(sizeOf(h.Image(), promised))
 	v.Status["filesystem"] = filesystemStatus(meta, promised)
-	for _, key := range metaOfVolume {
-		v.show(key, meta[key])
+	for key, value := range meta.Kept().Encode() {
+		v.show(key, value)
 	}
-	if labels, err := parseLabels(meta[metaLabels]); err == nil && labels != nil {
-		v.Status[metaLabels] = labels
+	if labels, err := volume.ParseLabels(meta.Labels); err == nil && labels != nil {
+		v.Status[volume.KeyLabels] = labels
 	}
-	if halfway := halfRolledBack(meta); halfway != nil {
+	if halfway := meta.CheckRollback(); halfway != nil {
 		v.show("error", halfway.Error())
 	}
-	if flag(meta, metaReadOnly) {
+	if meta.ReadOnly {
 		if err := d.describeReaders(ctx, h.Image().ID, v); err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ func (d *Driver) describeMeta(ctx context.Context, h backend.Handle, v Volume) e
 	if _, replaced := other(h.Image(), mapped); replaced || d.Path(ctx, v.Name) == "" {
 		return nil
 	}
-	return d.useDirectory(v.Name, meta)
+	return d.useDirectory(v.Name, meta.Subdirectory)
 }
 
 func (d *Driver) describeReaders(ctx context.Context, id string, v Volume) error {
@@ -135,10 +136,10 @@ func (d *Driver) describeLayout(ctx context.Context, h backend.Handle, v Volume)
 	if err != nil {
 		return err
 	}
-	v.Status["object size"] = formatSize(layout.ObjectSize)
+	v.Status["object size"] = volume.FormatSize(layout.ObjectSize)
 	v.show("data pool", layout.DataPool)
 	if layout.StripeCount > 1 {
-		v.Status["stripe unit"], v.Status["stripe count"] = formatSize(layout.StripeUnit), layout.StripeCount
+		v.Status["stripe unit"], v.Status["stripe count"] = volume.FormatSize(layout.StripeUnit), layout.StripeCount
 	}
 	return nil
 }
@@ -160,12 +161,12 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if size, used, err := d.fs.Space(ctx, mount.Path); err == nil {
-		v.Status["filesystem size"], v.Status["filesystem used"] = formatSize(size), formatSize(used)
+		v.Status["filesystem size"], v.Status["filesystem used"] = volume.FormatSize(size), volume.FormatSize(used)
 	}
 }
 
-func filesystemStatus(meta map[string]string, promised *blank) string {
-	switch fstype := meta[metaFSType]; {
+func filesystemStatus(meta volume.Metadata, promised *blank) string {
+	switch fstype := meta.FSType; {
 	case promised != nil && promised.Image.From != nil:
 		return strings.TrimSpace(fstype + " (a copy, made complete at the first mount)")
 	case promised != nil:

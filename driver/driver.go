@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // Config is what a Driver stands on. Place, Trash and Defaults are shown and
@@ -79,7 +80,7 @@ type Driver struct {
 
 // New checks the configuration and reads the record. It does not ask Ceph.
 func New(c Config) (*Driver, error) {
-	if err := CheckDefaults(c.Defaults); err != nil {
+	if err := volume.CheckDefaults(c.Defaults); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
 	d := &Driver{

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // sizes remembers how large the devices were for which filesystems were grown: a
@@ -65,7 +66,7 @@ func (d *Driver) mountFull(ctx context.Context, mount backend.Mount, m backend.M
 	}
 	if err = sizeErr; err == nil && !fills {
 		if err = d.fs.Grow(ctx, mount); err == nil {
-			d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, formatSize(size))
+			d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, volume.FormatSize(size))
 		}
 	}
 	if err != nil {
@@ -136,10 +137,10 @@ func (d *Driver) grow(ctx context.Context, m backend.Mapping, size uint64) {
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := d.fs.Grow(ctx, mount); err != nil {
-		log.Warnf("grow %s on %s to %s, to be tried again in a minute: %v", mount.FSType, m.Device, formatSize(size), err)
+		log.Warnf("grow %s on %s to %s, to be tried again in a minute: %v", mount.FSType, m.Device, volume.FormatSize(size), err)
 		time.AfterFunc(time.Minute, func() { d.sizes.set(m, 1) })
 	} else if before != 0 {
-		log.Infof("grew %s on %s to %s while it is mounted", mount.FSType, m.Device, formatSize(size))
+		log.Infof("grew %s on %s to %s while it is mounted", mount.FSType, m.Device, volume.FormatSize(size))
 	}
 	d.sizes.set(m, size)
 }

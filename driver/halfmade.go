@@ -71,7 +71,7 @@ func (d *Driver) halfMade(ctx context.Context, name string) error {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
-	_, promised, err := d.metaOf(ctx, h)
+	_, promised, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (d *Driver) halfMade(ctx context.Context, name string) error {
 // discardUnder does it under the guard of a lease.
 func (d *Driver) discardUnder(ctx context.Context, l *lease) error {
 	name := l.Image().Name
-	_, promised, err := d.metaOf(ctx, l)
+	_, promised, _, err := d.metaOf(ctx, l)
 	if err == nil {
 		err = d.finished(ctx, l, promised)
 	}

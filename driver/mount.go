@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // Mount makes the volume usable on this node and returns where. The id stands
@@ -101,14 +102,13 @@ func (d *Driver) withdraw(ctx context.Context, name string) error {
 }
 
 // useDirectory notes which directory of a volume is meant; "" = all of it.
-func (d *Driver) useDirectory(name string, meta map[string]string) error {
-	directory := meta[metaSubdirectory]
+func (d *Driver) useDirectory(name, directory string) error {
 	if directory == "" {
 		d.within.Delete(name)
 		return nil
 	}
 	if !backend.ValidName(directory) {
-		return fmt.Errorf("%w: docker_volume.%s of its image is %.40q: give the name of a directory", backend.ErrInvalid, metaSubdirectory, directory)
+		return fmt.Errorf("%w: docker_volume.%s of its image is %.40q: give the name of a directory", backend.ErrInvalid, volume.KeySubdirectory, directory)
 	}
 	d.within.Store(name, directory)
 	return nil
@@ -176,31 +176,27 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 			err = backend.Also(err, "undo", d.unstage(ctx, l, name))
 		}
 	}()
-	meta, err := l.Meta(ctx) // under the guard: nobody else changes it now
-	if err != nil {
-		return err
-	}
-	promised, version, err := d.promised(ctx, l.Image(), meta)
+	meta, promised, version, err := d.metaOf(ctx, l) // under the guard: nobody else changes it now
 	if err != nil {
 		return err
 	}
 	if err := d.finished(ctx, l, promised); err != nil {
 		return err
 	}
-	if promised != nil {
-		meta = promised.Meta
-	} else if err := halfRolledBack(meta); err != nil {
-		return err
+	if promised == nil {
+		if err := meta.CheckRollback(); err != nil {
+			return err
+		}
 	}
-	if meta[metaSealed] != "" && !flag(meta, metaReadOnly) && !l.adopted { // it is about to be written to again
+	if meta.Sealed != "" && !meta.ReadOnly && !l.adopted { // it is about to be written to again
 		if err := d.readElsewhere(ctx, l.Image().ID); err != nil {
 			return err
 		}
-		if err := l.SetMeta(ctx, map[string]string{metaSealed: ""}); err != nil {
+		if err := l.SetMeta(ctx, map[string]string{volume.KeySealed: ""}); err != nil {
 			return err
 		}
 	}
-	if err := d.useDirectory(name, meta); err != nil {
+	if err := d.useDirectory(name, meta.Subdirectory); err != nil {
 		return err
 	}
 	if !l.adopted && !slices.Contains(l.Image().Features, backend.FeatureLock) {
@@ -233,7 +229,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	default:
 		err = d.mountMapped(ctx, l, m, meta)
 	}
-	if err != nil || !flag(meta, metaReadOnly) {
+	if err != nil || !meta.ReadOnly {
 		return err
 	}
 	err = d.seal(ctx, l, m)
@@ -245,7 +241,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 }
 
 // mountMapped mounts what is complete.
-func (d *Driver) mountMapped(ctx context.Context, l *lease, m backend.Mapping, meta map[string]string) error {
+func (d *Driver) mountMapped(ctx context.Context, l *lease, m backend.Mapping, meta volume.Metadata) error {
 	if !l.adopted {
 		if err := d.swap(ctx, l, guardMapped, m.Addr); errors.Is(err, backend.ErrLost) {
 			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", backend.ErrInUse, err)
@@ -261,7 +257,7 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m backend.Mapping, m
 	if err := d.check(ctx, m, fstype); err != nil {
 		return err
 	}
-	mount := backend.Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: d.mountOptions(meta, fstype)}
+	mount := backend.Mount{Device: m.Device, Path: d.path(m.Name), FSType: fstype, Options: volume.MountOptions(meta.MountOptions, fstype, d.defaults)}
 	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
@@ -272,16 +268,4 @@ func (d *Driver) mountMapped(ctx context.Context, l *lease, m backend.Mapping, m
 // minutes or hours.
 func (d *Driver) check(ctx context.Context, m backend.Mapping, fstype string) error {
 	return d.takesLong(ctx, "checking its "+fstype, func(ctx context.Context) error { return d.fs.Check(ctx, m.Device, fstype) })
-}
-
-// encryption is how to open an image with this metadata; nil if it is not encrypted.
-func (d *Driver) encryption(ctx context.Context, meta map[string]string) (*backend.Encryption, error) {
-	if meta[metaEncryption] == "" {
-		return nil, nil
-	}
-	passphrase, err := d.secrets.Secret(ctx, meta[metaPassphrase])
-	if err != nil {
-		return nil, err
-	}
-	return &backend.Encryption{Format: meta[metaEncryption], Passphrase: passphrase}, nil
 }

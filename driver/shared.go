@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // A read-only volume is mounted by as many nodes as like it, without a guard: none
@@ -22,10 +23,6 @@ import (
 
 // errShared is the answer to who wants the guard of a sealed volume.
 var errShared = errors.New("the volume is read-only, and mounted without a guard")
-
-func sealed(meta map[string]string, image backend.Image) bool {
-	return flag(meta, metaReadOnly) && meta[metaSealed] == image.ID
-}
 
 // seal makes a volume that is mounted under the guard ready to be shared, and
 // mounts it so. Until the guard is given back one of the clients that it names is a
@@ -57,7 +54,7 @@ func (d *Driver) seal(ctx context.Context, l *lease, m backend.Mapping) error {
 	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
 		return err
 	}
-	if err := l.SetMeta(ctx, map[string]string{metaSealed: m.ID}); err != nil {
+	if err := l.SetMeta(ctx, map[string]string{volume.KeySealed: m.ID}); err != nil {
 		return err
 	}
 	if err := d.giveBack(ctx, m.ID, l.version); err != nil {
@@ -86,12 +83,12 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	if err := d.unguarded(ctx, h.Image().ID); err != nil {
 		return err
 	}
-	meta, err := h.Meta(ctx)
+	meta, err := readMeta(ctx, h)
 	if err != nil {
 		return err
 	}
 	image := h.Image()
-	if !sealed(meta, image) {
+	if !meta.IsSealed(image) {
 		return fmt.Errorf("%w: the volume was made writable again meanwhile; try again", backend.ErrInUse)
 	}
 	mapped, err := d.mappings(ctx)
@@ -101,7 +98,7 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := d.useDirectory(name, meta); err != nil {
+	if err := d.useDirectory(name, meta.Subdirectory); err != nil {
 		return err
 	}
 	if image.Encryption, err = d.encryption(ctx, meta); err != nil {
@@ -113,7 +110,7 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	}
 	fstype, err := d.fstypeOf(ctx, meta, m)
 	if err == nil {
-		options := strings.TrimPrefix(d.mountOptions(meta, fstype)+",ro", ",")
+		options := strings.TrimPrefix(volume.MountOptions(meta.MountOptions, fstype, d.defaults)+",ro", ",")
 		err = d.fs.Mount(ctx, backend.Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: options})
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // Snapshots lists the snapshots of a volume, the oldest first.
@@ -50,7 +51,7 @@ func (d *Driver) snapshot(ctx context.Context, name, snap string) (backend.Snaps
 func (d *Driver) Snap(ctx context.Context, name, snap string) (frozen bool, err error) {
 	err = backend.CheckName(name)
 	if err == nil {
-		err = checkSnapName(snap)
+		err = volume.CheckSnapshotName(snap)
 	}
 	if err == nil && strings.HasPrefix(snap, ours) {
 		err = backend.Invalidf("snapshot %s: names that begin with %s are the plugin's own", snap, ours)
@@ -74,9 +75,9 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 		return false, err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, err := h.Meta(ctx)
+	meta, err := readMeta(ctx, h)
 	if err == nil {
-		err = halfRolledBack(meta)
+		err = meta.CheckRollback()
 	}
 	if err != nil {
 		return false, err
@@ -124,12 +125,12 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, err := h.Meta(ctx)
+	meta, err := readMeta(ctx, h)
 	if err != nil {
 		return err
 	}
-	if meta[metaRollback] == snap {
-		return fmt.Errorf("%w: %w", backend.ErrBusy, halfRolledBack(meta))
+	if meta.Rollback == snap {
+		return fmt.Errorf("%w: %w", backend.ErrBusy, meta.CheckRollback())
 	}
 	err = h.Unsnap(ctx, snap)
 	if errors.Is(err, backend.ErrBusy) {
@@ -207,12 +208,12 @@ func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*lease, erro
 	if err != nil {
 		return nil, err
 	}
-	meta, promised, err := d.metaOf(ctx, l)
+	meta, promised, _, err := d.metaOf(ctx, l)
 	switch {
 	case err != nil:
 	case promised != nil:
 		err = fmt.Errorf("%w: it was never mounted: nothing to roll back", backend.ErrInvalid)
-	case flag(meta, metaReadOnly):
+	case meta.ReadOnly:
 		err = fmt.Errorf("%w: it is read-only, and may be mounted on any node", backend.ErrInvalid)
 	default:
 		err = d.apart(ctx, l)
@@ -246,27 +247,19 @@ func (d *Driver) apart(ctx context.Context, l *lease) error {
 
 // goBack leaves a note for as long as the image has content of two times.
 func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
-	before, err := l.Meta(ctx)
+	before, err := readMeta(ctx, l)
 	if err != nil {
 		return err
 	}
-	if err := l.SetMeta(ctx, map[string]string{metaRollback: snap, metaSealed: ""}); err != nil {
+	if err := l.SetMeta(ctx, map[string]string{volume.KeyRollback: snap, volume.KeySealed: ""}); err != nil {
 		return err
 	}
 	if err := l.Rollback(ctx, snap); errors.Is(err, backend.ErrNotFound) { // removed meanwhile, and nothing was done
-		return backend.Also(err, "take the note back", l.SetMeta(ctx, map[string]string{metaRollback: before[metaRollback]}))
+		return backend.Also(err, "take the note back", l.SetMeta(ctx, map[string]string{volume.KeyRollback: before.Rollback}))
 	} else if err != nil {
 		return err
 	}
-	return l.SetMeta(ctx, map[string]string{metaRollback: ""})
-}
-
-// halfRolledBack is an error for a volume that goBack has left so.
-func halfRolledBack(meta map[string]string) error {
-	if snap := meta[metaRollback]; snap != "" {
-		return fmt.Errorf("%w: a roll-back to snapshot %s was cut short; do it again", backend.ErrContent, snap)
-	}
-	return nil
+	return l.SetMeta(ctx, map[string]string{volume.KeyRollback: ""})
 }
 
 // idle gets the guard of a volume that nobody uses, or says who does.

@@ -184,11 +184,11 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 // removable tells whether a volume may be removed, and for how long it is to be kept
 // in the trash: one that was never mounted has nothing that anybody could want back.
 func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, err error) {
-	meta, promised, err := d.metaOf(ctx, l)
+	meta, promised, _, err := d.metaOf(ctx, l)
 	switch {
 	case err != nil:
 		return 0, err
-	case flag(meta, metaProtected):
+	case meta.Protected:
 		return 0, fmt.Errorf("%w: the volume is protected; to take that back: rbd image-meta set %s/%s docker_volume.protected false",
 			backend.ErrBusy, d.place, l.Image().Name)
 	case promised == nil:

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // where finds the place of a volume: it is asked for everywhere at once. ErrNoVolume
@@ -74,16 +75,16 @@ func (p Places) choose(ctx context.Context, name string, opts map[string]string)
 	switch {
 	case errors.Is(err, backend.ErrNotFound):
 		at, err = p.fitting(opts)
-	case err == nil && accepts(at.place, opts) != nil:
+	case err == nil && volume.Accepts(at.place, opts) != nil:
 		err = fmt.Errorf("%w in %s; remove it there, or choose another name", backend.ErrExists, at.place)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	from, _, _ := strings.Cut(opts[OptFrom]+opts[OptSnapshot], "@")
+	from, _, _ := strings.Cut(opts[volume.OptFrom]+opts[volume.OptSnapshot], "@")
 	if origin = at; backend.ValidName(from) {
 		if origin, err = p.where(ctx, from); errors.Is(err, backend.ErrNotFound) {
-			err = backend.Invalidf("option %s: there is no volume %s", OptFrom, from)
+			err = backend.Invalidf("option %s: there is no volume %s", volume.OptFrom, from)
 		}
 	}
 	return at, origin, err
@@ -94,14 +95,14 @@ func (p Places) fitting(opts map[string]string) (*Driver, error) {
 	var names []string
 	for _, d := range p {
 		// A pool that is named alone is that pool, not a namespace of it.
-		pool, space := strings.TrimSpace(opts[OptPool]), strings.TrimSpace(opts[OptNamespace])
-		if accepts(d.place, opts) == nil && (pool == "" || space != "" || d.place.Namespace == "" || d == p[0]) {
+		pool, space := strings.TrimSpace(opts[volume.OptPool]), strings.TrimSpace(opts[volume.OptNamespace])
+		if volume.Accepts(d.place, opts) == nil && (pool == "" || space != "" || d.place.Namespace == "" || d == p[0]) {
 			return d, nil
 		}
 		names = append(names, d.place.String())
 	}
 	return nil, backend.Invalidf("option %s=%q, %s=%q: this plugin's volumes are in %s (settings RBD_CONF_POOL, RBD_CONF_NAMESPACE, RBD_POOLS)",
-		OptPool, opts[OptPool], OptNamespace, opts[OptNamespace], strings.Join(names, ", "))
+		volume.OptPool, opts[volume.OptPool], volume.OptNamespace, opts[volume.OptNamespace], strings.Join(names, ", "))
 }
 
 // at is where, for an operation that wants a volume which is there.

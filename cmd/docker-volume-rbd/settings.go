@@ -9,8 +9,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
 // setting is one environment variable. config.json and the README bear the
@@ -50,18 +50,18 @@ var settings = []setting{
 
 // optionDefaults are the settings that stand in for options.
 var optionDefaults = map[string]string{
-	"MOUNT_OPTIONS":        driver.OptMountOptions,
-	"VOLUME_FSTYPE":        driver.OptFSType,
-	"VOLUME_MKFS_OPTIONS":  driver.OptMkfsOptions,
-	"VOLUME_SIZE":          driver.OptSize,
-	"VOLUME_ORDER":         driver.OptOrder,
-	"VOLUME_OBJECT_SIZE":   driver.OptObjectSize,
-	"VOLUME_DATA_POOL":     driver.OptDataPool,
-	"VOLUME_STRIPE_UNIT":   driver.OptStripeUnit,
-	"VOLUME_STRIPE_COUNT":  driver.OptStripeCount,
-	"VOLUME_IMAGE_FEATURE": driver.OptFeatures,
-	"VOLUME_ENCRYPTION":    driver.OptEncryption,
-	"VOLUME_PASSPHRASE":    driver.OptPassphrase,
+	"MOUNT_OPTIONS":        volume.OptMountOptions,
+	"VOLUME_FSTYPE":        volume.OptFSType,
+	"VOLUME_MKFS_OPTIONS":  volume.OptMkfsOptions,
+	"VOLUME_SIZE":          volume.OptSize,
+	"VOLUME_ORDER":         volume.OptOrder,
+	"VOLUME_OBJECT_SIZE":   volume.OptObjectSize,
+	"VOLUME_DATA_POOL":     volume.OptDataPool,
+	"VOLUME_STRIPE_UNIT":   volume.OptStripeUnit,
+	"VOLUME_STRIPE_COUNT":  volume.OptStripeCount,
+	"VOLUME_IMAGE_FEATURE": volume.OptFeatures,
+	"VOLUME_ENCRYPTION":    volume.OptEncryption,
+	"VOLUME_PASSPHRASE":    volume.OptPassphrase,
 }
 
 // read takes the settings from the environment.

@@ -14,8 +14,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/krbd"
 )
@@ -174,11 +174,11 @@ func TestTheReadmeBearsTheSettings(t *testing.T) {
 func TestTheReadmeBearsTheOptions(t *testing.T) {
 	rows := readTable(t, "## Options")
 	got := namesOf(rows)
-	if !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(driver.OptionNames))) {
-		t.Errorf("options\nREADME.md %q\ndriver    %q", got, driver.OptionNames)
+	if !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(volume.OptionNames))) {
+		t.Errorf("options\nREADME.md %q\ndriver    %q", got, volume.OptionNames)
 	}
 	for _, r := range rows {
-		if want, builtin := driver.BuiltinDefaults[r.name]; builtin && r.value != want {
+		if want, builtin := volume.BuiltinDefaults[r.name]; builtin && r.value != want {
 			t.Errorf("default of %s: README.md %q, driver %q", r.name, r.value, want)
 		}
 		// What a mapper cannot do is refused when a volume is created, so there is no
@@ -215,7 +215,7 @@ func TestSettingsOfVolumesReachTheirOptions(t *testing.T) {
 		if !names[name] {
 			t.Errorf("%s is no setting", name)
 		}
-		if !slices.Contains(driver.OptionNames, option) {
+		if !slices.Contains(volume.OptionNames, option) {
 			t.Errorf("%s stands for %q, which is no option", name, option)
 		}
 		if got := defaults(map[string]string{name: "x"}); len(got) != 1 || got[option] != "x" {
@@ -229,11 +229,11 @@ func TestSettingsOfVolumesReachTheirOptions(t *testing.T) {
 	}
 	// The settings as they come are good, and say the same as the driver.
 	d := defaults(read(func(string) string { return "" }))
-	if err := driver.CheckDefaults(d); err != nil {
+	if err := volume.CheckDefaults(d); err != nil {
 		t.Error(err)
 	}
 	for option, value := range d {
-		if want := driver.BuiltinDefaults[option]; value != want {
+		if want := volume.BuiltinDefaults[option]; value != want {
 			t.Errorf("default of %s: settings.go %q, driver %q", option, value, want)
 		}
 	}

@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/tool"
 )
@@ -183,9 +183,9 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 		size            uint64
 		breaks          func(dev, path string)
 	}{
-		{"ext4", driver.DefaultMountOptions["ext4"], 64 << 20, trigger},
+		{"ext4", volume.DefaultMountOptions["ext4"], 64 << 20, trigger},
 		{"ext4", "errors=continue", 64 << 20, trigger},
-		{"xfs", driver.DefaultMountOptions["xfs"], 300 << 20, func(_, path string) { testbed.Run(t, "xfs_io", "-x", "-c", "shutdown", path) }},
+		{"xfs", volume.DefaultMountOptions["xfs"], 300 << 20, func(_, path string) { testbed.Run(t, "xfs_io", "-x", "-c", "shutdown", path) }},
 	} {
 		t.Run(row.fstype+" "+row.options, func(t *testing.T) {
 			fs := fsys.FS{}

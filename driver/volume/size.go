@@ -1,4 +1,4 @@
-package driver
+package volume
 
 import (
 	"fmt"
@@ -58,8 +58,8 @@ func parseBytes(value string, bare uint64) (uint64, bool) {
 	return uint64(n) * scale, true
 }
 
-// formatSize is exact, so that two sizes that differ look different.
-func formatSize(bytes uint64) string {
+// FormatSize is exact, so that two sizes that differ look different.
+func FormatSize(bytes uint64) string {
 	for _, unit := range []struct {
 		size uint64
 		name string

@@ -1,4 +1,4 @@
-package driver
+package volume
 
 import (
 	"maps"
@@ -53,23 +53,6 @@ var BuiltinDefaults = map[string]string{
 	OptFeatures: "layering,exclusive-lock,object-map,fast-diff,deep-flatten",
 }
 
-// DefaultMountOptions are those of a volume of a filesystem for which no
-// setting was made.
-var DefaultMountOptions = map[string]string{
-	"ext4":  "noatime,errors=remount-ro",
-	"xfs":   "noatime,nouuid",
-	"btrfs": "noatime",
-}
-
-// neededOptions are among the mount options of every volume, whatever its own are.
-// errors=remount-ro: what the superblock says may be that the node panics, or that
-// the filesystem goes on. nouuid: xfs refuses a clone, or the dead remains of a lost
-// mapping still mounted somewhere, for bearing the same UUID.
-var neededOptions = map[string]string{
-	"ext2": "errors=remount-ro", "ext3": "errors=remount-ro", "ext4": "errors=remount-ro",
-	"xfs": "nouuid",
-}
-
 // minSize is what mkfs of e2fsprogs 1.47, xfsprogs 6.13 and btrfs-progs 6.14
 // accept with the options used here. ext4 below 8 MiB would have no journal.
 var minSize = map[string]uint64{
@@ -78,38 +61,38 @@ var minSize = map[string]uint64{
 	"btrfs": 128 * mib,
 }
 
-// options are the options of one volume, parsed and with defaults filled in.
-type options struct {
-	size         uint64
-	fstype       string
-	mkfsOptions  string
-	mountOptions string // "" = whatever the setting is on the node that mounts
-	owner        backend.Owner
-	objectSize   uint64
-	stripeUnit   uint64
-	stripeCount  uint64
-	dataPool     string
-	features     []string
-	from         source
-	readOnly     bool
-	protected    bool
-	encryption   string // "" = none, or as that of which it is a clone
-	passphrase   string // name of it; "" = as before
-	labels       map[string]string
-	description  string
-	given        map[string]string // what the request itself said
+// Spec is what the options of one volume say, parsed and with defaults filled in.
+type Spec struct {
+	Size         uint64
+	FSType       string
+	MkfsOptions  string
+	MountOptions string // "" = whatever the setting is on the node that mounts
+	Owner        backend.Owner
+	ObjectSize   uint64
+	StripeUnit   uint64
+	StripeCount  uint64
+	DataPool     string
+	Features     []string
+	From         Source
+	ReadOnly     bool
+	Protected    bool
+	Encryption   string // "" = none, or as that of which it is a clone
+	Passphrase   string // name of it; "" = as before
+	Labels       map[string]string
+	Description  string
+	Given        map[string]string // what the request itself said
 }
 
-// source names what a volume is to be a copy of.
-type source struct {
-	volume   string // "" = a new, empty volume
-	snapshot string // "" = as it is now
+// Source names what a volume is to be a copy of.
+type Source struct {
+	Volume   string // "" = a new, empty volume
+	Snapshot string // "" = as it is now
 }
 
-// parseOptions fills in defaults (by option name) and checks everything. mkfs
+// ParseSpec fills in defaults (by option name) and checks everything. mkfs
 // and mount options of the defaults are meant for the default filesystem and
 // reach no other: "-O mmp" must never come to mkfs.xfs.
-func parseOptions(place backend.Place, defaults, given map[string]string) (o options, err error) {
+func ParseSpec(place backend.Place, defaults, given map[string]string) (o Spec, err error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(OptionNames, name) {
 			return o, backend.Invalidf("option %.40q: allowed are %s", name, strings.Join(OptionNames, ", "))
@@ -132,8 +115,8 @@ func parseOptions(place backend.Place, defaults, given map[string]string) (o opt
 		}
 		return ""
 	}
-	o.given = given
-	if err = accepts(place, given); err != nil {
+	o.Given = given
+	if err = Accepts(place, given); err != nil {
 		return o, err
 	}
 	if err = o.parseSource(given); err != nil {
@@ -142,56 +125,56 @@ func parseOptions(place backend.Place, defaults, given map[string]string) (o opt
 	if err = o.parseEncryption(defaults); err != nil {
 		return o, err
 	}
-	if o.labels, err = parseLabels(given[OptLabels]); err != nil {
+	if o.Labels, err = ParseLabels(given[OptLabels]); err != nil {
 		return o, err
 	}
-	if o.description = given[OptDescription]; strings.TrimSpace(o.description) != o.description {
-		return o, backend.Invalidf("option %s=%q: it begins or ends with a blank", OptDescription, o.description)
+	if o.Description = given[OptDescription]; strings.TrimSpace(o.Description) != o.Description {
+		return o, backend.Invalidf("option %s=%q: it begins or ends with a blank", OptDescription, o.Description)
 	}
-	if o.fstype = get(OptFSType); minSize[o.fstype] == 0 {
-		return o, backend.Invalidf("option %s=%q: allowed are btrfs, ext4, xfs", OptFSType, o.fstype)
+	if o.FSType = get(OptFSType); minSize[o.FSType] == 0 {
+		return o, backend.Invalidf("option %s=%q: allowed are btrfs, ext4, xfs", OptFSType, o.FSType)
 	}
-	if o.size, err = parseSize(OptSize, get(OptSize)); err != nil {
+	if o.Size, err = parseSize(OptSize, get(OptSize)); err != nil {
 		return o, err
 	}
-	if o.from.volume != "" && strings.TrimSpace(given[OptSize]) == "" {
-		o.size = 0 // as large as what it is a copy of
+	if o.From.Volume != "" && strings.TrimSpace(given[OptSize]) == "" {
+		o.Size = 0 // as large as what it is a copy of
 	}
-	o.mkfsOptions = given[OptMkfsOptions]
-	if o.from.volume != "" {
+	o.MkfsOptions = given[OptMkfsOptions]
+	if o.From.Volume != "" {
 		if strings.TrimSpace(given[OptFSType]) == "" {
-			o.fstype = ""
+			o.FSType = ""
 		}
 		defaults = maps.Clone(defaults)
 		delete(defaults, OptMkfsOptions)
 	}
-	if _, set := given[OptMkfsOptions]; !set && o.fstype == defaultFSType(defaults) {
-		o.mkfsOptions = defaults[OptMkfsOptions]
+	if _, set := given[OptMkfsOptions]; !set && o.FSType == defaultFSType(defaults) {
+		o.MkfsOptions = defaults[OptMkfsOptions]
 	}
-	if err = checkWords(OptMkfsOptions, o.mkfsOptions); err != nil {
+	if err = checkWords(OptMkfsOptions, o.MkfsOptions); err != nil {
 		return o, err
 	}
-	for word := range strings.FieldsSeq(o.mkfsOptions) {
+	for word := range strings.FieldsSeq(o.MkfsOptions) {
 		if strings.Contains(word, "/") { // mkfs.btrfs formats all devices that it is told, however they are named
-			return o, backend.Invalidf("option %s=%q: %s names a file, and a volume has no other than its own", OptMkfsOptions, o.mkfsOptions, word)
+			return o, backend.Invalidf("option %s=%q: %s names a file, and a volume has no other than its own", OptMkfsOptions, o.MkfsOptions, word)
 		}
-		if o.fstype == "ext4" && strings.HasPrefix(word, "-d") { // copies a directory of the plugin's
-			return o, backend.Invalidf("option %s=%q: -d is not allowed", OptMkfsOptions, o.mkfsOptions)
+		if o.FSType == "ext4" && strings.HasPrefix(word, "-d") { // copies a directory of the plugin's
+			return o, backend.Invalidf("option %s=%q: -d is not allowed", OptMkfsOptions, o.MkfsOptions)
 		}
 	}
-	if o.mountOptions, err = parseMountOptions(OptMountOptions, given[OptMountOptions]); err != nil {
+	if o.MountOptions, err = parseMountOptions(OptMountOptions, given[OptMountOptions]); err != nil {
 		return o, err
 	}
-	if o.owner.UID, err = parseID(OptUID, given[OptUID]); err != nil {
+	if o.Owner.UID, err = parseID(OptUID, given[OptUID]); err != nil {
 		return o, err
 	}
-	if o.owner.GID, err = parseID(OptGID, given[OptGID]); err != nil {
+	if o.Owner.GID, err = parseID(OptGID, given[OptGID]); err != nil {
 		return o, err
 	}
-	if o.owner.Mode, err = parseMode(given[OptMode]); err != nil {
+	if o.Owner.Mode, err = parseMode(given[OptMode]); err != nil {
 		return o, err
 	}
-	o.dataPool = get(OptDataPool)
+	o.DataPool = get(OptDataPool)
 	if err = o.parseLayout(defaults, given); err != nil {
 		return o, err
 	}
@@ -201,18 +184,18 @@ func parseOptions(place backend.Place, defaults, given map[string]string) (o opt
 	if err = o.checkSize(get(OptSize)); err != nil {
 		return o, err
 	}
-	o.features, err = parseFeatures(get(OptFeatures))
+	o.Features, err = parseFeatures(get(OptFeatures))
 	return o, err
 }
 
 // checkSize: the header of an encrypted image is not the filesystem's.
-func (o *options) checkSize(said string) error {
-	least := minSize[o.fstype]
-	if o.encryption != "" {
-		least += o.header()
+func (o *Spec) checkSize(said string) error {
+	least := minSize[o.FSType]
+	if o.Encryption != "" {
+		least += o.headerSize()
 	}
-	if o.size < least && o.from.volume == "" {
-		return backend.Invalidf("option %s=%q: %s needs at least %s", OptSize, said, o.fstype, formatSize(least))
+	if o.Size < least && o.From.Volume == "" {
+		return backend.Invalidf("option %s=%q: %s needs at least %s", OptSize, said, o.FSType, FormatSize(least))
 	}
 	return nil
 }
@@ -220,7 +203,7 @@ func (o *options) checkSize(said string) error {
 // CheckDefaults checks the settings that are defaults of options, as they will
 // be used by every Create.
 func CheckDefaults(defaults map[string]string) error {
-	_, err := parseOptions(backend.Place{}, defaults, nil)
+	_, err := ParseSpec(backend.Place{}, defaults, nil)
 	if err == nil {
 		_, err = parseMountOptions(OptMountOptions, defaults[OptMountOptions])
 	}

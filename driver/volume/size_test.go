@@ -1,4 +1,4 @@
-package driver
+package volume
 
 import (
 	"math/bits"
@@ -110,7 +110,7 @@ func TestSizesAreShownInTheirUnit(t *testing.T) {
 	for bytes, want := range map[uint64]string{
 		0: "0B", 8 * mib: "8MiB", 300 * mib: "300MiB", 512 * mib: "512MiB", 10 << 30: "10GiB", maxSize: "1PiB",
 	} {
-		if got := formatSize(bytes); got != want {
+		if got := FormatSize(bytes); got != want {
 			t.Errorf("%d: got %s, want %s", bytes, got, want)
 		}
 	}

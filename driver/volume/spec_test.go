@@ -1,4 +1,4 @@
-package driver
+package volume
 
 import (
 	"errors"
@@ -26,64 +26,64 @@ func TestOptionsAndTheirDefaults(t *testing.T) {
 	for _, row := range []struct {
 		name            string
 		defaults, given opts
-		want            options
+		want            Spec
 	}{
-		{"nothing said", nil, nil, options{size: 512 * mib, fstype: "ext4"}},
+		{"nothing said", nil, nil, Spec{Size: 512 * mib, FSType: "ext4"}},
 		{"blank values are none", nil, opts{OptSize: " ", OptFSType: "", OptOrder: "", OptPool: "", OptUID: "", OptMode: ""},
-			options{size: 512 * mib, fstype: "ext4"}},
+			Spec{Size: 512 * mib, FSType: "ext4"}},
 		{"as wetopi's users say it",
 			nil, opts{OptSize: "1024", OptFSType: "ext4", OptMkfsOptions: "-O mmp", OptMountOptions: "--options=noatime", OptOrder: "22"},
-			options{size: 1 << 30, fstype: "ext4", mkfsOptions: "-O mmp", mountOptions: "noatime", objectSize: 4 << 20}},
+			Spec{Size: 1 << 30, FSType: "ext4", MkfsOptions: "-O mmp", MountOptions: "noatime", ObjectSize: 4 << 20}},
 		{"settings stand in",
 			opts{OptSize: "2G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptOrder: "23", OptDataPool: "ec", OptFeatures: "exclusive-lock"}, nil,
-			options{size: 2 << 30, fstype: "xfs", mkfsOptions: "-m reflink=0", objectSize: 8 << 20, dataPool: "ec", features: []string{"exclusive-lock"}}},
+			Spec{Size: 2 << 30, FSType: "xfs", MkfsOptions: "-m reflink=0", ObjectSize: 8 << 20, DataPool: "ec", Features: []string{"exclusive-lock"}}},
 		{"options come before settings",
 			opts{OptSize: "2G", OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptDataPool: "ec", OptFeatures: "exclusive-lock"},
 			opts{OptSize: "3G", OptFSType: "xfs", OptMkfsOptions: "-m crc=1", OptDataPool: "ec2", OptFeatures: "layering,exclusive-lock"},
-			options{size: 3 << 30, fstype: "xfs", mkfsOptions: "-m crc=1", dataPool: "ec2", features: []string{"layering", "exclusive-lock"}}},
+			Spec{Size: 3 << 30, FSType: "xfs", MkfsOptions: "-m crc=1", DataPool: "ec2", Features: []string{"layering", "exclusive-lock"}}},
 
 		{"mkfs setting of ext4 does not reach xfs",
-			opts{OptMkfsOptions: "-O mmp"}, opts{OptFSType: "xfs"}, options{size: 512 * mib, fstype: "xfs"}},
+			opts{OptMkfsOptions: "-O mmp"}, opts{OptFSType: "xfs"}, Spec{Size: 512 * mib, FSType: "xfs"}},
 		{"mkfs setting of ext4 does not reach btrfs",
-			opts{OptFSType: "ext4", OptMkfsOptions: "-O mmp"}, opts{OptFSType: "btrfs"}, options{size: 512 * mib, fstype: "btrfs"}},
+			opts{OptFSType: "ext4", OptMkfsOptions: "-O mmp"}, opts{OptFSType: "btrfs"}, Spec{Size: 512 * mib, FSType: "btrfs"}},
 		{"mkfs setting of xfs does not reach ext4",
-			opts{OptFSType: "xfs", OptMkfsOptions: "-m reflink=0"}, opts{OptFSType: "ext4"}, options{size: 512 * mib, fstype: "ext4"}},
+			opts{OptFSType: "xfs", OptMkfsOptions: "-m reflink=0"}, opts{OptFSType: "ext4"}, Spec{Size: 512 * mib, FSType: "ext4"}},
 		{"mkfs setting reaches its filesystem when that is named",
-			opts{OptMkfsOptions: "-O mmp"}, opts{OptFSType: "ext4"}, options{size: 512 * mib, fstype: "ext4", mkfsOptions: "-O mmp"}},
+			opts{OptMkfsOptions: "-O mmp"}, opts{OptFSType: "ext4"}, Spec{Size: 512 * mib, FSType: "ext4", MkfsOptions: "-O mmp"}},
 		{"settings with blanks around them",
 			opts{OptFSType: " xfs ", OptMkfsOptions: "-m reflink=0", OptSize: " 1G "}, nil,
-			options{size: 1 << 30, fstype: "xfs", mkfsOptions: "-m reflink=0"}},
+			Spec{Size: 1 << 30, FSType: "xfs", MkfsOptions: "-m reflink=0"}},
 		{"an empty option takes the mkfs setting away",
-			opts{OptMkfsOptions: "-O mmp"}, opts{OptMkfsOptions: ""}, options{size: 512 * mib, fstype: "ext4"}},
+			opts{OptMkfsOptions: "-O mmp"}, opts{OptMkfsOptions: ""}, Spec{Size: 512 * mib, FSType: "ext4"}},
 		{"the mount setting is left to the node that mounts",
-			opts{OptMountOptions: "noatime,nobarrier"}, nil, options{size: 512 * mib, fstype: "ext4"}},
+			opts{OptMountOptions: "noatime,nobarrier"}, nil, Spec{Size: 512 * mib, FSType: "ext4"}},
 
-		{"order", nil, opts{OptOrder: "12"}, options{size: 512 * mib, fstype: "ext4", objectSize: 4 << 10}},
-		{"largest order", nil, opts{OptOrder: "25"}, options{size: 512 * mib, fstype: "ext4", objectSize: 32 << 20}},
+		{"order", nil, opts{OptOrder: "12"}, Spec{Size: 512 * mib, FSType: "ext4", ObjectSize: 4 << 10}},
+		{"largest order", nil, opts{OptOrder: "25"}, Spec{Size: 512 * mib, FSType: "ext4", ObjectSize: 32 << 20}},
 		{"object-size before the setting of order",
-			opts{OptOrder: "23"}, opts{OptObjectSize: "4M"}, options{size: 512 * mib, fstype: "ext4", objectSize: 4 << 20}},
+			opts{OptOrder: "23"}, opts{OptObjectSize: "4M"}, Spec{Size: 512 * mib, FSType: "ext4", ObjectSize: 4 << 20}},
 		{"order before the setting of object-size",
-			opts{OptObjectSize: "8M"}, opts{OptOrder: "22"}, options{size: 512 * mib, fstype: "ext4", objectSize: 4 << 20}},
+			opts{OptObjectSize: "8M"}, opts{OptOrder: "22"}, Spec{Size: 512 * mib, FSType: "ext4", ObjectSize: 4 << 20}},
 
-		{"the pool there is", nil, opts{OptPool: "rbd"}, options{size: 512 * mib, fstype: "ext4"}},
+		{"the pool there is", nil, opts{OptPool: "rbd"}, Spec{Size: 512 * mib, FSType: "ext4"}},
 		{"owner", nil, opts{OptUID: "0", OptGID: "4294967294", OptMode: "2770"},
-			options{size: 512 * mib, fstype: "ext4", owner: backend.Owner{UID: ptr(0), GID: ptr(4294967294), Mode: ptr(0o2770)}}},
-		{"mode with a zero in front", nil, opts{OptMode: "0750"}, options{size: 512 * mib, fstype: "ext4", owner: backend.Owner{Mode: ptr(0o750)}}},
-		{"largest mode", nil, opts{OptMode: "07777"}, options{size: 512 * mib, fstype: "ext4", owner: backend.Owner{Mode: ptr(0o7777)}}},
+			Spec{Size: 512 * mib, FSType: "ext4", Owner: backend.Owner{UID: ptr(0), GID: ptr(4294967294), Mode: ptr(0o2770)}}},
+		{"mode with a zero in front", nil, opts{OptMode: "0750"}, Spec{Size: 512 * mib, FSType: "ext4", Owner: backend.Owner{Mode: ptr(0o750)}}},
+		{"largest mode", nil, opts{OptMode: "07777"}, Spec{Size: 512 * mib, FSType: "ext4", Owner: backend.Owner{Mode: ptr(0o7777)}}},
 
-		{"smallest ext4", nil, opts{OptSize: "8"}, options{size: 8 * mib, fstype: "ext4"}},
-		{"smallest xfs", nil, opts{OptSize: "300M", OptFSType: "xfs"}, options{size: 300 * mib, fstype: "xfs"}},
-		{"smallest btrfs", nil, opts{OptSize: "128", OptFSType: "btrfs"}, options{size: 128 * mib, fstype: "btrfs"}},
+		{"smallest ext4", nil, opts{OptSize: "8"}, Spec{Size: 8 * mib, FSType: "ext4"}},
+		{"smallest xfs", nil, opts{OptSize: "300M", OptFSType: "xfs"}, Spec{Size: 300 * mib, FSType: "xfs"}},
+		{"smallest btrfs", nil, opts{OptSize: "128", OptFSType: "btrfs"}, Spec{Size: 128 * mib, FSType: "btrfs"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := parseOptions(backend.Place{Pool: "rbd"}, row.defaults, row.given)
+			got, err := ParseSpec(backend.Place{Pool: "rbd"}, row.defaults, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if row.want.features == nil {
-				row.want.features = allFeatures
+			if row.want.Features == nil {
+				row.want.Features = allFeatures
 			}
-			row.want.given = row.given
+			row.want.Given = row.given
 			if !reflect.DeepEqual(got, row.want) {
 				t.Errorf("\n got %+v\nwant %+v", got, row.want)
 			}
@@ -142,7 +142,7 @@ func TestOptionsRefused(t *testing.T) {
 			`invalid option image-feature="exclusive-lock,fast-diff": fast-diff needs object-map`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := parseOptions(backend.Place{Pool: "rbd"}, row.defaults, row.given)
+			_, err := ParseSpec(backend.Place{Pool: "rbd"}, row.defaults, row.given)
 			backendtest.Invalid(t, err, row.want)
 		})
 	}
@@ -258,8 +258,7 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 		{"xfs by itself", nil, "nouuid,discard", "xfs", "nouuid,discard"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			d := &Driver{defaults: row.defaults}
-			if got := d.mountOptions(opts{metaMountOptions: row.own}, row.fstype); got != row.want {
+			if got := MountOptions(row.own, row.fstype, row.defaults); got != row.want {
 				t.Errorf("got %q, want %q", got, row.want)
 			}
 		})
@@ -268,24 +267,24 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 
 // What Create leaves in Ceph is all that the node of the first mount knows.
 func TestOptionsSurviveAsMetadata(t *testing.T) {
-	o, err := parseOptions(backend.Place{Pool: "rbd"}, nil, opts{
+	o, err := ParseSpec(backend.Place{Pool: "rbd"}, nil, opts{
 		OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptMountOptions: "-o noatime", OptUID: "999", OptGID: "0", OptMode: "750",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := opts{"fstype": "xfs", "mkfsOptions": "-m reflink=0", "mountOptions": "noatime", "uid": "999", "gid": "0", "mode": "0750"}
-	if got := o.meta(); !maps.Equal(got, want) {
+	if got := o.Metadata().Encode(); !maps.Equal(got, want) {
 		t.Errorf("metadata %v, want %v", got, want)
 	}
-	owner, err := ownerOf(o.meta())
-	if err != nil || !reflect.DeepEqual(owner, o.owner) {
+	owner, err := o.Metadata().Owner()
+	if err != nil || !reflect.DeepEqual(owner, o.Owner) {
 		t.Errorf("read back: %+v, %v", owner, err)
 	}
 }
 
 func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
-	image, meta := backend.Image{Size: 10 << 30}, opts{metaFSType: "ext4"}
+	image, meta := backend.Image{Size: 10 << 30}, opts{KeyFSType: "ext4"}
 	for _, row := range []struct {
 		name  string
 		given opts
@@ -302,11 +301,11 @@ func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
 			"already exists with fstype ext4, but xfs was asked for; remove that volume or leave the option out"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			o, err := parseOptions(backend.Place{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
+			o, err := ParseSpec(backend.Place{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = o.agree(image.Size, row.meta)
+			err = o.Match(image.Size, ParseMetadata(row.meta))
 			if row.want == "" {
 				if err != nil {
 					t.Error(err)
@@ -370,38 +369,38 @@ func FuzzOptions(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, given, defaults string) {
-		o, err := parseOptions(backend.Place{Pool: "rbd"}, optsOf(defaults), optsOf(given))
+		o, err := ParseSpec(backend.Place{Pool: "rbd"}, optsOf(defaults), optsOf(given))
 		if err != nil {
 			backendtest.OneInvalidLine(t, err)
 			return
 		}
-		if o.size == 0 || o.size > maxSize || o.size%mib != 0 || o.size < minSize[o.fstype] {
-			t.Errorf("accepted size %d of %s", o.size, o.fstype)
+		if o.Size == 0 || o.Size > maxSize || o.Size%mib != 0 || o.Size < minSize[o.FSType] {
+			t.Errorf("accepted size %d of %s", o.Size, o.FSType)
 		}
-		if !slices.Contains([]string{"ext4", "xfs", "btrfs"}, o.fstype) {
-			t.Errorf("accepted filesystem %q", o.fstype)
+		if !slices.Contains([]string{"ext4", "xfs", "btrfs"}, o.FSType) {
+			t.Errorf("accepted filesystem %q", o.FSType)
 		}
-		if o.objectSize != 0 && (bits.OnesCount64(o.objectSize) != 1 || o.objectSize < 4<<10 || o.objectSize > 32<<20) {
-			t.Errorf("accepted object size %d", o.objectSize)
+		if o.ObjectSize != 0 && (bits.OnesCount64(o.ObjectSize) != 1 || o.ObjectSize < 4<<10 || o.ObjectSize > 32<<20) {
+			t.Errorf("accepted object size %d", o.ObjectSize)
 		}
-		for _, feature := range o.features {
+		for _, feature := range o.Features {
 			if !slices.Contains(allFeatures, feature) {
 				t.Errorf("accepted feature %q", feature)
 			}
 		}
-		if o.fstype != defaultFSType(optsOf(defaults)) && o.mkfsOptions != optsOf(given)[OptMkfsOptions] {
-			t.Errorf("mkfs.%s would get %q of the settings", o.fstype, o.mkfsOptions)
+		if o.FSType != defaultFSType(optsOf(defaults)) && o.MkfsOptions != optsOf(given)[OptMkfsOptions] {
+			t.Errorf("mkfs.%s would get %q of the settings", o.FSType, o.MkfsOptions)
 		}
-		checkMountOptions(t, o.mountOptions)
-		if owner, err := ownerOf(o.meta()); err != nil || !reflect.DeepEqual(owner, o.owner) {
-			t.Errorf("owner %+v read back as %+v, %v", o.owner, owner, err)
+		checkMountOptions(t, o.MountOptions)
+		if owner, err := o.Metadata().Owner(); err != nil || !reflect.DeepEqual(owner, o.Owner) {
+			t.Errorf("owner %+v read back as %+v, %v", o.Owner, owner, err)
 		}
-		for key, value := range o.meta() {
+		for key, value := range o.Metadata().Encode() {
 			if strings.ContainsAny(value, "\x00\n") || len(value) > 1024 {
 				t.Errorf("metadata %s=%q", key, value)
 			}
 		}
-		if err := o.agree(o.size, o.meta()); err != nil {
+		if err := o.Match(o.Size, o.Metadata()); err != nil {
 			t.Errorf("a volume does not agree with its own options: %v", err)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
@@ -73,7 +74,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Ver
 		case err == nil && there.Begun == "" && there.equal(b):
 			return version, nil
 		case err == nil && first:
-			if d.pause(ctx, 2*d.poll) {
+			if backend.Pause(ctx, 2*d.poll) {
 				continue
 			}
 		}
@@ -89,7 +90,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Ver
 
 // fresh tells whether it is sure that nothing was ever written to a blank volume's
 // image. It is an error if something was, other than by a first mount that was cut short.
-func (d *Driver) fresh(ctx context.Context, l *lease, b *blank) (bool, error) {
+func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *blank) (bool, error) {
 	if b.Begun == l.Image().ID {
 		return false, nil
 	}
@@ -104,8 +105,8 @@ func (d *Driver) fresh(ctx context.Context, l *lease, b *blank) (bool, error) {
 }
 
 // encrypt makes a blank volume's image an encrypted one, before it is mapped.
-func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version backend.Version, e backend.Encryption) (backend.Version, error) {
-	if err := d.swap(ctx, l, guardMapped, l.Client()); err != nil {
+func (d *Driver) encrypt(ctx context.Context, l *guard.Held, b *blank, version backend.Version, e backend.Encryption) (backend.Version, error) {
+	if err := l.SetState(ctx, guard.Mapped, l.Client()); err != nil {
 		return 0, err
 	}
 	if _, err := d.fresh(ctx, l, b); err != nil {
@@ -123,7 +124,7 @@ func (d *Driver) encrypt(ctx context.Context, l *lease, b *blank, version backen
 
 // makeFilesystem keeps the promise of a volume's blank and mounts what it made.
 // Killed at any point it leaves the blank, and the next mount begins again.
-func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m backend.Mapping, b *blank, version backend.Version) error {
+func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Mapping, b *blank, version backend.Version) error {
 	name, fstype, path := l.Image().Name, b.Meta.FSType, d.path(l.Image().Name)
 	owner, err := b.Meta.Owner()
 	if err != nil {
@@ -131,7 +132,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m backend.Mapping
 	}
 	// The control client writes too until this is done, the volume's state:
 	// whoever takes over must fence both.
-	if err := d.swap(ctx, l, guardMapped, m.Addr, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.Client()); err != nil {
 		return err
 	}
 	fresh, err := d.fresh(ctx, l, b)
@@ -164,7 +165,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *lease, m backend.Mapping
 
 // keep notes on the image what was promised, takes the promise away, and leaves the
 // guard to the mapping alone.
-func (d *Driver) keep(ctx context.Context, l *lease, m backend.Mapping, version backend.Version, meta map[string]string, fstype string) error {
+func (d *Driver) keep(ctx context.Context, l *guard.Held, m backend.Mapping, version backend.Version, meta map[string]string, fstype string) error {
 	if len(meta) > 0 {
 		if err := l.SetMeta(ctx, meta); err != nil {
 			return err
@@ -179,7 +180,7 @@ func (d *Driver) keep(ctx context.Context, l *lease, m backend.Mapping, version 
 	if err := d.records.Delete(ctx, blankKey(l.Image().Name), version); err != nil {
 		return err
 	}
-	return d.swap(ctx, l, guardMapped, m.Addr)
+	return l.SetState(ctx, guard.Mapped, m.Addr)
 }
 
 // forgetBlank takes a blank away that has no volume any more. A crash before it

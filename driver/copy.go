@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
@@ -44,7 +45,7 @@ func (d *Driver) copyOf(ctx context.Context, b *blank, o volume.Spec, origin *Dr
 			return nil, err
 		}
 		drop = func() {
-			ctx, cancel := aftermath(ctx)
+			ctx, cancel := backend.CleanupContext(ctx)
 			defer cancel()
 			if err := origin.unsnap(ctx, o.From.Volume, snap); err != nil {
 				d.log.WithField("volume", o.From.Volume).Warnf("remove snapshot %s, made for %s: %v", snap, b.Image.Name, err)
@@ -106,10 +107,10 @@ func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, vo
 // finishCopy keeps the promise of a copy: its size, an id of its own for its
 // filesystem where that needs one, and metadata of its own. Killed at any point,
 // the next mount does it again.
-func (d *Driver) finishCopy(ctx context.Context, l *lease, m backend.Mapping, b *blank, version backend.Version) error {
+func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mapping, b *blank, version backend.Version) error {
 	name := l.Image().Name
 	// As for a new filesystem, the control client writes too.
-	if err := d.swap(ctx, l, guardMapped, m.Addr, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.Client()); err != nil {
 		return err
 	}
 	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {

@@ -84,7 +84,7 @@ func (d *Driver) describeMeta(ctx context.Context, h backend.Handle, v Volume) e
 }
 
 func (d *Driver) describeReaders(ctx context.Context, id string, v Volume) error {
-	readers, _, err := d.loadReaders(ctx, id)
+	readers, _, err := d.guards.Readers(ctx, id)
 	if len(readers) > 0 {
 		nodes := make([]string, len(readers))
 		for i, r := range readers {
@@ -96,7 +96,7 @@ func (d *Driver) describeReaders(ctx context.Context, id string, v Volume) error
 }
 
 func (d *Driver) describeGuard(ctx context.Context, id string, v Volume) error {
-	guard, _, err := d.loadGuard(ctx, id)
+	guard, _, err := d.guards.Load(ctx, id)
 	switch {
 	case err == nil:
 		v.Status["node"] = guard.Node

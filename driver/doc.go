@@ -4,7 +4,7 @@
 // system calls: Ceph and the kernel are behind the interfaces of package backend.
 //
 // Where to start: [Driver.Mount] in mount.go, and stage below it, which is the
-// whole way from an image to a mounted filesystem on one screen. Then guard.go.
+// whole way from an image to a mounted filesystem on one screen. Then package guard.
 //
 // # What is believed
 //
@@ -18,32 +18,9 @@
 //
 // # The guard
 //
-// A record per image says which node has it, and with which Ceph client
-// addresses. Every change is a compare-and-swap. The states, and what somebody
-// who wants the image does when its holder is no longer seen to be alive:
-//
-//	(none)     nobody has it                    swap in "mapping"
-//	mapping    nothing was written under it     swap; its holder's next swap fails
-//	           but an old image's feature, or
-//	           that it is sealed no longer
-//	mapped     its clients may write            fence them, then swap
-//	removing   its client may delete the image  fence it, then swap
-//
-// Alive means: one of the addresses is among the watchers of the image. The
-// control client has the image open from right after the first swap until the
-// last, to "mapped"; the mapping's own client for as long as it is mapped. Only then,
-// so that Ceph never has a watcher of ours that no guard names: everybody would
-// have to wait for it.
-//
-// A guard of this node, which one is whose mapping the kernel here has, whatever name
-// and address it bears, is taken without a look: its mapping is found and adopted,
-// or it is gone, with a boot or with the plugin, and its client is fenced. So the
-// boot id in the record is for people; design.md had decisions depend on it.
-//
-// guard.pml is this protocol as a model, which spin checks (test/model).
-//
-// Nothing is read through a mapping before the swap to "mapped" has succeeded,
-// and what was read earlier is read again after the guard is ours.
+// A record per image says which node has it, and with which Ceph client addresses: package
+// guard. Nothing is read through a mapping before the guard is "mapped", and what was read
+// earlier is read again after the guard is ours.
 //
 // # The blank
 //

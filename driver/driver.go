@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
@@ -24,7 +25,7 @@ type Config struct {
 	Mapper     backend.Mapper
 	Filesystem backend.Filesystem
 	Why        string // which mapper it is, and why: shown with each volume
-	Node       Node
+	Node       guard.Node
 	Place      backend.Place
 	Trash      time.Duration     // for how long a removed volume can be restored; 0 = its data is deleted at once
 	Defaults   map[string]string // by option name, see BuiltinDefaults
@@ -49,7 +50,8 @@ type Driver struct {
 	mapper     backend.Mapper
 	why        string
 	fs         backend.Filesystem
-	node       Node
+	node       guard.Node
+	guards     *guard.Guards
 	place      backend.Place
 	trash      time.Duration
 	defaults   map[string]string
@@ -58,7 +60,6 @@ type Driver struct {
 	reading    string // the same
 	record     *record
 	log        logrus.FieldLogger
-	unlock     bool
 	restart    func()
 	poll       time.Duration
 	patience   time.Duration
@@ -89,11 +90,14 @@ func New(c Config) (*Driver, error) {
 		mounts: filepath.Join(c.Root, "volumes"),
 		frozen: filepath.Join(c.Root, "frozen"), reading: filepath.Join(c.Root, "reading"),
 		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
-		log:    c.Log, unlock: c.Unlock, restart: c.Restart, poll: c.Poll, patience: c.Patience,
+		log:    c.Log, restart: c.Restart, poll: c.Poll, patience: c.Patience,
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },
 	}
 	if d.poll == 0 {
 		d.poll = 300 * time.Millisecond
+	}
+	d.guards = &guard.Guards{
+		Images: c.Images, Records: c.Records, Fences: c.Fences, Local: localState{d}, Node: c.Node, Log: c.Log, Poll: d.poll, Now: d.now, BreakLock: c.Unlock,
 	}
 	if d.patience == 0 {
 		d.patience = 5 * time.Second
@@ -146,19 +150,7 @@ func (d *Driver) mounted(ctx context.Context, volume string) (m backend.Mount, f
 	return m, found, err
 }
 
-func (d *Driver) closeHandle(ctx context.Context, h backend.Handle) {
-	ctx, cancel := aftermath(ctx)
-	defer cancel()
-	if err := h.Close(ctx); err != nil {
-		d.log.WithField("volume", h.Image().Name).Warnf("close the image: %v", err)
-	}
-}
-
-// aftermath is the context of what has to be done even though the request has
-// ended: undoing, closing. It has a deadline of its own.
-func aftermath(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
-}
+func (d *Driver) closeHandle(ctx context.Context, h backend.Handle) { guard.CloseHandle(ctx, d.log, h) }
 
 // refs counts the mounts that Docker has asked for, per volume and id: docker
 // cp mounts once more with the id of the running container (moby 47964).

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 // Ceph makes an image in several steps, and whoever makes it may die after any of them.
@@ -36,7 +37,7 @@ func (d *Driver) finished(ctx context.Context, h backend.Handle, promised *blank
 // any more. One that is just being made is given time.
 func (d *Driver) discard(ctx context.Context, name string) error {
 	for range 3 {
-		if !d.pause(ctx, d.poll) {
+		if !backend.Pause(ctx, d.poll) {
 			break
 		}
 		if err := d.halfMade(ctx, name); !errors.Is(err, errHalfMade) {
@@ -47,7 +48,7 @@ func (d *Driver) discard(ctx context.Context, name string) error {
 	if err := d.letGo(ctx, name); err != nil {
 		return err
 	}
-	l, err := d.acquire(ctx, name, toChange)
+	l, err := d.guards.Acquire(ctx, name, guard.ToChange)
 	if err != nil {
 		return foundOrNot(err)
 	}
@@ -55,7 +56,7 @@ func (d *Driver) discard(ctx context.Context, name string) error {
 	if err = d.discardUnder(ctx, l); errors.Is(err, backend.ErrUnavailable) {
 		return err // it may yet happen: the guard stays, and its next taker fences us first
 	}
-	return d.unguard(ctx, l, err)
+	return l.Undo(ctx, err)
 }
 
 func foundOrNot(err error) error {
@@ -79,7 +80,7 @@ func (d *Driver) halfMade(ctx context.Context, name string) error {
 }
 
 // discardUnder does it under the guard of a lease.
-func (d *Driver) discardUnder(ctx context.Context, l *lease) error {
+func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 	name := l.Image().Name
 	_, promised, _, err := d.metaOf(ctx, l)
 	if err == nil {
@@ -102,7 +103,7 @@ func (d *Driver) discardUnder(ctx context.Context, l *lease) error {
 			return err
 		}
 	}
-	if err := d.swap(ctx, l, guardRemoving, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Removing, l.Client()); err != nil {
 		return err
 	}
 	d.log.WithField("volume", name).Warnf("its image, id %s, was not made to its end, and never used: it is made anew", l.Image().ID)

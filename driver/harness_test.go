@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -53,7 +55,7 @@ func (n *node) start() {
 	log.SetLevel(logrus.DebugLevel)
 	d, err := driver.New(driver.Config{
 		Images: n.tap, Records: n.tap, Fences: n.tap, Mapper: n.tap, Filesystem: n.tap,
-		Node: driver.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
+		Node: guard.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
 		Secrets: n.tap, Trash: n.trash, Unlock: true, Restart: func() { n.ended++ },
@@ -168,7 +170,7 @@ func check(t *testing.T, err, kind error, says ...string) {
 }
 
 // guard reads the guard of a volume; ok is false if there is none.
-func (n *node) guard(volume string) (g driver.Guard, version backend.Version, ok bool) {
+func (n *node) guard(volume string) (g guard.Record, version backend.Version, ok bool) {
 	n.t.Helper()
 	c := n.cluster.Connect(n.IP)
 	h, err := c.Open(within(n.t, ever), volume, backend.ReadOnly)

@@ -109,7 +109,7 @@ func (d *Driver) wantedElsewhere(ctx context.Context, volume string) bool {
 	if err != nil || !found || m.Mode != backend.ReadWrite {
 		return false
 	}
-	wanted, err := d.wanted(ctx, m.ID)
+	wanted, err := d.guards.Wanted(ctx, m.ID)
 	return err == nil && wanted
 }
 

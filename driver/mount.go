@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
@@ -92,7 +93,7 @@ func (d *Driver) withdraw(ctx context.Context, name string) error {
 	if d.refs.count(name) > 0 {
 		return nil
 	}
-	ctx, cancel := aftermath(ctx)
+	ctx, cancel := backend.CleanupContext(ctx)
 	defer cancel()
 	err := d.letGo(ctx, name)
 	if errors.Is(err, backend.ErrBusy) { // a container of before a restart has it
@@ -160,8 +161,8 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.letGoReplaced(ctx, name); err != nil {
 		return err
 	}
-	l, err := d.acquire(ctx, name, toMount)
-	if errors.Is(err, errShared) {
+	l, err := d.guards.Acquire(ctx, name, guard.ToMount)
+	if errors.Is(err, guard.ErrShared) {
 		return d.stageShared(ctx, name)
 	}
 	if err != nil {
@@ -170,8 +171,8 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	defer d.closeHandle(ctx, l)
 	defer func() {
 		// What was adopted may be in use by containers: it stays.
-		if err != nil && !l.adopted {
-			ctx, cancel := aftermath(ctx)
+		if err != nil && !l.Adopted {
+			ctx, cancel := backend.CleanupContext(ctx)
 			defer cancel()
 			err = backend.Also(err, "undo", d.unstage(ctx, l, name))
 		}
@@ -188,8 +189,8 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 			return err
 		}
 	}
-	if meta.Sealed != "" && !meta.ReadOnly && !l.adopted { // it is about to be written to again
-		if err := d.readElsewhere(ctx, l.Image().ID); err != nil {
+	if meta.Sealed != "" && !meta.ReadOnly && !l.Adopted { // it is about to be written to again
+		if err := d.guards.RefuseReaders(ctx, l.Image().ID); err != nil {
 			return err
 		}
 		if err := l.SetMeta(ctx, map[string]string{volume.KeySealed: ""}); err != nil {
@@ -199,7 +200,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.useDirectory(name, meta.Subdirectory); err != nil {
 		return err
 	}
-	if !l.adopted && !slices.Contains(l.Image().Features, backend.FeatureLock) {
+	if !l.Adopted && !slices.Contains(l.Image().Features, backend.FeatureLock) {
 		d.log.WithField("volume", name).Infof("switching on %s: the image was made without, and nobody uses it now", backend.FeatureLock)
 		if err := l.EnableLock(ctx); err != nil {
 			return err
@@ -218,8 +219,8 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
 	}
-	if l.adopted && !l.guard.covers(m) { // it was on its way out, and this is a new one
-		l.adopted = false
+	if l.Adopted && !l.Record.Authorizes(m) { // it was on its way out, and this is a new one
+		l.Adopted = false
 	}
 	switch {
 	case promised != nil && promised.Image.From != nil:
@@ -233,7 +234,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		return err
 	}
 	err = d.seal(ctx, l, m)
-	if l.adopted && errors.Is(err, backend.ErrBusy) {
+	if l.Adopted && errors.Is(err, backend.ErrBusy) {
 		d.log.WithField("volume", name).Warn("it was made read-only while containers write to it: it stays as it is until they have stopped")
 		return nil
 	}
@@ -241,9 +242,9 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 }
 
 // mountMapped mounts what is complete.
-func (d *Driver) mountMapped(ctx context.Context, l *lease, m backend.Mapping, meta volume.Metadata) error {
-	if !l.adopted {
-		if err := d.swap(ctx, l, guardMapped, m.Addr); errors.Is(err, backend.ErrLost) {
+func (d *Driver) mountMapped(ctx context.Context, l *guard.Held, m backend.Mapping, meta volume.Metadata) error {
+	if !l.Adopted {
+		if err := l.SetState(ctx, guard.Mapped, m.Addr); errors.Is(err, backend.ErrLost) {
 			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", backend.ErrInUse, err)
 		} else if err != nil {
 			return err

@@ -1,111 +1,57 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
-	"sync"
+	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
-// Holding is a volume that a node has, as its guard says, or reads: the state is
-// "reading" then, and the address that of its control client.
-type Holding struct {
-	Volume string `json:"volume"`
-	Guard
-	// Alive: one of the clients was seen by Ceph within its watch timeout (30 s).
-	Alive bool `json:"alive"`
-
-	imageID string
-	version backend.Version
-	client  string // the control client of this node
-}
-
-// Holdings tells which node has which volume, sorted by volume. With an error
-// it is what could be learned all the same.
-func (d *Driver) Holdings(ctx context.Context) ([]Holding, error) {
-	all, err := d.holdings(ctx)
+// Holdings tells which node has which volume, sorted by volume. With an error it is what
+// could be learned all the same.
+func (d *Driver) Holdings(ctx context.Context) ([]guard.Status, error) {
+	all, err := d.guards.List(ctx)
 	return all, wrap("list guards", "", err)
 }
 
-func (d *Driver) holdings(ctx context.Context) ([]Holding, error) {
-	names, err := d.images.Names(ctx)
-	var (
-		all  []Holding
-		errs = []error{err}
-		mu   sync.Mutex
-		wg   sync.WaitGroup
-		free = make(chan struct{}, 16) // calls at a time: a small cluster has other things to do
-	)
-	for _, name := range names {
-		free <- struct{}{}
-		if ctx.Err() != nil {
-			errs = append(errs, fmt.Errorf("volume %s and those after it: %w", name, ctx.Err()))
-			break
-		}
-		wg.Go(func() {
-			defer func() { <-free }()
-			var these []Holding
-			err := backend.Survive(func() (err error) {
-				these, err = d.holding(ctx, name)
-				return err
-			})
-			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, these...)
-			switch {
-			case err == nil:
-			case !errors.Is(err, backend.ErrNotFound): // free or just removed
-				errs = append(errs, fmt.Errorf("volume %s: %w", name, err))
-			}
-		})
-	}
-	wg.Wait()
-	slices.SortFunc(all, func(a, b Holding) int {
-		return cmp.Or(strings.Compare(a.Volume, b.Volume), strings.Compare(a.Node, b.Node))
-	})
-	return all, errors.Join(errs...)
-}
-
-// holding looks at one volume: who has its guard, or who reads it without one.
-func (d *Driver) holding(ctx context.Context, name string) (all []Holding, err error) {
-	h, err := d.images.Open(ctx, name, backend.ReadOnly)
-	if err != nil {
-		return nil, err
-	}
-	defer d.closeHandle(ctx, h)
-	has := func(guard Guard, version backend.Version) error {
-		alive, err := seen(ctx, h, guard)
-		if err == nil {
-			all = append(all, Holding{Volume: name, Guard: guard, Alive: alive, imageID: h.Image().ID, version: version, client: h.Client()})
-		}
-		return err
-	}
-	guard, version, err := d.loadGuard(ctx, h.Image().ID)
-	if err == nil {
-		err = has(guard, version)
-	}
-	if err != nil && !errors.Is(err, backend.ErrNotFound) {
-		return nil, err
-	}
-	readers, _, err := d.loadReaders(ctx, h.Image().ID)
-	for _, r := range readers {
-		if err == nil {
-			err = has(r.guard(), 0)
-		}
-	}
-	return all, err
+// FenceNode takes all volumes from a node that is known to be dead; see guard.Guards.
+func (d *Driver) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {
+	taken, err := d.guards.FenceNode(ctx, node, address)
+	return taken, wrap("fence node "+node, "", err)
 }
 
 // Holdings tells which node has which volume; see Driver.Holdings.
-func (p Places) Holdings(ctx context.Context) ([]Holding, error) {
-	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
+func (p Places) Holdings(ctx context.Context) ([]guard.Status, error) {
+	lists, errs := make([][]guard.Status, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.Holdings(ctx) })
 	all := slices.Concat(lists...)
-	slices.SortStableFunc(all, func(a, b Holding) int { return strings.Compare(a.Volume, b.Volume) })
+	slices.SortStableFunc(all, func(a, b guard.Status) int { return strings.Compare(a.Volume, b.Volume) })
 	return all, together(errs)
+}
+
+// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
+// it has none is no error, as long as there is one where it has.
+func (p Places) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {
+	if len(p) > 1 && address == "" { // one machine may be in one place, the other in another
+		look, cancel := context.WithTimeout(ctx, 10*time.Second)
+		all, _ := p.Holdings(look)
+		cancel()
+		if err := guard.OneMachine(node, all); err != nil {
+			return nil, wrap("fence node "+node, "", err)
+		}
+	}
+	lists, errs := make([][]guard.Status, len(p)), make([]error, len(p))
+	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node, address) })
+	taken := slices.Concat(lists...)
+	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, backend.ErrNotFound) })
+	for i, err := range errs {
+		if errors.Is(err, backend.ErrNotFound) && (!nowhere || i > 0) {
+			errs[i] = nil
+		}
+	}
+	return taken, together(errs)
 }

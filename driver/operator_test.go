@@ -7,7 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
@@ -170,7 +171,7 @@ func TestSweepTakesTheGuardsOfImagesThatAreGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	two.Sweep(within(t, ever))
-	var g driver.Guard
+	var g guard.Record
 	if _, err := two.client.Load(within(t, ever), "guard."+gone.Image().ID, &g); err == nil {
 		t.Error("the guard is still there")
 	}
@@ -233,7 +234,7 @@ func TestAnOperatorsFenceOfANodeWhoseAddressMovedHere(t *testing.T) {
 	heir.mount("v", "2")
 }
 
-func (n *node) guardOf(volume string) driver.Guard {
+func (n *node) guardOf(volume string) guard.Record {
 	n.t.Helper()
 	g, _, held := n.guard(volume)
 	if !held {

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -31,7 +33,7 @@ func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
 		}
 		d, err := driver.New(driver.Config{
 			Images: p, Records: p, Fences: p, Secrets: p, Mapper: p, Filesystem: p,
-			Node: driver.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
+			Node: guard.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
 				return []netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil
 			}},
 			Unlock: true, Place: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 200 * time.Millisecond,

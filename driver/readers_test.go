@@ -9,7 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
 )
@@ -42,7 +43,7 @@ func (n *node) readers(volume string) string {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	var list struct{ Readers []driver.Reader }
+	var list struct{ Readers []guard.Reader }
 	if _, err := n.client.Load(within(n.t, ever), "readers."+id, &list); err != nil && !errors.Is(err, backend.ErrNotFound) {
 		n.t.Fatal(err)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -142,47 +140,9 @@ func (d *Driver) LetGo(ctx context.Context) {
 func (d *Driver) Sweep(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Hour) // it goes through the whole pool
 	defer cancel()
-	keys, err := d.records.Keys(ctx, "")
-	for _, key := range keys {
-		kind, id, _ := strings.Cut(key, ".")
-		if !slices.Contains([]string{guardKey(""), readersKey(""), wishKey("")}, kind+".") {
-			continue
-		}
-		there, lookErr := d.images.HasID(ctx, id)
-		// Who waits for an image waits for minutes; what it has left there is of a dead one.
-		if lookErr == nil && (!there || kind+"." == wishKey("")) {
-			lookErr = d.sweepRecord(ctx, key, id)
-		}
-		err = errors.Join(err, lookErr)
-	}
-	if err = errors.Join(err, d.sweepSnapshots(ctx)); err != nil {
+	if err := errors.Join(d.guards.Sweep(ctx), d.sweepSnapshots(ctx)); err != nil {
 		d.log.Warn(wrap("sweep", "", err))
 	}
-}
-
-// sweepRecord takes away a record of an image that is gone.
-func (d *Driver) sweepRecord(ctx context.Context, key, id string) error {
-	var is struct {
-		Guard
-		readerList
-	}
-	version, err := d.records.Load(ctx, key, &is)
-	if errors.Is(err, backend.ErrNotFound) {
-		return nil
-	}
-	if err == nil {
-		err = d.records.Delete(ctx, key, version)
-	}
-	if errors.Is(err, backend.ErrLost) || errors.Is(err, backend.ErrNotFound) {
-		return nil
-	}
-	if err == nil && key == guardKey(id) {
-		d.log.Infof("sweep: removed the guard of image id %s, which is gone; node %s had it (%s since %s)",
-			id, is.Node, is.State, is.Since.Format(time.RFC3339))
-	} else if err == nil && key == readersKey(id) {
-		d.log.Infof("sweep: removed the note of %d readers of image id %s, which is gone", len(is.Readers), id)
-	}
-	return err
 }
 
 // purgeInterval is an hour, or less where nobody wants to keep anything for so long:
@@ -240,7 +200,7 @@ func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]boo
 		return d.rewatch(ctx, m)
 	}
 	if !lost {
-		if lost, err = d.lost(ctx, m, fenced); err != nil {
+		if lost, err = d.guards.Lost(ctx, m, fenced); err != nil {
 			return err
 		}
 	}
@@ -248,52 +208,4 @@ func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]boo
 		return d.drop(ctx, m)
 	}
 	return nil
-}
-
-// lost tells whether a mapping has lost its right to write: its client is
-// fenced, or another has the guard. The guard of a mounted volume that is
-// missing altogether, deleted by hand perhaps, is put back: whoever had it in
-// between would have fenced us.
-func (d *Driver) lost(ctx context.Context, m backend.Mapping, known map[string]bool) (bool, error) {
-	if known[m.Addr] {
-		return true, nil
-	}
-	guard, version, err := d.loadGuard(ctx, m.ID)
-	missing := errors.Is(err, backend.ErrNotFound)
-	if err == nil && guard.covers(m) && guard.Node != d.node.Name {
-		err = d.rename(ctx, m, guard, version)
-	}
-	if err != nil && !missing {
-		return false, err
-	}
-	if !missing && (known != nil || !guard.covers(m)) {
-		return !guard.covers(m), nil
-	}
-	// Asked after the guard was read: who deletes a guard has fenced first.
-	fenced, err := d.fences.Fenced(ctx, m.Addr)
-	if err != nil || fenced[m.Addr] || !missing {
-		return fenced[m.Addr], err
-	}
-	if _, mounted, err := d.mounted(ctx, m.Name); err != nil || !mounted {
-		return true, err
-	}
-	_, err = d.records.Swap(ctx, guardKey(m.ID), 0, Guard{
-		Node: d.node.Name, Boot: d.node.Boot, State: guardMapped, Addrs: []string{m.Addr}, Since: d.now(),
-	})
-	if err == nil {
-		d.log.WithField("volume", m.Name).Warn("the guard was missing although the volume is mapped here: put back")
-	}
-	return errors.Is(err, backend.ErrLost), err
-}
-
-// rename gives the guard of a mapping the name that this node has by now: by it an
-// operator finds what the node has.
-func (d *Driver) rename(ctx context.Context, m backend.Mapping, guard Guard, version backend.Version) error {
-	before := guard.Node
-	guard.Node, guard.Boot = d.node.Name, d.node.Boot
-	_, err := d.records.Swap(ctx, guardKey(m.ID), version, guard)
-	if err == nil {
-		d.log.WithField("volume", m.Name).Infof("the guard named this node %s, as it was called before: it is %s now", before, d.node.Name)
-	}
-	return err
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
@@ -21,14 +22,11 @@ import (
 // or to write it sees that it is in use, the control client watches it meanwhile,
 // and a note says so, of which readers.go tells more.
 
-// errShared is the answer to who wants the guard of a sealed volume.
-var errShared = errors.New("the volume is read-only, and mounted without a guard")
-
 // seal makes a volume that is mounted under the guard ready to be shared, and
 // mounts it so. Until the guard is given back one of the clients that it names is a
 // watcher: else another node, which waits for the volume, would take this one for
 // dead and fence its control client.
-func (d *Driver) seal(ctx context.Context, l *lease, m backend.Mapping) error {
+func (d *Driver) seal(ctx context.Context, l *guard.Held, m backend.Mapping) error {
 	if err := d.waitUnheld(ctx, m); err != nil {
 		return err
 	}
@@ -42,22 +40,22 @@ func (d *Driver) seal(ctx context.Context, l *lease, m backend.Mapping) error {
 	if h.Image().ID != m.ID {
 		return d.replaced(m)
 	}
-	if err := d.swap(ctx, l, guardMapped, m.Addr, h.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, m.Addr, h.Client()); err != nil {
 		return err
 	}
 	if err := d.takeDown(ctx, m); err != nil { // it is mounted as before
-		ctx, cancel := aftermath(ctx)
+		ctx, cancel := backend.CleanupContext(ctx)
 		defer cancel()
-		return backend.Also(err, "leave the guard to the mapping", d.swap(ctx, l, guardMapped, m.Addr))
+		return backend.Also(err, "leave the guard to the mapping", l.SetState(ctx, guard.Mapped, m.Addr))
 	}
-	l.adopted = false
-	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
+	l.Adopted = false
+	if err := l.SetState(ctx, guard.Mapped, h.Client()); err != nil {
 		return err
 	}
 	if err := l.SetMeta(ctx, map[string]string{volume.KeySealed: m.ID}); err != nil {
 		return err
 	}
-	if err := d.giveBack(ctx, m.ID, l.version); err != nil {
+	if err := l.Release(ctx); err != nil {
 		return err
 	}
 	d.closeHandle(ctx, l)
@@ -80,7 +78,7 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	if err := d.noteReader(ctx, name, h.Image().ID, h.Client()); err != nil {
 		return err
 	}
-	if err := d.unguarded(ctx, h.Image().ID); err != nil {
+	if err := d.guards.WaitUntilFree(ctx, h.Image().ID); err != nil {
 		return err
 	}
 	meta, err := readMeta(ctx, h)
@@ -114,7 +112,7 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 		err = d.fs.Mount(ctx, backend.Mount{Device: m.Device, Path: d.path(name), FSType: fstype, Options: options})
 	}
 	if err != nil {
-		ctx, cancel := aftermath(ctx)
+		ctx, cancel := backend.CleanupContext(ctx)
 		defer cancel()
 		err = backend.Also(err, "undo", d.unmap(ctx, m))
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
@@ -94,7 +95,7 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 	if err = d.freeze(ctx, name); err == nil {
 		err = h.Snap(ctx, snap)
 	}
-	end, cancel := aftermath(ctx) // whatever became of it: nobody can write until then
+	end, cancel := backend.CleanupContext(ctx) // whatever became of it: nobody can write until then
 	defer cancel()
 	return true, backend.Also(err, "thaw", d.thaw(end, name))
 }
@@ -188,19 +189,12 @@ func (d *Driver) rollbackInTurn(ctx context.Context, name, snap string) error {
 	if errors.Is(err, backend.ErrUnavailable) { // it may go on: the guard stays, and its next taker fences us first
 		return err
 	}
-	return d.unguard(ctx, l, err)
-}
-
-// unguard gives the guard of a lease back, after what may have been an error.
-func (d *Driver) unguard(ctx context.Context, l *lease, err error) error {
-	ctx, cancel := aftermath(ctx)
-	defer cancel()
-	return backend.Also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
+	return l.Undo(ctx, err)
 }
 
 // mayGoBack gets the guard of a volume that can be rolled back, in a state in which
 // the control client writes.
-func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*lease, error) {
+func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*guard.Held, error) {
 	if _, err := d.snapshot(ctx, name, snap); err != nil {
 		return nil, err
 	}
@@ -220,14 +214,14 @@ func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*lease, erro
 	}
 	if err != nil {
 		defer d.closeHandle(ctx, l)
-		return nil, d.unguard(ctx, l, err)
+		return nil, l.Undo(ctx, err)
 	}
 	return l, nil
 }
 
 // apart has a client of its own write under a lease. The control client is fenced
 // together with a call of any other volume that was left unfinished.
-func (d *Driver) apart(ctx context.Context, l *lease) error {
+func (d *Driver) apart(ctx context.Context, l *guard.Held) error {
 	h, err := d.images.OpenApart(ctx, l.Image().Name)
 	if err != nil {
 		return err
@@ -236,7 +230,7 @@ func (d *Driver) apart(ctx context.Context, l *lease) error {
 		d.closeHandle(ctx, h)
 		return fmt.Errorf("%w: the image was replaced meanwhile", backend.ErrInUse)
 	}
-	if err := d.swap(ctx, l, guardMapped, h.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, h.Client()); err != nil {
 		d.closeHandle(ctx, h)
 		return err
 	}
@@ -246,7 +240,7 @@ func (d *Driver) apart(ctx context.Context, l *lease) error {
 }
 
 // goBack leaves a note for as long as the image has content of two times.
-func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
+func (d *Driver) goBack(ctx context.Context, l *guard.Held, snap string) error {
 	before, err := readMeta(ctx, l)
 	if err != nil {
 		return err
@@ -263,7 +257,7 @@ func (d *Driver) goBack(ctx context.Context, l *lease, snap string) error {
 }
 
 // idle gets the guard of a volume that nobody uses, or says who does.
-func (d *Driver) idle(ctx context.Context, name string) (*lease, error) {
+func (d *Driver) idle(ctx context.Context, name string) (*guard.Held, error) {
 	d.unkeep(name)
 	if n := d.refs.count(name); n > 0 {
 		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", backend.ErrBusy, n, d.node.Name)
@@ -273,13 +267,13 @@ func (d *Driver) idle(ctx context.Context, name string) (*lease, error) {
 	}
 	wait, cancel := context.WithTimeout(ctx, removePatience)
 	defer cancel()
-	l, err := d.acquire(wait, name, toChange)
+	l, err := d.guards.Acquire(wait, name, guard.ToChange)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.readElsewhere(ctx, l.Image().ID); err != nil {
+	if err := d.guards.RefuseReaders(ctx, l.Image().ID); err != nil {
 		defer d.closeHandle(ctx, l)
-		return nil, d.unguard(ctx, l, err)
+		return nil, l.Undo(ctx, err)
 	}
 	return l, nil
 }

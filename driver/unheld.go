@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -90,7 +89,7 @@ func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]b
 		if since < d.unheldTime/10 || m.Mode == backend.ReadOnly {
 			return nil
 		}
-		if wanted, err := d.wanted(ctx, m.ID); err != nil || !wanted {
+		if wanted, err := d.guards.Wanted(ctx, m.ID); err != nil || !wanted {
 			return err
 		}
 	}
@@ -112,42 +111,6 @@ func (d *Driver) waitUnheld(ctx context.Context, m backend.Mapping) error {
 		}
 		if time.Now().After(end) || !backend.Sleep(ctx, 100*time.Millisecond) {
 			return fmt.Errorf("%w: a container on this node (%s) has %s mounted", backend.ErrBusy, d.node.Name, m.Device)
-		}
-	}
-}
-
-// wish is the record of a node that waits for a volume: its holder then lets go of what
-// no container has earlier.
-type wish struct {
-	Node  string    `json:"node"`
-	Since time.Time `json:"since"`
-}
-
-func wishKey(imageID string) string { return "wish." + imageID }
-
-// wanted tells whether another node waits for an image.
-func (d *Driver) wanted(ctx context.Context, imageID string) (bool, error) {
-	var w wish
-	_, err := d.records.Load(ctx, wishKey(imageID), &w)
-	if errors.Is(err, backend.ErrNotFound) {
-		return false, nil
-	}
-	// A request waits for two minutes. What is older is of a node that died meanwhile.
-	return err == nil && w.Node != d.node.Name && d.now().Sub(w.Since) < 10*time.Minute, err
-}
-
-// want says that this node waits for an image, until done is called. Another that
-// waits has said it already, or else it is no more than a later end of the wait.
-func (d *Driver) want(ctx context.Context, imageID string) (done func()) {
-	version, err := d.records.Swap(ctx, wishKey(imageID), 0, wish{Node: d.node.Name, Since: d.now()})
-	if err != nil {
-		return func() {}
-	}
-	return func() {
-		ctx, cancel := aftermath(ctx)
-		defer cancel()
-		if err := d.records.Delete(ctx, wishKey(imageID), version); err != nil && !errors.Is(err, backend.ErrLost) {
-			d.log.Debugf("take back the wish for image id %s: %v", imageID, err)
 		}
 	}
 }

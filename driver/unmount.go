@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 // Unmount takes one user of a volume away and, with the last one, lets the
@@ -57,11 +58,11 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	if !m.Alive {
 		return d.drop(ctx, m)
 	}
-	guard, version, err := d.askFirst(ctx, m.ID)
+	held, version, err := d.askFirst(ctx, m.ID)
 	if err != nil {
 		return err
 	}
-	if version != 0 && !guard.covers(m) {
+	if version != 0 && !held.Authorizes(m) {
 		return d.drop(ctx, m)
 	}
 	if err := d.takeDown(ctx, m); err != nil {
@@ -70,7 +71,7 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	if version == 0 {
 		return nil
 	}
-	return d.giveBack(ctx, m.ID, version)
+	return d.guards.Release(ctx, m.ID, version)
 }
 
 // takeDown unmounts and unmaps. ErrBusy if a container holds the volume, in a mount
@@ -97,18 +98,18 @@ func (d *Driver) takeDown(ctx context.Context, m backend.Mapping) error {
 // askFirst reads the guard, version 0 if there is none, before an unmount: while
 // Ceph is away that hangs in the kernel, where nothing ends it, not even the end
 // of the process.
-func (d *Driver) askFirst(ctx context.Context, id string) (Guard, backend.Version, error) {
+func (d *Driver) askFirst(ctx context.Context, id string) (guard.Record, backend.Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.patience)
 	defer cancel()
-	guard, version, err := d.loadGuard(ctx, id)
+	held, version, err := d.guards.Load(ctx, id)
 	if errors.Is(err, backend.ErrNotFound) {
-		return Guard{}, 0, nil
+		return guard.Record{}, 0, nil
 	}
-	return guard, version, err
+	return held, version, err
 }
 
 // unstage undoes stage. A guard whose device cannot be unmapped is kept.
-func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
+func (d *Driver) unstage(ctx context.Context, l *guard.Held, name string) error {
 	if _, mounted, err := d.mounted(ctx, name); err != nil {
 		return err
 	} else if mounted {
@@ -122,7 +123,7 @@ func (d *Driver) unstage(ctx context.Context, l *lease, name string) error {
 	if err := d.unmap(ctx, backend.Mapping{ID: l.Image().ID}); err != nil {
 		return err
 	}
-	return d.giveBack(ctx, l.Image().ID, l.version)
+	return l.Release(ctx)
 }
 
 // unmap gives a device that is about to be free a moment: udev looks into what

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 // Volume is what Docker is told of a volume.
@@ -150,7 +151,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	keep, err := d.removable(ctx, l)
 	var promised backend.Version
 	if err == nil {
-		err = d.swap(ctx, l, guardRemoving, l.Client())
+		err = l.SetState(ctx, guard.Removing, l.Client())
 	}
 	if err == nil {
 		promised, err = d.goes(ctx, l.Image())
@@ -175,15 +176,15 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 		return err // it may yet happen: the guard stays, and its next taker fences us first
 	}
 	if err != nil {
-		return backend.Also(err, "give the guard back", d.giveBack(ctx, l.Image().ID, l.version))
+		return backend.Also(err, "give the guard back", l.Release(ctx))
 	}
 	d.record.remove(name)
-	return d.giveBack(ctx, l.Image().ID, l.version)
+	return l.Release(ctx)
 }
 
 // removable tells whether a volume may be removed, and for how long it is to be kept
 // in the trash: one that was never mounted has nothing that anybody could want back.
-func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, err error) {
+func (d *Driver) removable(ctx context.Context, l *guard.Held) (keep time.Duration, err error) {
 	meta, promised, _, err := d.metaOf(ctx, l)
 	switch {
 	case err != nil:
@@ -206,7 +207,7 @@ func (d *Driver) removable(ctx context.Context, l *lease) (keep time.Duration, e
 
 // dropOwn removes the snapshots that a plugin made for a clone, and was killed
 // before it could remove them.
-func (d *Driver) dropOwn(ctx context.Context, l *lease) error {
+func (d *Driver) dropOwn(ctx context.Context, l *guard.Held) error {
 	snaps, err := l.Snapshots(ctx)
 	for _, s := range snaps {
 		if err == nil && strings.HasPrefix(s.Name, ours) {

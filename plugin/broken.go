@@ -3,6 +3,8 @@ package plugin
 import (
 	"context"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
@@ -41,10 +43,10 @@ func (b Broken) Unmount(context.Context, string, string) error { return b.Reason
 func (b Broken) Remove(context.Context, string) error { return b.Reason }
 
 // Holdings tells the reason.
-func (b Broken) Holdings(context.Context) ([]driver.Holding, error) { return nil, b.Reason }
+func (b Broken) Holdings(context.Context) ([]guard.Status, error) { return nil, b.Reason }
 
 // FenceNode tells the reason.
-func (b Broken) FenceNode(context.Context, string, string) ([]driver.Holding, error) {
+func (b Broken) FenceNode(context.Context, string, string) ([]guard.Status, error) {
 	return nil, b.Reason
 }
 

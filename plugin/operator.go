@@ -3,7 +3,7 @@ package plugin
 import (
 	"context"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 // FenceRequest names the node that an operator knows to be dead.
@@ -18,8 +18,8 @@ type FenceRequest struct {
 // Guard.Fence with those that were taken. Err is the first line to read: with
 // it the list is what could be learned, or done, all the same.
 type GuardResponse struct {
-	Guards []driver.Holding `json:"guards"`
-	Err    string           `json:"Err,omitempty"`
+	Guards []guard.Status `json:"guards"`
+	Err    string         `json:"Err,omitempty"`
 }
 
 func (s *Server) guards(ctx context.Context, _ empty) (GuardResponse, error) {
@@ -31,9 +31,9 @@ func (s *Server) fence(ctx context.Context, r FenceRequest) (GuardResponse, erro
 }
 
 // answer sends what there is: in an emergency half of it is better than none.
-func (s *Server) answer(all []driver.Holding, err error) (GuardResponse, error) {
+func (s *Server) answer(all []guard.Status, err error) (GuardResponse, error) {
 	if len(all) == 0 {
-		return GuardResponse{Guards: []driver.Holding{}}, err
+		return GuardResponse{Guards: []guard.Status{}}, err
 	}
 	if err == nil {
 		return GuardResponse{Guards: all}, nil

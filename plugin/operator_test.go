@@ -7,21 +7,22 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
 func TestOperator(t *testing.T) {
-	held := []driver.Holding{{Volume: "db", Alive: true, Guard: driver.Guard{
+	held := []guard.Status{{Volume: "db", Alive: true, Record: guard.Record{
 		Node: "one", Boot: "b", State: "mapped", Addrs: []string{"10.0.0.1:0/7"}, Since: time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC),
 	}}}
 	const db = `[{"volume":"db","node":"one","boot":"b","state":"mapped","addrs":["10.0.0.1:0/7"],"since":"2026-11-22T08:00:00Z","alive":true}]`
-	var all []driver.Holding
+	var all []guard.Status
 	var trouble error
 	asked := ""
 	c := serve(t, fake{
-		holdings: func(context.Context) ([]driver.Holding, error) { return all, trouble },
-		fenceNode: func(_ context.Context, node, address string) ([]driver.Holding, error) {
+		holdings: func(context.Context) ([]guard.Status, error) { return all, trouble },
+		fenceNode: func(_ context.Context, node, address string) ([]guard.Status, error) {
 			asked = node + " " + address
 			return all, trouble
 		},

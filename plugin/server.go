@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker/go-plugins-helpers/volume"
 	"github.com/sirupsen/logrus"
 
@@ -27,8 +29,8 @@ type Driver interface {
 	Keep(ctx context.Context, name, id string)
 	Unmount(ctx context.Context, name, id string) error
 	Remove(ctx context.Context, name string) error
-	Holdings(ctx context.Context) ([]driver.Holding, error)
-	FenceNode(ctx context.Context, node, address string) ([]driver.Holding, error)
+	Holdings(ctx context.Context) ([]guard.Status, error)
+	FenceNode(ctx context.Context, node, address string) ([]guard.Status, error)
 	Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error)
 	Snap(ctx context.Context, name, snapshot string) (frozen bool, err error)
 	Unsnap(ctx context.Context, name, snapshot string) error

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/sirupsen/logrus"
 	"github.com/sirupsen/logrus/hooks/test"
 
@@ -37,8 +39,8 @@ type fake struct {
 	unmount func(ctx context.Context, name, id string) error
 	remove  func(ctx context.Context, name string) error
 
-	holdings  func(ctx context.Context) ([]driver.Holding, error)
-	fenceNode func(ctx context.Context, node, address string) ([]driver.Holding, error)
+	holdings  func(ctx context.Context) ([]guard.Status, error)
+	fenceNode func(ctx context.Context, node, address string) ([]guard.Status, error)
 
 	snapshots func(ctx context.Context, name string) ([]backend.Snapshot, error)
 	snap      func(ctx context.Context, name, snapshot string) (bool, error)
@@ -116,7 +118,7 @@ func (f fake) Remove(ctx context.Context, name string) error {
 	return f.remove(ctx, name)
 }
 
-func (f fake) Holdings(ctx context.Context) ([]driver.Holding, error) {
+func (f fake) Holdings(ctx context.Context) ([]guard.Status, error) {
 	if f.holdings == nil {
 		f.unexpected("Holdings")
 		return nil, errUnexpected
@@ -124,7 +126,7 @@ func (f fake) Holdings(ctx context.Context) ([]driver.Holding, error) {
 	return f.holdings(ctx)
 }
 
-func (f fake) FenceNode(ctx context.Context, node, address string) ([]driver.Holding, error) {
+func (f fake) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {
 	if f.fenceNode == nil {
 		f.unexpected("FenceNode", node)
 		return nil, errUnexpected

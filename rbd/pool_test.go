@@ -12,10 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/ceph/go-ceph/rados"
 	ceph "github.com/ceph/go-ceph/rbd"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
@@ -265,7 +266,7 @@ func TestARecordThatIsNotOursIsLeftAlone(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
 	testbed.Run(t, "sh", "-c", "echo not json | rados -c "+testbed.Conf()+" -p "+cfg.Pool+" -N "+cfg.Namespace+" put docker_volume.guard.x -")
-	var g driver.Guard
+	var g guard.Record
 	_, err := p.Load(t.Context(), "guard.x", &g)
 	if err == nil || errors.Is(err, backend.ErrNotFound) {
 		t.Errorf("got %v", err)

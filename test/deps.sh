@@ -19,7 +19,7 @@ packages=(
 	systemd                                # systemd/: its units are verified
 	pax-utils                              # cmd/rootfs.sh
 	"$cross"                               # cmd/plugin.sh, for the other architecture
-	spin                                   # driver/guard.pml
+	spin                                   # driver/guard/guard.pml
 	qemu-system-x86 kmod docker-registry   # test/krbd.sh
 	e2fsprogs xfsprogs btrfs-progs cryptsetup-bin fdisk util-linux iproute2
 )

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 
@@ -254,15 +256,15 @@ func alone(node string, ceph rbd.Config) error {
 // keep holds what lives as long as the process.
 var keep []io.Closer
 
-func thisNode(name string) (driver.Node, error) {
+func thisNode(name string) (guard.Node, error) {
 	if name == "" {
 		var err error
 		if name, err = os.Hostname(); err != nil {
-			return driver.Node{}, err
+			return guard.Node{}, err
 		}
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return driver.Node{Name: name, Boot: strings.TrimSpace(string(boot)), Hosts: hostAddrs}, err
+	return guard.Node{Name: name, Boot: strings.TrimSpace(string(boot)), Hosts: hostAddrs}, err
 }
 
 func hostAddrs() ([]netip.Addr, error) {

@@ -23,7 +23,7 @@ func sabotaged(c driver.Config, p *rbd.Pool, cfg rbd.Config) (driver.Config, err
 	switch hole := os.Getenv("SABOTAGE"); hole {
 	case "":
 	case "guard":
-		c.Images, c.Records = blind{p}, &forgetful{Pool: p, guards: map[string]guard{}}
+		c.Images, c.Records = blind{p}, &forgetful{Pool: p, guards: map[string]kept{}}
 	case "fence":
 		c.Fences = harmless{p}
 	case "brief":
@@ -85,11 +85,11 @@ func (h blindHandle) Watchers(context.Context) ([]string, error) { return []stri
 type forgetful struct {
 	*rbd.Pool
 	mu     sync.Mutex
-	guards map[string]guard
+	guards map[string]kept
 	last   backend.Version
 }
 
-type guard struct {
+type kept struct {
 	data    []byte
 	version backend.Version
 }
@@ -115,7 +115,7 @@ func (f *forgetful) Swap(ctx context.Context, key string, old backend.Version, v
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last++
-	f.guards[key] = guard{data, f.last}
+	f.guards[key] = kept{data, f.last}
 	return f.last, err
 }
 

@@ -29,3 +29,18 @@ func Sleep(ctx context.Context, t time.Duration) bool {
 		return false
 	}
 }
+
+// HasTime tells whether a context lasts for longer than that.
+func HasTime(ctx context.Context, t time.Duration) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() == nil && (!ok || time.Until(deadline) > t)
+}
+
+// Pause is Sleep that does not begin if the context leaves no time for it.
+func Pause(ctx context.Context, t time.Duration) bool { return HasTime(ctx, t) && Sleep(ctx, t) }
+
+// CleanupContext is the context of what has to be done even though the request has ended:
+// undoing, closing. It has a deadline of its own.
+func CleanupContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+}

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
@@ -45,7 +47,7 @@ func newNodeWith(tb testing.TB, cfg rbd.Config, name string, set func(*driver.Co
 		Images: n.pool, Records: n.pool, Fences: n.pool, Secrets: n.pool,
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: table(tb, "/proc/1/mountinfo")},
-		Node:       driver.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
+		Node:       guard.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
 		Place:      backend.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, Unlock: true,
 	}
 	set(&config)
@@ -143,7 +145,7 @@ func (n *node) id(volume string) string {
 	return h.Image().ID
 }
 
-func (n *node) guard(volume string) (g driver.Guard, held bool) {
+func (n *node) guard(volume string) (g guard.Record, held bool) {
 	n.tb.Helper()
 	_, err := n.pool.Load(n.context(time.Minute), "guard."+n.id(volume), &g)
 	return g, err == nil

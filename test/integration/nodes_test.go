@@ -10,7 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
@@ -121,7 +122,7 @@ func TestSweepOnAPool(t *testing.T) {
 	one := newNode(t, cfg, "one")
 	one.create("v", map[string]string{"size": "16M"})
 	put(t, one.mount("v"), "kept")
-	gone := driver.Guard{Node: "two", State: "mapped", Addrs: []string{"192.0.2.1:0/1"}}
+	gone := guard.Record{Node: "two", State: "mapped", Addrs: []string{"192.0.2.1:0/1"}}
 	if _, err := one.pool.Swap(one.context(time.Minute), "guard.1234567890ab", 0, gone); err != nil {
 		t.Fatal(err)
 	}

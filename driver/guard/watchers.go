@@ -1,4 +1,4 @@
-package driver
+package guard
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 // waitForWatchers waits until nobody but the control client, and a manager that
 // makes a clone independent, has the image open. gone are clients of the holder
 // before us: fenced, or bound to lose their next swap.
-func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) error {
+func (g *Guards) waitForWatchers(ctx context.Context, l *Held, gone []string) error {
 	var inUse error
 	for {
 		watchers, err := l.Watchers(ctx)
@@ -36,15 +36,15 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 		if len(others) == 0 {
 			return nil
 		}
-		if err := d.readElsewhere(ctx, l.Image().ID); err != nil { // says which node it is
+		if err := g.RefuseReaders(ctx, l.Image().ID); err != nil { // says which node it is
 			return err
 		}
 		inUse = fmt.Errorf("%w by %s, which is no volume of this plugin (a virtual machine, rbd map, another plugin, a manager that flattens it?): "+
 			"find it with rbd status, stop it there", backend.ErrInUse, strings.Join(others, ", "))
-		if !d.pause(ctx, d.poll) {
+		if !backend.Pause(ctx, g.Poll) {
 			return inUse
 		}
-		switch changed, err := d.changed(ctx, l); {
+		switch changed, err := g.changed(ctx, l); {
 		case err != nil && ctx.Err() != nil:
 			return inUse
 		case err != nil:
@@ -55,47 +55,31 @@ func (d *Driver) waitForWatchers(ctx context.Context, l *lease, gone []string) e
 	}
 }
 
-// alive tells whether one of the holder's clients watches the image. It looks
+// isAlive tells whether one of the holder's clients watches the image. It looks
 // twice: one that is about to map watches a moment after its guard says so, and
 // one that lost its OSD may be just about to watch again.
-func (d *Driver) alive(ctx context.Context, h backend.Handle, held Guard) (bool, error) {
-	moment := d.glance()
-	if held.State == guardMapping {
-		moment = 5 * d.poll
+func (g *Guards) isAlive(ctx context.Context, h backend.Handle, held Record) (bool, error) {
+	moment := g.pollInterval()
+	if held.State == Mapping {
+		moment = 5 * g.Poll
 	}
 	for look := range 2 {
-		if look > 0 && !d.pause(ctx, moment) {
+		if look > 0 && !backend.Pause(ctx, moment) {
 			return true, nil // no time to be sure
 		}
-		if alive, err := seen(ctx, h, held); err != nil || alive {
+		if alive, err := isWatched(ctx, h, held); err != nil || alive {
 			return alive, err
 		}
 	}
 	return false, nil
 }
 
-// seen tells whether Ceph has one of the guard's clients among the watchers of
+// isWatched tells whether Ceph has one of the guard's clients among the watchers of
 // its image.
-func seen(ctx context.Context, h backend.Handle, held Guard) (bool, error) {
+func isWatched(ctx context.Context, h backend.Handle, held Record) (bool, error) {
 	watchers, err := h.Watchers(ctx)
 	return slices.ContainsFunc(held.Addrs, func(a string) bool { return slices.Contains(watchers, a) }), err
 }
 
-func inUseBy(g Guard) error {
-	return fmt.Errorf("%w by node %s (%s), %s since %s; stop what uses it there",
-		backend.ErrInUse, g.Node, strings.Join(g.Addrs, ", "), g.State, g.Since.Format(time.RFC3339))
-}
-
-// glance is how often whoever waits looks at the guard.
-func (d *Driver) glance() time.Duration { return d.poll / 5 }
-
-// pause waits; false when the context leaves no time for it.
-func (d *Driver) pause(ctx context.Context, t time.Duration) bool {
-	return d.timeFor(ctx, t) && backend.Sleep(ctx, t)
-}
-
-// timeFor tells whether a context lasts for longer than that.
-func (d *Driver) timeFor(ctx context.Context, t time.Duration) bool {
-	deadline, ok := ctx.Deadline()
-	return ctx.Err() == nil && (!ok || time.Until(deadline) > t)
-}
+// pollInterval is how often a waiting node looks at the guard.
+func (g *Guards) pollInterval() time.Duration { return g.Poll / 5 }

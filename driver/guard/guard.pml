@@ -20,7 +20,7 @@
  *
  * Left out: formatting, which begins anew under a record of its own (blank.go);
  * removal, which is a write by the control client; a guard deleted by hand, which
- * [lost] puts back. Under "mapping" nothing is written to the image but, for an old
+ * [Lost] puts back. Under "mapping" nothing is written to the image but, for an old
  * one, its feature exclusive-lock, which comes to the same whoever does it.
  */
 
@@ -127,7 +127,7 @@ inline noControl() {
 	fi
 }
 
-/* [swap] and [giveBack]: one operation of the OSD, refused if the version is another. */
+/* [SetState] and [Release]: one operation of the OSD, refused if the version is another. */
 inline swap(old, check, newState, newAddr) {
 	d_step {
 		won = version == old || !check;
@@ -165,7 +165,7 @@ start:
 	{
 		d_step { noControl(); newClient(plugin[n].ctrl) };
 
-		/* [Reconcile], [settle], [reclaim], [lost] */
+		/* [Reconcile], [settle], [reclaim], [Lost] */
 settle:
 		atomic {
 			forget(); sawState = state; sawAddr = addr;
@@ -185,7 +185,7 @@ settle:
 			fi
 		};
 
-acquire:	/* [tryAcquire], [loadGuard], [isMine] */
+acquire:	/* [tryAcquire], [Load], [isOwn] */
 		atomic {
 			sawState = state; sawName = name; sawAddr = addr; sawVersion = version; prev = NONE;
 			ours = sawState != unguarded && sawName == NAME(n) && (HOST(sawAddr) == n || !CHECK_ADDRESS);
@@ -194,14 +194,14 @@ acquire:	/* [tryAcquire], [loadGuard], [isMine] */
 			:: sawState != unguarded && !ours
 			fi
 		};
-		/* [outlive], [alive], [seen] */
+		/* [waitForHolder], [isAlive], [isWatched] */
 		if
 		:: version != sawVersion -> goto acquire
 		:: !CHECK_ALIVE || !watches[sawAddr] && !OPENING(sawAddr)
 		:: atomic { !watches[sawAddr] && OPENING(sawAddr) && faults > 0 -> faults-- } /* it is slower than our two looks */
 		fi;
 
-adopt:		/* [adopts], [covers] */
+adopt:		/* [Adopt], [Authorizes] */
 		atomic {
 			if
 			:: kernel[n].dev == NONE
@@ -209,7 +209,7 @@ adopt:		/* [adopts], [covers] */
 			:: else -> drop()
 			fi
 		};
-		/* [take], [fence]: whoever may have written is fenced, and only then the guard is changed. */
+		/* [takeOver], [fence]: whoever may have written is fenced, and only then the guard is changed. */
 		atomic {
 			if
 			:: (sawState == mapped || ours) && sawAddr != plugin[n].ctrl && CHECK_FENCE && CHECK_FENCE_FIRST ->
@@ -315,7 +315,7 @@ letGo:		/* [Unmount], [letGo], [unmap]; a container that holds it makes that fai
 		fi;
 		goto settle;
 
-undo:		/* [unstage], [giveBack] */
+undo:		/* [unstage], [Release] */
 		atomic { prev = NONE; met = false; noDevice() };
 		if
 		:: swap(mine, CHECK_UNDO, unguarded, NONE)

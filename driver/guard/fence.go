@@ -1,4 +1,4 @@
-package driver
+package guard
 
 import (
 	"context"
@@ -18,13 +18,8 @@ import (
 // years before their guards are given back, so a node that was alive after all
 // can do no harm; its containers get I/O errors. It is refused for this node, and
 // for a name that two machines have, until an address tells which is meant: an IP
-// address of its Ceph clients, or a client as Holdings shows it. "" = whichever.
-func (d *Driver) FenceNode(ctx context.Context, node, address string) ([]Holding, error) {
-	taken, err := d.fenceNode(ctx, node, address)
-	return taken, wrap("fence node "+node, "", err)
-}
-
-func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []Holding, err error) {
+// address of its Ceph clients, or a client as List shows it. "" = whichever.
+func (g *Guards) FenceNode(ctx context.Context, node, address string) (taken []Status, err error) {
 	ip, err := parseAddress(address)
 	if err != nil {
 		return nil, err
@@ -36,9 +31,9 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 	for range 3 {
 		// What hangs, as the dead node had OSDs, must leave time for the rest.
 		look, cancel := context.WithTimeout(ctx, 15*time.Second)
-		all, lookErr := d.holdings(look)
+		all, lookErr := g.List(look)
 		cancel()
-		held, chooseErr := d.choose(ctx, node, ip, all)
+		held, chooseErr := g.choose(ctx, node, ip, all)
 		if chooseErr != nil {
 			return taken, errors.Join(chooseErr, lookErr)
 		}
@@ -48,7 +43,7 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 			}
 			return taken, lookErr // a volume that cannot be looked at may be the node's, too
 		}
-		now, takeErr := d.fenceAll(ctx, held)
+		now, takeErr := g.fenceAll(ctx, held)
 		taken = append(taken, now...)
 		if takeErr != nil {
 			return taken, errors.Join(lookErr, takeErr)
@@ -59,20 +54,20 @@ func (d *Driver) fenceNode(ctx context.Context, node, address string) (taken []H
 
 // fenceAll takes volumes from their holders. One whose guard has changed
 // meanwhile is left, and not returned.
-func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding, err error) {
+func (g *Guards) fenceAll(ctx context.Context, held []Status) (taken []Status, err error) {
 	var addrs []string
 	for _, h := range held {
-		if h.State != guardReading { // it has nothing to write with
+		if h.State != Reading { // it has nothing to write with
 			addrs = append(addrs, h.Addrs...)
 		}
 	}
 	if len(addrs) > 0 {
-		if err := d.fences.Fence(ctx, addrs...); err != nil {
+		if err := g.Fences.Fence(ctx, addrs...); err != nil {
 			return nil, err
 		}
 	}
 	for _, h := range held {
-		deleteErr := d.takeFrom(ctx, h)
+		deleteErr := g.takeFrom(ctx, h)
 		if errors.Is(deleteErr, backend.ErrLost) || errors.Is(deleteErr, backend.ErrNotFound) {
 			continue
 		}
@@ -80,7 +75,7 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 			err = errors.Join(err, fmt.Errorf("volume %s: %w", h.Volume, deleteErr))
 			continue
 		}
-		d.log.WithField("volume", h.Volume).Warnf("took the volume from %s of node %s (%s since %s) for an operator",
+		g.Log.WithField("volume", h.Volume).Warnf("took the volume from %s of node %s (%s since %s) for an operator",
 			strings.Join(h.Addrs, ", "), h.Node, h.State, h.Since.Format(time.RFC3339))
 		taken = append(taken, h)
 	}
@@ -88,11 +83,11 @@ func (d *Driver) fenceAll(ctx context.Context, held []Holding) (taken []Holding,
 }
 
 // takeFrom takes a guard away, or the note of a reader.
-func (d *Driver) takeFrom(ctx context.Context, h Holding) error {
-	if h.State != guardReading {
-		return d.records.Delete(ctx, guardKey(h.imageID), h.version)
+func (g *Guards) takeFrom(ctx context.Context, h Status) error {
+	if h.State != Reading {
+		return g.Records.Delete(ctx, guardKey(h.imageID), h.version)
 	}
-	return d.changeReaders(ctx, h.imageID, func(all []Reader) []Reader {
+	return g.changeReaders(ctx, h.imageID, func(all []Reader) []Reader {
 		return slices.DeleteFunc(all, func(r Reader) bool { return r.Node == h.Node && r.Addr == h.Addrs[0] })
 	})
 }
@@ -115,23 +110,23 @@ func parseAddress(address string) (netip.Addr, error) {
 
 // choose picks what is to be taken from a node; an error if that cannot be told from
 // what another machine of the name has, or this one.
-func (d *Driver) choose(ctx context.Context, node string, ip netip.Addr, all []Holding) ([]Holding, error) {
+func (g *Guards) choose(ctx context.Context, node string, ip netip.Addr, all []Status) ([]Status, error) {
 	if !ip.IsValid() {
-		if err := oneMachine(node, all); err != nil {
+		if err := OneMachine(node, all); err != nil {
 			return nil, err
 		}
 	}
-	mapped, err := d.mappings(ctx)
+	mapped, err := g.Local.Mappings(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var held []Holding
-	either := node == d.node.Name && !ip.IsValid() // this node, or another that is called so
+	var held []Status
+	either := node == g.Node.Name && !ip.IsValid() // this node, or another that is called so
 	for _, h := range all {
 		if h.Node != node || ip.IsValid() && !h.at(ip) {
 			continue
 		}
-		own, err := d.isOwn(h, mapped)
+		own, err := g.isOwnStatus(h, mapped)
 		switch {
 		case err != nil:
 			return nil, err
@@ -153,30 +148,30 @@ func (d *Driver) choose(ctx context.Context, node string, ip netip.Addr, all []H
 		node, strings.Join(addressesOf(held), " or "))
 }
 
-// isOwn tells whether this node has a volume: by its name and address, or whatever
+// isOwnStatus tells whether this node has a volume: by its name and address, or whatever
 // these are, as the clients are its own.
-func (d *Driver) isOwn(h Holding, mapped []backend.Mapping) (bool, error) {
+func (g *Guards) isOwnStatus(h Status, mapped []backend.Mapping) (bool, error) {
 	if slices.Contains(h.Addrs, h.client) || slices.ContainsFunc(mapped, func(m backend.Mapping) bool { return slices.Contains(h.Addrs, m.Addr) }) {
 		return true, nil
 	}
-	if h.State == guardReading {
-		return d.ownReader(Reader{Node: h.Node, Boot: h.Boot, Addr: h.Addrs[0]})
+	if h.State == Reading {
+		return g.OwnReader(Reader{Node: h.Node, Boot: h.Boot, Addr: h.Addrs[0]})
 	}
-	return d.isNamed(h.Guard)
+	return g.isNamed(h.Record)
 }
 
 // at tells whether one of the clients has the address.
-func (h Holding) at(ip netip.Addr) bool {
+func (h Status) at(ip netip.Addr) bool {
 	return slices.ContainsFunc(h.Addrs, func(a string) bool {
 		is, ok := addrIP(a)
 		return ok && is == ip
 	})
 }
 
-// oneMachine refuses a name that clients of two addresses have which are both alive:
+// OneMachine refuses a name that clients of two addresses have which are both alive:
 // cloned machines share their name.
-func oneMachine(node string, all []Holding) error {
-	live := addressesOf(slices.DeleteFunc(slices.Clone(all), func(h Holding) bool { return h.Node != node || !h.Alive }))
+func OneMachine(node string, all []Status) error {
+	live := addressesOf(slices.DeleteFunc(slices.Clone(all), func(h Status) bool { return h.Node != node || !h.Alive }))
 	if len(live) > 1 {
 		return backend.Invalidf("request: machines with the addresses %s are called %s, and alive; say which is meant, by node and address",
 			strings.Join(live, " and "), node)
@@ -185,7 +180,7 @@ func oneMachine(node string, all []Holding) error {
 }
 
 // addressesOf are the IP addresses of clients.
-func addressesOf(all []Holding) []string {
+func addressesOf(all []Status) []string {
 	addrs := map[string]bool{}
 	for _, h := range all {
 		for _, a := range h.Addrs {
@@ -198,7 +193,7 @@ func addressesOf(all []Holding) []string {
 }
 
 // nodes names the nodes of holdings.
-func nodes(all []Holding) string {
+func nodes(all []Status) string {
 	names := map[string]bool{}
 	for _, h := range all {
 		names[h.Node] = true
@@ -207,27 +202,4 @@ func nodes(all []Holding) string {
 		return "none"
 	}
 	return strings.Join(slices.Sorted(maps.Keys(names)), ", ")
-}
-
-// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
-// it has none is no error, as long as there is one where it has.
-func (p Places) FenceNode(ctx context.Context, node, address string) ([]Holding, error) {
-	if len(p) > 1 && address == "" { // one machine may be in one place, the other in another
-		look, cancel := context.WithTimeout(ctx, 10*time.Second)
-		all, _ := p.Holdings(look)
-		cancel()
-		if err := oneMachine(node, all); err != nil {
-			return nil, wrap("fence node "+node, "", err)
-		}
-	}
-	lists, errs := make([][]Holding, len(p)), make([]error, len(p))
-	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.FenceNode(ctx, node, address) })
-	taken := slices.Concat(lists...)
-	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, backend.ErrNotFound) })
-	for i, err := range errs {
-		if errors.Is(err, backend.ErrNotFound) && (!nowhere || i > 0) {
-			errs[i] = nil
-		}
-	}
-	return taken, together(errs)
 }

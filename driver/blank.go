@@ -81,7 +81,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Ver
 		if exists, err := d.images.Exists(ctx, name); err != nil || exists {
 			return version, err
 		}
-		written, err := d.records.Swap(ctx, blankKey(name), version, b)
+		written, err := d.records.CompareAndSwap(ctx, blankKey(name), version, b)
 		if !errors.Is(err, backend.ErrLost) {
 			return written, err
 		}
@@ -115,7 +115,7 @@ func (d *Driver) encrypt(ctx context.Context, l *guard.Held, b *blank, version b
 	// Remains of what was there before are no zeroes to whoever has the key: the
 	// filesystem must not take the image for a fresh one.
 	b.Begun = l.Image().ID
-	version, err := d.records.Swap(ctx, blankKey(l.Image().Name), version, *b)
+	version, err := d.records.CompareAndSwap(ctx, blankKey(l.Image().Name), version, *b)
 	if err != nil {
 		return 0, err
 	}
@@ -140,7 +140,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Ma
 		return err
 	}
 	b.Begun = l.Image().ID
-	if version, err = d.records.Swap(ctx, blankKey(name), version, *b); err != nil {
+	if version, err = d.records.CompareAndSwap(ctx, blankKey(name), version, *b); err != nil {
 		return err
 	}
 	if err := d.fs.Unmount(ctx, path); err != nil { // a crash at the very end leaves it mounted

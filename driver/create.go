@@ -119,7 +119,7 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 		return err
 	}
 	there.Image.From = parent
-	_, err = d.records.Swap(ctx, blankKey(b.Image.Name), version, there)
+	_, err = d.records.CompareAndSwap(ctx, blankKey(b.Image.Name), version, there)
 	if errors.Is(err, backend.ErrLost) {
 		return nil
 	}

@@ -188,7 +188,7 @@ func TestTheSameNodeAfterARebootDoesNotWait(t *testing.T) {
 	g, version, _ := one.guard("v")
 	g.Addrs = []string{old.Client()}
 	one.reboot()
-	if _, err := one.client.Swap(within(t, ever), "guard."+old.Image().ID, version, g); err != nil {
+	if _, err := one.client.CompareAndSwap(within(t, ever), "guard."+old.Image().ID, version, g); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := one.Driver.Mount(within(t, soon*5), "v", "2"); err != nil {
@@ -386,7 +386,7 @@ func TestAMappingUnderAnothersGuardIsDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Node, g.Addrs = "two", []string{"10.0.0.2:0/77"}
-	if _, err := one.client.Swap(within(t, ever), "guard."+h.Image().ID, version, g); err != nil {
+	if _, err := one.client.CompareAndSwap(within(t, ever), "guard."+h.Image().ID, version, g); err != nil {
 		t.Fatal(err)
 	}
 	one.Reconcile(within(t, ever))
@@ -714,7 +714,7 @@ func TestAFenceComesBeforeWhatDropsAMapping(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.Node, g.Addrs = "two", []string{"10.0.0.2:0/77"}
-		if _, err := one.client.Swap(within(t, ever), "guard."+h.Image().ID, version, g); err != nil {
+		if _, err := one.client.CompareAndSwap(within(t, ever), "guard."+h.Image().ID, version, g); err != nil {
 			t.Fatal(err)
 		}
 		if dead {

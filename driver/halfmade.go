@@ -141,7 +141,7 @@ func (d *Driver) goes(ctx context.Context, image backend.Image) (backend.Version
 			return 0, err
 		}
 		b.Removed = image.ID
-		if version, err = d.records.Swap(ctx, blankKey(image.Name), version, b); !errors.Is(err, backend.ErrLost) {
+		if version, err = d.records.CompareAndSwap(ctx, blankKey(image.Name), version, b); !errors.Is(err, backend.ErrLost) {
 			return version, err
 		}
 	}

@@ -194,7 +194,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			one.unmount("w", "1")
-			if _, err := one.client.Swap(within(t, ever), "blank.w", 0, promise); err != nil {
+			if _, err := one.client.CompareAndSwap(within(t, ever), "blank.w", 0, promise); err != nil {
 				t.Fatal(err)
 			}
 			two.tap.on(func(call string) error {
@@ -206,7 +206,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 			two.mount("w", "1")
 			two.holds("w", "ext4 new data")
 			two.unmount("w", "1")
-			if _, err := one.client.Swap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, backend.ErrLost) {
+			if _, err := one.client.CompareAndSwap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, backend.ErrLost) {
 				t.Fatal(err)
 			}
 			if err := two.Remove(within(t, ever), "w"); err != nil {

@@ -302,8 +302,8 @@ func (p *tap) HasID(ctx context.Context, id string) (ok bool, err error) {
 	return ok, err
 }
 
-func (p *tap) Keys(ctx context.Context, prefix string) (keys []string, err error) {
-	err = p.call("keys", func() (err error) { keys, err = p.client.Keys(ctx, prefix); return err })
+func (p *tap) List(ctx context.Context, prefix string) (keys []string, err error) {
+	err = p.call("keys", func() (err error) { keys, err = p.client.List(ctx, prefix); return err })
 	return keys, err
 }
 
@@ -421,8 +421,8 @@ func (p *tap) Load(ctx context.Context, key string, into any) (v backend.Version
 	return v, err
 }
 
-func (p *tap) Swap(ctx context.Context, key string, old backend.Version, value any) (v backend.Version, err error) {
-	err = p.call("swap "+strings.SplitN(key, ".", 2)[0], func() (err error) { v, err = p.client.Swap(ctx, key, old, value); return err })
+func (p *tap) CompareAndSwap(ctx context.Context, key string, old backend.Version, value any) (v backend.Version, err error) {
+	err = p.call("swap "+strings.SplitN(key, ".", 2)[0], func() (err error) { v, err = p.client.CompareAndSwap(ctx, key, old, value); return err })
 	return v, err
 }
 

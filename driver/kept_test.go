@@ -73,7 +73,7 @@ func TestAStaleWishEndsNoKeeping(t *testing.T) {
 			one, _ := keeper(t, 6*time.Second)
 			one.mount("v", "1")
 			mappings, _ := one.Mappings(t.Context())
-			if _, err := one.client.Swap(t.Context(), "wish."+mappings[0].ID, 0, wish); err != nil {
+			if _, err := one.client.CompareAndSwap(t.Context(), "wish."+mappings[0].ID, 0, wish); err != nil {
 				t.Fatal(err)
 			}
 			one.Keep(t.Context(), "v", "1")

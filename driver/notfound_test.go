@@ -170,7 +170,7 @@ func TestAPendingRecordWithoutMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := one.client.Swap(within(t, ever), "blank.v", version, map[string]any{"image": map[string]any{"name": "v", "size": 1 << 29}}); err != nil {
+	if _, err := one.client.CompareAndSwap(within(t, ever), "blank.v", version, map[string]any{"image": map[string]any{"name": "v", "size": 1 << 29}}); err != nil {
 		t.Fatal(err)
 	}
 	h, err := one.client.Open(within(t, ever), "v", backend.ReadWrite)

@@ -117,7 +117,7 @@ func TestAnOperatorsFenceMeetsANodeThatIsMounting(t *testing.T) {
 				}
 				g, version, _ := one.guard("v")
 				g.State, g.Addrs = "mapped", []string{"10.0.0.1:0/4711"}
-				_, err = one.client.Swap(within(t, ever), "guard."+h.Image().ID, version, g)
+				_, err = one.client.CompareAndSwap(within(t, ever), "guard."+h.Image().ID, version, g)
 				return err
 			}
 			return nil

@@ -82,7 +82,7 @@ func TestWhatNoContainerHasIsLetGoEarlierIfAnotherNodeAsks(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Fatal(err)
 	}
-	if keys, err := one.client.Keys(within(t, ever), "wish."); err != nil || len(keys) > 0 {
+	if keys, err := one.client.List(within(t, ever), "wish."); err != nil || len(keys) > 0 {
 		t.Errorf("left: %v, %v", keys, err)
 	}
 }
@@ -199,7 +199,7 @@ func TestTheWishOfADeadNodeIsSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := "wish." + h.Image().ID
-	if _, err := one.client.Swap(within(t, ever), key, 0, map[string]string{"node": "dead"}); err != nil {
+	if _, err := one.client.CompareAndSwap(within(t, ever), key, 0, map[string]string{"node": "dead"}); err != nil {
 		t.Fatal(err)
 	}
 	one.Sweep(within(t, ever))

@@ -432,7 +432,7 @@ func TestAFullCluster(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
 	backendtest.Create(t, p, "a", 8<<20)
-	version, err := p.Swap(t.Context(), "guard", 0, "mine")
+	version, err := p.CompareAndSwap(t.Context(), "guard", 0, "mine")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,7 +451,7 @@ func TestAFullCluster(t *testing.T) {
 	if full == nil || !strings.Contains(full.Error(), "is full, or over its quota") {
 		t.Errorf("create: %v", full)
 	}
-	if _, err := p.Swap(t.Context(), "other", 0, "new"); err == nil || !strings.Contains(err.Error(), "is full, or over its quota") {
+	if _, err := p.CompareAndSwap(t.Context(), "other", 0, "new"); err == nil || !strings.Contains(err.Error(), "is full, or over its quota") {
 		t.Errorf("a new record: %v", err)
 	}
 	if err := p.Delete(t.Context(), "guard", version); err != nil {

@@ -45,8 +45,8 @@ func (p *Pool) Load(ctx context.Context, key string, into any) (backend.Version,
 	return backend.Version(version), nil
 }
 
-// Swap replaces a record; see backend.Records.
-func (p *Pool) Swap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
+// CompareAndSwap replaces a record; see backend.Records.
+func (p *Pool) CompareAndSwap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return 0, err
@@ -63,8 +63,8 @@ func (p *Pool) Delete(ctx context.Context, key string, old backend.Version) erro
 	return err
 }
 
-// Keys lists records; see backend.Records.
-func (p *Pool) Keys(ctx context.Context, begin string) (keys []string, err error) {
+// List lists records; see backend.Records.
+func (p *Pool) List(ctx context.Context, begin string) (keys []string, err error) {
 	err = p.do(ctx, "list objects "+prefix+begin+"*", reads, func(_ *client, ioctx *rados.IOContext) error {
 		all, err := ioctx.Iter()
 		if err != nil {

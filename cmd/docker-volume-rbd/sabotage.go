@@ -107,9 +107,9 @@ func (f *forgetful) Load(ctx context.Context, key string, into any) (backend.Ver
 	return g.version, json.Unmarshal(g.data, into)
 }
 
-func (f *forgetful) Swap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
+func (f *forgetful) CompareAndSwap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
 	if !strings.HasPrefix(key, "guard.") {
-		return f.Pool.Swap(ctx, key, old, value)
+		return f.Pool.CompareAndSwap(ctx, key, old, value)
 	}
 	data, err := json.Marshal(value)
 	f.mu.Lock()

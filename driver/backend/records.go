@@ -7,14 +7,14 @@ import "context"
 type Records interface {
 	// Load reads a record and returns its version; ErrNotFound if there is none.
 	Load(ctx context.Context, key string, into any) (Version, error)
-	// Swap replaces the record of the given version; version 0 means that there
+	// CompareAndSwap replaces the record of the given version; version 0 means that there
 	// must be none. ErrLost if somebody was faster.
-	Swap(ctx context.Context, key string, old Version, value any) (Version, error)
-	// Delete takes the record of the given version away; ErrLost as for Swap.
+	CompareAndSwap(ctx context.Context, key string, old Version, value any) (Version, error)
+	// Delete takes the record of the given version away; ErrLost as for CompareAndSwap.
 	Delete(ctx context.Context, key string, old Version) error
-	// Keys lists the records whose key begins like this. It goes through all
+	// List lists the records whose key begins like this. It goes through all
 	// objects of the pool, thousands a second: nothing to wait for.
-	Keys(ctx context.Context, prefix string) ([]string, error)
+	List(ctx context.Context, prefix string) ([]string, error)
 }
 
 // Version is the version of a record; 0 = there is none. A record that is

@@ -123,7 +123,7 @@ type Held struct {
 func (h *Held) SetState(ctx context.Context, state State, addrs ...string) error {
 	next := h.Record
 	next.State, next.Addrs = state, addrs
-	version, err := h.guards.Records.Swap(ctx, guardKey(h.Image().ID), h.version, next)
+	version, err := h.guards.Records.CompareAndSwap(ctx, guardKey(h.Image().ID), h.version, next)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func (g *Guards) Lost(ctx context.Context, m backend.Mapping, known map[string]b
 	if mounted, err := g.Local.IsMounted(ctx, m.Name); err != nil || !mounted {
 		return true, err
 	}
-	_, err = g.Records.Swap(ctx, guardKey(m.ID), 0, Record{
+	_, err = g.Records.CompareAndSwap(ctx, guardKey(m.ID), 0, Record{
 		Node: g.Node.Name, Boot: g.Node.Boot, State: Mapped, Addrs: []string{m.Addr}, Since: g.Now(),
 	})
 	if err == nil {
@@ -49,7 +49,7 @@ func (g *Guards) Lost(ctx context.Context, m backend.Mapping, known map[string]b
 func (g *Guards) rename(ctx context.Context, m backend.Mapping, held Record, version backend.Version) error {
 	before := held.Node
 	held.Node, held.Boot = g.Node.Name, g.Node.Boot
-	_, err := g.Records.Swap(ctx, guardKey(m.ID), version, held)
+	_, err := g.Records.CompareAndSwap(ctx, guardKey(m.ID), version, held)
 	if err == nil {
 		g.Log.WithField("volume", m.Name).Infof("the guard named this node %s, as it was called before: it is %s now", before, g.Node.Name)
 	}

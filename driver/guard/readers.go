@@ -61,7 +61,7 @@ func (g *Guards) changeReaders(ctx context.Context, imageID string, change func(
 		case len(next) == 0:
 			err = g.Records.Delete(ctx, readersKey(imageID), version)
 		default:
-			_, err = g.Records.Swap(ctx, readersKey(imageID), version, readerList{next})
+			_, err = g.Records.CompareAndSwap(ctx, readersKey(imageID), version, readerList{next})
 		}
 		if !errors.Is(err, backend.ErrLost) && !errors.Is(err, backend.ErrNotFound) || !backend.Pause(ctx, g.pollInterval()) {
 			return err

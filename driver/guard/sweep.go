@@ -13,7 +13,7 @@ import (
 // Sweep takes away the guards of images that are gone, and the notes of their readers: a
 // removal died at its very end, or an image was deleted by hand. An id never comes again.
 func (g *Guards) Sweep(ctx context.Context) error {
-	keys, err := g.Records.Keys(ctx, "")
+	keys, err := g.Records.List(ctx, "")
 	for _, key := range keys {
 		kind, id, _ := strings.Cut(key, ".")
 		if !slices.Contains([]string{guardKey(""), readersKey(""), wishKey("")}, kind+".") {

@@ -31,7 +31,7 @@ func (g *Guards) Wanted(ctx context.Context, imageID string) (bool, error) {
 // want says that this node waits for an image, until done is called. Another that
 // waits has said it already, or else it is no more than a later end of the wait.
 func (g *Guards) want(ctx context.Context, imageID string) (done func()) {
-	version, err := g.Records.Swap(ctx, wishKey(imageID), 0, wish{Node: g.Node.Name, Since: g.Now()})
+	version, err := g.Records.CompareAndSwap(ctx, wishKey(imageID), 0, wish{Node: g.Node.Name, Since: g.Now()})
 	if err != nil {
 		return func() {}
 	}

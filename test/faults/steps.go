@@ -493,9 +493,9 @@ func (w records) Load(ctx context.Context, a0 string, a1 any) (r0 backend.Versio
 	return r0, err
 }
 
-func (w records) Swap(ctx context.Context, a0 string, a1 backend.Version, a2 any) (r0 backend.Version, err error) {
-	err = w.step(ctx, "Records.Swap", func() (err error) {
-		r0, err = w.Records.Swap(ctx, a0, a1, a2)
+func (w records) CompareAndSwap(ctx context.Context, a0 string, a1 backend.Version, a2 any) (r0 backend.Version, err error) {
+	err = w.step(ctx, "Records.CompareAndSwap", func() (err error) {
+		r0, err = w.Records.CompareAndSwap(ctx, a0, a1, a2)
 		return err
 	})
 	return r0, err
@@ -509,9 +509,9 @@ func (w records) Delete(ctx context.Context, a0 string, a1 backend.Version) (err
 	return err
 }
 
-func (w records) Keys(ctx context.Context, a0 string) (r0 []string, err error) {
-	err = w.step(ctx, "Records.Keys", func() (err error) {
-		r0, err = w.Records.Keys(ctx, a0)
+func (w records) List(ctx context.Context, a0 string) (r0 []string, err error) {
+	err = w.step(ctx, "Records.List", func() (err error) {
+		r0, err = w.Records.List(ctx, a0)
 		return err
 	})
 	return r0, err

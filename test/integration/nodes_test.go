@@ -123,11 +123,11 @@ func TestSweepOnAPool(t *testing.T) {
 	one.create("v", map[string]string{"size": "16M"})
 	put(t, one.mount("v"), "kept")
 	gone := guard.Record{Node: "two", State: "mapped", Addrs: []string{"192.0.2.1:0/1"}}
-	if _, err := one.pool.Swap(one.context(time.Minute), "guard.1234567890ab", 0, gone); err != nil {
+	if _, err := one.pool.CompareAndSwap(one.context(time.Minute), "guard.1234567890ab", 0, gone); err != nil {
 		t.Fatal(err)
 	}
 	one.Sweep(one.context(time.Minute))
-	keys, err := one.pool.Keys(one.context(time.Minute), "guard.")
+	keys, err := one.pool.List(one.context(time.Minute), "guard.")
 	if err != nil || !slices.Equal(keys, []string{"guard." + one.id("v")}) {
 		t.Errorf("guards left: %v, %v", keys, err)
 	}

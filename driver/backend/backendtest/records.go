@@ -22,18 +22,18 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		_, err := a.Load(ctx, "k", &r)
 		want(t, err, backend.ErrNotFound)
 
-		v1, err := a.Swap(ctx, "k", 0, record{"one"})
+		v1, err := a.CompareAndSwap(ctx, "k", 0, record{"one"})
 		must(t, err)
-		_, err = b.Swap(ctx, "k", 0, record{"late"})
+		_, err = b.CompareAndSwap(ctx, "k", 0, record{"late"})
 		want(t, err, backend.ErrLost)
 		got, err := b.Load(ctx, "k", &r)
 		must(t, err)
 		if got != v1 || r.Text != "one" {
 			t.Fatalf("read %v of version %d, wrote version %d", r, got, v1)
 		}
-		v2, err := b.Swap(ctx, "k", got, record{"two"})
+		v2, err := b.CompareAndSwap(ctx, "k", got, record{"two"})
 		must(t, err)
-		_, err = a.Swap(ctx, "k", v1, record{"stale"})
+		_, err = a.CompareAndSwap(ctx, "k", v1, record{"stale"})
 		want(t, err, backend.ErrLost)
 		want(t, a.Delete(ctx, "k", v1), backend.ErrLost)
 		must(t, a.Delete(ctx, "k", v2))
@@ -42,17 +42,17 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 	})
 	t.Run("what was deleted and made again is another version", func(t *testing.T) {
 		a, ctx := connect(t), testContext(t)
-		v1, err := a.Swap(ctx, "again", 0, record{"one"})
+		v1, err := a.CompareAndSwap(ctx, "again", 0, record{"one"})
 		must(t, err)
 		must(t, a.Delete(ctx, "again", v1))
-		_, err = a.Swap(ctx, "again", v1, record{"stale"})
+		_, err = a.CompareAndSwap(ctx, "again", v1, record{"stale"})
 		want(t, err, backend.ErrLost)
-		v2, err := a.Swap(ctx, "again", 0, record{"one"})
+		v2, err := a.CompareAndSwap(ctx, "again", 0, record{"one"})
 		must(t, err)
 		if v1 == v2 {
 			t.Error("the version came again")
 		}
-		_, err = a.Swap(ctx, "again", v1, record{"stale"})
+		_, err = a.CompareAndSwap(ctx, "again", v1, record{"stale"})
 		want(t, err, backend.ErrLost)
 		want(t, a.Delete(ctx, "again", v1), backend.ErrLost)
 	})
@@ -60,10 +60,10 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		a, b, ctx := connect(t), connect(t), testContext(t)
 		Create(t, a, "image", 8*mib)
 		for _, key := range []string{"kind.b", "kind.a", "kin", "other.kind.c"} {
-			_, err := a.Swap(ctx, key, 0, record{key})
+			_, err := a.CompareAndSwap(ctx, key, 0, record{key})
 			must(t, err)
 		}
-		keys, err := b.Keys(ctx, "kind.")
+		keys, err := b.List(ctx, "kind.")
 		must(t, err)
 		if !slices.Equal(keys, []string{"kind.a", "kind.b"}) {
 			t.Errorf("got %v", keys)
@@ -79,7 +79,7 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 			var wg sync.WaitGroup
 			for i := range 6 {
 				wg.Go(func() {
-					v, err := clients[i%2].Swap(ctx, "race", version, record{fmt.Sprint(round, i)})
+					v, err := clients[i%2].CompareAndSwap(ctx, "race", version, record{fmt.Sprint(round, i)})
 					if err == nil {
 						won.Store(uint64(v))
 						wins.Add(1)

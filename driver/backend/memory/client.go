@@ -202,8 +202,8 @@ func (c *Client) Load(ctx context.Context, key string, into any) (backend.Versio
 	return e.version, json.Unmarshal(e.data, into)
 }
 
-// Swap replaces a record; see backend.Records.
-func (c *Client) Swap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
+// CompareAndSwap replaces a record; see backend.Records.
+func (c *Client) CompareAndSwap(ctx context.Context, key string, old backend.Version, value any) (backend.Version, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return 0, err
@@ -238,8 +238,8 @@ func (c *Client) Delete(ctx context.Context, key string, old backend.Version) er
 	return nil
 }
 
-// Keys lists the records; see backend.Records.
-func (c *Client) Keys(ctx context.Context, prefix string) ([]string, error) {
+// List lists the records; see backend.Records.
+func (c *Client) List(ctx context.Context, prefix string) ([]string, error) {
 	leave, err := c.enter(ctx)
 	if err != nil {
 		return nil, err

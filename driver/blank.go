@@ -157,7 +157,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Ma
 	if err := d.mountFull(ctx, mount, m); err != nil {
 		return err
 	}
-	if err := d.fs.Prepare(ctx, path, owner); err != nil {
+	if err := d.fs.InitRoot(ctx, path, owner); err != nil {
 		return err
 	}
 	return d.keep(ctx, l, m, version, b.Meta.Kept().Encode(), fstype)

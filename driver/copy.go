@@ -133,7 +133,7 @@ func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mappin
 		return err
 	}
 	// btrfs has its id in every block of metadata.
-	if err := d.takesLong(ctx, "giving its "+fstype+" an id of its own", func(ctx context.Context) error { return d.fs.Renew(ctx, mount) }); err != nil {
+	if err := d.takesLong(ctx, "giving its "+fstype+" an id of its own", func(ctx context.Context) error { return d.fs.RegenerateUUID(ctx, mount) }); err != nil {
 		return err
 	}
 	if err := d.mountFull(ctx, mount, m); err != nil {

@@ -154,13 +154,13 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 	if !found {
 		return
 	}
-	if broken := d.fs.Sound(ctx, mount); errors.Is(broken, backend.ErrContent) {
+	if broken := d.fs.CheckHealth(ctx, mount); errors.Is(broken, backend.ErrContent) {
 		v.Status["error"] = broken.Error() + "; restart its containers"
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if size, used, err := d.fs.Space(ctx, mount.Path); err == nil {
+	if size, used, err := d.fs.Usage(ctx, mount.Path); err == nil {
 		v.Status["filesystem size"], v.Status["filesystem used"] = volume.FormatSize(size), volume.FormatSize(used)
 	}
 }

@@ -54,18 +54,18 @@ func (s *sizes) forget(those map[string]uint64, mapped []backend.Mapping) {
 }
 
 // mountFull mounts a filesystem, and makes it as large as its device if that has
-// been made larger since. That it cannot is no reason to keep the data from anybody.
+// been made larger since. A failed resize is logged; the mount still succeeds.
 func (d *Driver) mountFull(ctx context.Context, mount backend.Mount, m backend.Mapping) error {
 	size, sizeErr := d.mapper.Size(ctx, m) // a device that was adopted may have to grow first
-	fills, err := d.fs.Fills(ctx, mount.Device, mount.FSType)
+	needs, err := d.fs.NeedsResize(ctx, mount.Device, mount.FSType)
 	if err != nil {
 		return err
 	}
 	if err := d.fs.Mount(ctx, mount); err != nil {
 		return err
 	}
-	if err = sizeErr; err == nil && !fills {
-		if err = d.fs.Grow(ctx, mount); err == nil {
+	if err = sizeErr; err == nil && needs {
+		if err = d.fs.Resize(ctx, mount); err == nil {
 			d.log.WithField("volume", m.Name).Infof("%s was grown to %s", mount.FSType, volume.FormatSize(size))
 		}
 	}
@@ -136,7 +136,7 @@ func (d *Driver) grow(ctx context.Context, m backend.Mapping, size uint64) {
 	}
 	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if err := d.fs.Grow(ctx, mount); err != nil {
+	if err := d.fs.Resize(ctx, mount); err != nil {
 		log.Warnf("grow %s on %s to %s, to be tried again in a minute: %v", mount.FSType, m.Device, volume.FormatSize(size), err)
 		time.AfterFunc(time.Minute, func() { d.sizes.set(m, 1) })
 	} else if before != 0 {

@@ -13,8 +13,8 @@ import (
 func TestGrowth(t *testing.T) {
 	c, one, _ := origin(t)
 	full := func() bool {
-		fills, err := one.Host.Fills(context.Background(), one.device("v"), "ext4")
-		return err == nil && fills
+		needs, err := one.Host.NeedsResize(context.Background(), one.device("v"), "ext4")
+		return err == nil && !needs
 	}
 	c.Resize("v", 1<<30)
 	one.mount("v", "1")

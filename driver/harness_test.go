@@ -474,16 +474,16 @@ func (p *tap) Mount(ctx context.Context, m backend.Mount) error {
 	return p.call("mount", func() error { return p.host.Mount(ctx, m) })
 }
 
-func (p *tap) Prepare(ctx context.Context, path string, o backend.Owner) error {
-	return p.call("prepare", func() error { return p.host.Prepare(ctx, path, o) })
+func (p *tap) InitRoot(ctx context.Context, path string, o backend.Owner) error {
+	return p.call("prepare", func() error { return p.host.InitRoot(ctx, path, o) })
 }
 
 func (p *tap) Unmount(ctx context.Context, path string) error {
 	return p.call("unmount", func() error { return p.host.Unmount(ctx, path) })
 }
 
-func (p *tap) Detach(ctx context.Context, path string) error {
-	return p.call("detach", func() error { return p.host.Detach(ctx, path) })
+func (p *tap) LazyUnmount(ctx context.Context, path string) error {
+	return p.call("detach", func() error { return p.host.LazyUnmount(ctx, path) })
 }
 
 func (p *tap) Held(ctx context.Context, dir string, devices []string) (held map[string]bool, err error) {
@@ -491,12 +491,12 @@ func (p *tap) Held(ctx context.Context, dir string, devices []string) (held map[
 	return held, err
 }
 
-func (p *tap) Sound(ctx context.Context, m backend.Mount) error {
-	return p.call("sound", func() error { return p.host.Sound(ctx, m) })
+func (p *tap) CheckHealth(ctx context.Context, m backend.Mount) error {
+	return p.call("sound", func() error { return p.host.CheckHealth(ctx, m) })
 }
 
-func (p *tap) Reaches(ctx context.Context, dir string) error {
-	return p.call("reaches", func() error { return p.host.Reaches(ctx, dir) })
+func (p *tap) CheckPropagation(ctx context.Context, dir string) error {
+	return p.call("reaches", func() error { return p.host.CheckPropagation(ctx, dir) })
 }
 
 func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]backend.Mount, err error) {
@@ -521,17 +521,17 @@ func (p *tap) Size(ctx context.Context, m backend.Mapping) (size uint64, err err
 
 func (p *tap) Maps(features []string) error { return p.host.Maps(features) }
 
-func (p *tap) Fills(ctx context.Context, device, fstype string) (fills bool, err error) {
-	err = p.call("fills", func() (err error) { fills, err = p.host.Fills(ctx, device, fstype); return err })
-	return fills, err
+func (p *tap) NeedsResize(ctx context.Context, device, fstype string) (needs bool, err error) {
+	err = p.call("needs resize", func() (err error) { needs, err = p.host.NeedsResize(ctx, device, fstype); return err })
+	return needs, err
 }
 
-func (p *tap) Grow(ctx context.Context, m backend.Mount) error {
-	return p.call("grow", func() error { return p.host.Grow(ctx, m) })
+func (p *tap) Resize(ctx context.Context, m backend.Mount) error {
+	return p.call("grow", func() error { return p.host.Resize(ctx, m) })
 }
 
-func (p *tap) Renew(ctx context.Context, m backend.Mount) error {
-	return p.call("renew", func() error { return p.host.Renew(ctx, m) })
+func (p *tap) RegenerateUUID(ctx context.Context, m backend.Mount) error {
+	return p.call("renew", func() error { return p.host.RegenerateUUID(ctx, m) })
 }
 
 func (p *tap) Freeze(ctx context.Context, path string) error {
@@ -542,13 +542,13 @@ func (p *tap) Thaw(ctx context.Context, path string) error {
 	return p.call("thaw", func() error { return p.host.Thaw(ctx, path) })
 }
 
-func (p *tap) Space(ctx context.Context, path string) (size, used uint64, err error) {
-	err = p.call("space", func() (err error) { size, used, err = p.host.Space(ctx, path); return err })
+func (p *tap) Usage(ctx context.Context, path string) (size, used uint64, err error) {
+	err = p.call("space", func() (err error) { size, used, err = p.host.Usage(ctx, path); return err })
 	return size, used, err
 }
 
-func (p *tap) Inside(ctx context.Context, path, directory string) (inside string, err error) {
-	err = p.call("inside", func() (err error) { inside, err = p.host.Inside(ctx, path, directory); return err })
+func (p *tap) Subpath(ctx context.Context, path, directory string) (inside string, err error) {
+	err = p.call("inside", func() (err error) { inside, err = p.host.Subpath(ctx, path, directory); return err })
 	return inside, err
 }
 

@@ -85,7 +85,7 @@ func (d *Driver) inside(ctx context.Context, name string) (string, error) {
 	if !ok {
 		return d.path(name), nil
 	}
-	return d.fs.Inside(ctx, d.path(name), directory.(string))
+	return d.fs.Subpath(ctx, d.path(name), directory.(string))
 }
 
 // withdraw lets go of a volume that was mounted and is of no use to who asked for it.
@@ -122,7 +122,7 @@ func (d *Driver) staged(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	mount, found, err := d.mounted(ctx, name)
-	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.Sound(ctx, mount), backend.ErrContent) {
+	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.CheckHealth(ctx, mount), backend.ErrContent) {
 		return false, err
 	}
 	return true, d.current(ctx, m)
@@ -135,7 +135,7 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 	if err != nil || !found {
 		return err
 	}
-	broken := d.fs.Sound(ctx, mount)
+	broken := d.fs.CheckHealth(ctx, mount)
 	if !errors.Is(broken, backend.ErrContent) {
 		return nil
 	}

@@ -65,7 +65,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 		return
 	}
 	if len(mappings) == 0 {
-		switch err := d.fs.Reaches(ctx, d.mounts); {
+		switch err := d.fs.CheckPropagation(ctx, d.mounts); {
 		case errors.Is(err, backend.ErrHidden):
 			d.startAfresh(ctx)
 		case err != nil:

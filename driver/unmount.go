@@ -177,7 +177,7 @@ func (d *Driver) drop(ctx context.Context, m backend.Mapping) error {
 		"containers that still use it must be restarted", m.Device, m.Addr)
 	d.refs.forget(m.Name)
 	d.unwatch(ctx, m.Name)
-	if err := d.fs.Detach(ctx, d.path(m.Name)); err != nil {
+	if err := d.fs.LazyUnmount(ctx, d.path(m.Name)); err != nil {
 		return err
 	}
 	err = d.mapper.Drop(ctx, m.ID)
@@ -201,5 +201,5 @@ func (d *Driver) detachStale(ctx context.Context, name string) error {
 	d.log.WithField("volume", name).Warnf("detaching %s: its device %s has no working mapping; "+
 		"containers that still use it must be restarted", mount.Path, mount.Device)
 	d.refs.forget(name)
-	return d.fs.Detach(ctx, mount.Path)
+	return d.fs.LazyUnmount(ctx, mount.Path)
 }

@@ -17,29 +17,29 @@ type Filesystem interface {
 	// Mount mounts the device; mounted there already is no error. ErrHidden if
 	// the mount does not reach the host, where Docker would look for it.
 	Mount(ctx context.Context, m Mount) error
-	// Fills tells whether a filesystem, which is not mounted, takes all of its device.
-	Fills(ctx context.Context, device, fstype string) (bool, error)
-	// Grow makes a mounted filesystem as large as its device.
-	Grow(ctx context.Context, m Mount) error
-	// Renew gives the filesystem on a device that is not mounted an id of its own,
+	// NeedsResize tells whether a filesystem, which is not mounted, takes less than its device.
+	NeedsResize(ctx context.Context, device, fstype string) (bool, error)
+	// Resize makes a mounted filesystem as large as its device.
+	Resize(ctx context.Context, m Mount) error
+	// RegenerateUUID gives the filesystem on a device that is not mounted an id of its own,
 	// where the kernel would not mount two of one id. Options are those of a mount.
-	Renew(ctx context.Context, m Mount) error
+	RegenerateUUID(ctx context.Context, m Mount) error
 	// Freeze writes out all that is under way and holds all writers up until Thaw.
 	Freeze(ctx context.Context, path string) error
 	// Thaw ends a Freeze; nil if there was none.
 	Thaw(ctx context.Context, path string) error
-	// Inside is the path of a directory right under a mount; ErrContent if there is
+	// Subpath is the path of a directory right under a mount; ErrContent if there is
 	// none, or if it leads elsewhere.
-	Inside(ctx context.Context, path, directory string) (string, error)
-	// Space is the size of a mounted filesystem and what is used of it, in bytes.
-	Space(ctx context.Context, path string) (size, used uint64, err error)
-	// Prepare gives the root of a fresh filesystem its owner and mode, takes
+	Subpath(ctx context.Context, path, directory string) (string, error)
+	// Usage is the size of a mounted filesystem and what is used of it, in bytes.
+	Usage(ctx context.Context, path string) (size, used uint64, err error)
+	// InitRoot gives the root of a fresh filesystem its owner and mode, takes
 	// lost+found away, and returns when all is on disk.
-	Prepare(ctx context.Context, path string, owner Owner) error
+	InitRoot(ctx context.Context, path string, owner Owner) error
 	// Unmount unmounts; nil if nothing is mounted there, ErrBusy if in use.
 	Unmount(ctx context.Context, path string) error
-	// Detach unmounts at once, whoever uses it (umount -l).
-	Detach(ctx context.Context, path string) error
+	// LazyUnmount unmounts at once, whoever uses it (umount -l).
+	LazyUnmount(ctx context.Context, path string) error
 	// Mounted lists the mounts right under the directory, by path; Options are
 	// those of the mount, without those of the filesystem.
 	Mounted(ctx context.Context, dir string) (map[string]Mount, error)
@@ -48,13 +48,13 @@ type Filesystem interface {
 	// mounted there, in namespaces that have the host's tree, go with it and do not
 	// count. It only looks.
 	Held(ctx context.Context, dir string, devices []string) (map[string]bool, error)
-	// Sound looks, without touching the device, whether a mount can still be
+	// CheckHealth looks, without touching the device, whether a mount can still be
 	// written to. ErrContent if errors have made the filesystem read-only or shut
 	// it down: no unmount of one of its mounts, but that of all, mends it.
-	Sound(ctx context.Context, m Mount) error
-	// Reaches tries whether mounts under the directory reach the host;
+	CheckHealth(ctx context.Context, m Mount) error
+	// CheckPropagation tries whether mounts under the directory reach the host;
 	// ErrHidden if not.
-	Reaches(ctx context.Context, dir string) error
+	CheckPropagation(ctx context.Context, dir string) error
 }
 
 // Mount is one mount: mount -t FSType -o Options Device Path.

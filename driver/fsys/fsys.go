@@ -65,8 +65,8 @@ func (f FS) Unmount(ctx context.Context, path string) error {
 	return backend.Within(ctx, "unmount "+path, func() error { return f.unmount(path, 0) })
 }
 
-// Detach unmounts at once; see backend.Filesystem.
-func (f FS) Detach(ctx context.Context, path string) error {
+// LazyUnmount unmounts at once; see backend.Filesystem.
+func (f FS) LazyUnmount(ctx context.Context, path string) error {
 	return backend.Within(ctx, "detach "+path, func() error { return f.unmount(path, unix.MNT_DETACH) })
 }
 
@@ -113,10 +113,10 @@ func mountedAt(path string) (*mountinfo.Info, error) {
 	return infos[0], nil
 }
 
-// Prepare readies the root of a new filesystem; see backend.Filesystem. Docker
+// InitRoot readies the root of a new filesystem; see backend.Filesystem. Docker
 // copies an image's content into an empty volume only, and lost+found would
 // make it not empty; e2fsck makes it anew when it needs it.
-func (f FS) Prepare(ctx context.Context, path string, owner backend.Owner) error {
+func (f FS) InitRoot(ctx context.Context, path string, owner backend.Owner) error {
 	return backend.Within(ctx, "prepare "+path, func() error {
 		if err := os.Remove(filepath.Join(path, "lost+found")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -147,9 +147,9 @@ func (f FS) Prepare(ctx context.Context, path string, owner backend.Owner) error
 	})
 }
 
-// Inside looks at a directory of a volume, which is not trusted: a link would have
+// Subpath looks at a directory of a volume, which is not trusted: a link would have
 // Docker mount what it names on the host; see backend.Filesystem.
-func (f FS) Inside(ctx context.Context, path, directory string) (string, error) {
+func (f FS) Subpath(ctx context.Context, path, directory string) (string, error) {
 	inside := filepath.Join(path, directory)
 	return inside, backend.Within(ctx, "look at "+inside, func() error {
 		info, err := os.Lstat(inside)

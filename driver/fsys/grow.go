@@ -13,10 +13,10 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Fills compares what the superblock says with the size of the device; see
+// NeedsResize compares what the superblock says with the size of the device; see
 // backend.Filesystem. A rest in which there is no room for a group of ext4 or xfs
 // counts as space that is not taken.
-func (f FS) Fills(ctx context.Context, device, fstype string) (bool, error) {
+func (f FS) NeedsResize(ctx context.Context, device, fstype string) (bool, error) {
 	type sizes struct{ filesystem, device uint64 }
 	answer := make(chan sizes, 1)
 	err := backend.Within(ctx, "read "+device, func() error {
@@ -42,7 +42,7 @@ func (f FS) Fills(ctx context.Context, device, fstype string) (bool, error) {
 			"What was cut off is lost; make the image as large again, and have it checked", backend.ErrContent, s.filesystem, device, s.device)
 	}
 	// A filesystem counts in blocks, of 4 KiB as a rule, of 64 KiB at most.
-	return s.filesystem+64<<10 > s.device, nil
+	return s.filesystem+64<<10 <= s.device, nil
 }
 
 // sizeOf reads the size of a filesystem, in bytes, from its superblock. Where the
@@ -70,8 +70,8 @@ func sizeOf(device *os.File, fstype string) (uint64, error) {
 	return 0, fmt.Errorf("%w filesystem %q", backend.ErrInvalid, fstype)
 }
 
-// Grow runs the filesystem's own tool, while it is mounted; see backend.Filesystem.
-func (f FS) Grow(ctx context.Context, m backend.Mount) error {
+// Resize runs the filesystem's own tool, while it is mounted; see backend.Filesystem.
+func (f FS) Resize(ctx context.Context, m backend.Mount) error {
 	var args []string
 	switch {
 	case strings.HasPrefix(m.FSType, "ext"):
@@ -87,8 +87,8 @@ func (f FS) Grow(ctx context.Context, m backend.Mount) error {
 	return err
 }
 
-// Space is statfs(2); see backend.Filesystem.
-func (f FS) Space(ctx context.Context, path string) (size, used uint64, err error) {
+// Usage is statfs(2); see backend.Filesystem.
+func (f FS) Usage(ctx context.Context, path string) (size, used uint64, err error) {
 	answer := make(chan unix.Statfs_t, 1)
 	err = backend.Within(ctx, "statfs "+path, func() error {
 		var s unix.Statfs_t

@@ -75,8 +75,8 @@ func (f FS) reachesHost(path string) error {
 	return nil
 }
 
-// Reaches mounts an empty tmpfs for a moment; see backend.Filesystem.
-func (f FS) Reaches(ctx context.Context, dir string) error {
+// CheckPropagation mounts an empty tmpfs for a moment; see backend.Filesystem.
+func (f FS) CheckPropagation(ctx context.Context, dir string) error {
 	if f.HostMounts == nil {
 		return nil
 	}

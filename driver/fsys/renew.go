@@ -10,13 +10,13 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Renew gives a copy of xfs or btrfs an id of its own; see backend.Filesystem. ext4
+// RegenerateUUID gives a copy of xfs or btrfs an id of its own; see backend.Filesystem. ext4
 // minds no second one of the same id.
 //
 // A log that has to be replayed is first, by mounting. btrfstune of btrfs-progs 6.2
 // leaves a filesystem with one that cannot be mounted any more; xfs_db refuses, and
 // exits with 0. A snapshot of a frozen btrfs has none, one of xfs always has.
-func (f FS) Renew(ctx context.Context, m backend.Mount) error {
+func (f FS) RegenerateUUID(ctx context.Context, m backend.Mount) error {
 	switch m.FSType {
 	case "btrfs":
 		log, err := f.hasLog(ctx, m.Device)

@@ -16,12 +16,12 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Sound reads the mount table and what the kernel counts, and opens the root; see
+// CheckHealth reads the mount table and what the kernel counts, and opens the root; see
 // backend.Filesystem. btrfs becomes read-only after an error, and the mount table
 // shows it. Of ext4 it shows nothing from Linux 6.12 on, nor in the stable 6.1 of
 // then (SB_RDONLY is not set any more), before 7.x says emergency_ro. xfs shuts
 // down, and an ext4 whose device has gone: to open is then EIO.
-func (f FS) Sound(ctx context.Context, m backend.Mount) error {
+func (f FS) CheckHealth(ctx context.Context, m backend.Mount) error {
 	return backend.Within(ctx, "look at "+m.Path, func() error {
 		here, err := mountedAt(m.Path)
 		if err != nil || here == nil {

@@ -67,25 +67,25 @@ func (w filesystem) Mount(ctx context.Context, a0 backend.Mount) (err error) {
 	return err
 }
 
-func (w filesystem) Fills(ctx context.Context, a0 string, a1 string) (r0 bool, err error) {
-	err = w.step(ctx, "Filesystem.Fills", func() (err error) {
-		r0, err = w.Filesystem.Fills(ctx, a0, a1)
+func (w filesystem) NeedsResize(ctx context.Context, a0 string, a1 string) (r0 bool, err error) {
+	err = w.step(ctx, "Filesystem.NeedsResize", func() (err error) {
+		r0, err = w.Filesystem.NeedsResize(ctx, a0, a1)
 		return err
 	})
 	return r0, err
 }
 
-func (w filesystem) Grow(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.Grow", func() (err error) {
-		err = w.Filesystem.Grow(ctx, a0)
+func (w filesystem) Resize(ctx context.Context, a0 backend.Mount) (err error) {
+	err = w.step(ctx, "Filesystem.Resize", func() (err error) {
+		err = w.Filesystem.Resize(ctx, a0)
 		return err
 	})
 	return err
 }
 
-func (w filesystem) Renew(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.Renew", func() (err error) {
-		err = w.Filesystem.Renew(ctx, a0)
+func (w filesystem) RegenerateUUID(ctx context.Context, a0 backend.Mount) (err error) {
+	err = w.step(ctx, "Filesystem.RegenerateUUID", func() (err error) {
+		err = w.Filesystem.RegenerateUUID(ctx, a0)
 		return err
 	})
 	return err
@@ -107,25 +107,25 @@ func (w filesystem) Thaw(ctx context.Context, a0 string) (err error) {
 	return err
 }
 
-func (w filesystem) Inside(ctx context.Context, a0 string, a1 string) (r0 string, err error) {
-	err = w.step(ctx, "Filesystem.Inside", func() (err error) {
-		r0, err = w.Filesystem.Inside(ctx, a0, a1)
+func (w filesystem) Subpath(ctx context.Context, a0 string, a1 string) (r0 string, err error) {
+	err = w.step(ctx, "Filesystem.Subpath", func() (err error) {
+		r0, err = w.Filesystem.Subpath(ctx, a0, a1)
 		return err
 	})
 	return r0, err
 }
 
-func (w filesystem) Space(ctx context.Context, a0 string) (r0 uint64, r1 uint64, err error) {
-	err = w.step(ctx, "Filesystem.Space", func() (err error) {
-		r0, r1, err = w.Filesystem.Space(ctx, a0)
+func (w filesystem) Usage(ctx context.Context, a0 string) (r0 uint64, r1 uint64, err error) {
+	err = w.step(ctx, "Filesystem.Usage", func() (err error) {
+		r0, r1, err = w.Filesystem.Usage(ctx, a0)
 		return err
 	})
 	return r0, r1, err
 }
 
-func (w filesystem) Prepare(ctx context.Context, a0 string, a1 backend.Owner) (err error) {
-	err = w.step(ctx, "Filesystem.Prepare", func() (err error) {
-		err = w.Filesystem.Prepare(ctx, a0, a1)
+func (w filesystem) InitRoot(ctx context.Context, a0 string, a1 backend.Owner) (err error) {
+	err = w.step(ctx, "Filesystem.InitRoot", func() (err error) {
+		err = w.Filesystem.InitRoot(ctx, a0, a1)
 		return err
 	})
 	return err
@@ -139,9 +139,9 @@ func (w filesystem) Unmount(ctx context.Context, a0 string) (err error) {
 	return err
 }
 
-func (w filesystem) Detach(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.Detach", func() (err error) {
-		err = w.Filesystem.Detach(ctx, a0)
+func (w filesystem) LazyUnmount(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Filesystem.LazyUnmount", func() (err error) {
+		err = w.Filesystem.LazyUnmount(ctx, a0)
 		return err
 	})
 	return err
@@ -163,17 +163,17 @@ func (w filesystem) Held(ctx context.Context, a0 string, a1 []string) (r0 map[st
 	return r0, err
 }
 
-func (w filesystem) Sound(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.Sound", func() (err error) {
-		err = w.Filesystem.Sound(ctx, a0)
+func (w filesystem) CheckHealth(ctx context.Context, a0 backend.Mount) (err error) {
+	err = w.step(ctx, "Filesystem.CheckHealth", func() (err error) {
+		err = w.Filesystem.CheckHealth(ctx, a0)
 		return err
 	})
 	return err
 }
 
-func (w filesystem) Reaches(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.Reaches", func() (err error) {
-		err = w.Filesystem.Reaches(ctx, a0)
+func (w filesystem) CheckPropagation(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Filesystem.CheckPropagation", func() (err error) {
+		err = w.Filesystem.CheckPropagation(ctx, a0)
 		return err
 	})
 	return err

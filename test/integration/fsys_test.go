@@ -98,7 +98,7 @@ func TestARootIsPreparedAsItWasAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	uid, gid, mode := uint32(1001), uint32(1002), uint32(0o2770)
-	if err := fs.Prepare(t.Context(), path, backend.Owner{UID: &uid, GID: &gid, Mode: &mode}); err != nil {
+	if err := fs.InitRoot(t.Context(), path, backend.Owner{UID: &uid, GID: &gid, Mode: &mode}); err != nil {
 		t.Fatal(err)
 	}
 	var stat unix.Stat_t
@@ -190,7 +190,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 		t.Run(row.fstype+" "+row.options, func(t *testing.T) {
 			fs := fsys.FS{}
 			m := backend.Mount{Device: device(t, row.size), Path: filepath.Join(t.TempDir(), "v"), FSType: row.fstype, Options: row.options}
-			for _, err := range []error{fs.Format(t.Context(), m.Device, row.fstype, nil, true), fs.Mount(t.Context(), m), fs.Sound(t.Context(), m)} {
+			for _, err := range []error{fs.Format(t.Context(), m.Device, row.fstype, nil, true), fs.Mount(t.Context(), m), fs.CheckHealth(t.Context(), m)} {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -198,7 +198,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 			row.breaks(m.Device, m.Path)
 			// With errors=continue the kernel counts a little later (ext4: s_error_work).
 			err := tool.Within(10*time.Second, func() error {
-				if err := fs.Sound(t.Context(), m); !errors.Is(err, backend.ErrContent) || !strings.Contains(err.Error(), m.Device) {
+				if err := fs.CheckHealth(t.Context(), m); !errors.Is(err, backend.ErrContent) || !strings.Contains(err.Error(), m.Device) {
 					return fmt.Errorf("got %w", err)
 				}
 				return nil
@@ -208,7 +208,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 			}
 			for _, err := range []error{
 				fs.Unmount(t.Context(), m.Path), fs.Check(t.Context(), m.Device, row.fstype), fs.Mount(t.Context(), m),
-				fs.Sound(t.Context(), m), fs.Unmount(t.Context(), m.Path),
+				fs.CheckHealth(t.Context(), m), fs.Unmount(t.Context(), m.Path),
 			} {
 				if err != nil {
 					t.Fatal(err)
@@ -216,7 +216,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 			}
 			ro := m
 			ro.Options = "ro"
-			if err := errors.Join(fs.Mount(t.Context(), ro), fs.Sound(t.Context(), ro), fs.Unmount(t.Context(), ro.Path)); err != nil {
+			if err := errors.Join(fs.Mount(t.Context(), ro), fs.CheckHealth(t.Context(), ro), fs.Unmount(t.Context(), ro.Path)); err != nil {
 				t.Errorf("asked for read-only: %v", err)
 			}
 		})
@@ -245,10 +245,10 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 		t.Error("the mount was left behind")
 	}
 	dir := t.TempDir()
-	if err := fs.Reaches(t.Context(), dir); !errors.Is(err, backend.ErrHidden) {
+	if err := fs.CheckPropagation(t.Context(), dir); !errors.Is(err, backend.ErrHidden) {
 		t.Errorf("asked beforehand: %v", err)
 	}
-	if err := (fsys.FS{HostMounts: table(t, "/proc/self/mountinfo")}).Reaches(t.Context(), dir); err != nil {
+	if err := (fsys.FS{HostMounts: table(t, "/proc/self/mountinfo")}).CheckPropagation(t.Context(), dir); err != nil {
 		t.Errorf("a host that sees it: %v", err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
@@ -273,7 +273,7 @@ func TestTheHostsMountTableOutlivesWhoWasAskedForIt(t *testing.T) {
 		if err := errors.Join(fs.Format(t.Context(), m.Device, "ext4", nil, true), fs.Mount(t.Context(), m), fs.Unmount(t.Context(), m.Path)); err != nil {
 			t.Error(err)
 		}
-		if err := fs.Reaches(t.Context(), t.TempDir()); err != nil {
+		if err := fs.CheckPropagation(t.Context(), t.TempDir()); err != nil {
 			t.Error(err)
 		}
 	}

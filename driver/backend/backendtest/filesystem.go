@@ -40,7 +40,7 @@ func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 			m := backend.Mount{Device: device, Path: filepath.Join(devices.Dir, fstype), FSType: fstype, Options: "noatime"}
 			must(t, fs.Mount(ctx, m))
 			must(t, fs.Mount(ctx, m))
-			must(t, fs.Prepare(ctx, m.Path, backend.Owner{}))
+			must(t, fs.InitRoot(ctx, m.Path, backend.Owner{}))
 			must(t, fs.Check(ctx, device, fstype)) // in use: nothing is done to it
 			mounts, err := fs.Mounted(ctx, devices.Dir)
 			must(t, err)
@@ -53,33 +53,33 @@ func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 			must(t, fs.Unmount(ctx, m.Path))
 			must(t, fs.Unmount(ctx, m.Path))
 			must(t, fs.Format(ctx, device, fstype, nil, false)) // begun again after a crash
-			fills(t, fs, device, fstype, true)
+			needsResize(t, fs, device, fstype, false)
 			devices.Larger(t, device, 2*size)
-			fills(t, fs, device, fstype, false)
-			must(t, fs.Renew(ctx, m))
+			needsResize(t, fs, device, fstype, true)
+			must(t, fs.RegenerateUUID(ctx, m))
 			must(t, fs.Mount(ctx, m))
-			before, _, err := fs.Space(ctx, m.Path)
+			before, _, err := fs.Usage(ctx, m.Path)
 			must(t, err)
 			must(t, fs.Freeze(ctx, m.Path))
 			must(t, fs.Freeze(ctx, m.Path))
 			must(t, fs.Thaw(ctx, m.Path))
 			must(t, fs.Thaw(ctx, m.Path))
 			if devices.Grows != nil && !devices.Grows(fstype) {
-				if err := fs.Grow(ctx, m); err == nil {
+				if err := fs.Resize(ctx, m); err == nil {
 					t.Error("it was grown without the right to do so")
 				}
 				must(t, fs.Unmount(ctx, m.Path))
 				return
 			}
-			must(t, fs.Grow(ctx, m))
-			must(t, fs.Grow(ctx, m))
-			if after, used, err := fs.Space(ctx, m.Path); err != nil || after < before+size*3/4 || used > after {
+			must(t, fs.Resize(ctx, m))
+			must(t, fs.Resize(ctx, m))
+			if after, used, err := fs.Usage(ctx, m.Path); err != nil || after < before+size*3/4 || used > after {
 				t.Errorf("size before growth %d, after %d, used %d, %v", before, after, used, err)
 			}
-			_, err = fs.Inside(ctx, m.Path, "missing")
+			_, err = fs.Subpath(ctx, m.Path, "missing")
 			want(t, err, backend.ErrContent)
 			must(t, fs.Unmount(ctx, m.Path))
-			fills(t, fs, device, fstype, true)
+			needsResize(t, fs, device, fstype, false)
 		})
 	}
 	t.Run("a device without a filesystem is not mounted", func(t *testing.T) {
@@ -110,8 +110,8 @@ func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 		path := filepath.Join(devices.Dir, "used")
 		must(t, fs.Mount(ctx, backend.Mount{Device: device, Path: path, FSType: "ext4"}))
 		release := devices.Use(t, path)
-		must(t, fs.Detach(ctx, path))
-		must(t, fs.Detach(ctx, path))
+		must(t, fs.LazyUnmount(ctx, path))
+		must(t, fs.LazyUnmount(ctx, path))
 		release()
 		mounts, err := fs.Mounted(ctx, devices.Dir)
 		must(t, err)
@@ -152,9 +152,9 @@ func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 	})
 }
 
-func fills(t *testing.T, fs backend.Filesystem, device, fstype string, want bool) {
+func needsResize(t *testing.T, fs backend.Filesystem, device, fstype string, want bool) {
 	t.Helper()
-	if got, err := fs.Fills(testContext(t), device, fstype); err != nil || got != want {
-		t.Errorf("%s takes all of its device: %v, %v", fstype, got, err)
+	if got, err := fs.NeedsResize(testContext(t), device, fstype); err != nil || got != want {
+		t.Errorf("%s takes less than its device: %v, %v", fstype, got, err)
 	}
 }

@@ -27,17 +27,20 @@ func (h *Host) fill(device string, fill bool) (full bool, err error) {
 	return full, nil
 }
 
-// Fills compares sizes; see backend.Filesystem.
-func (h *Host) Fills(_ context.Context, device, _ string) (bool, error) { return h.fill(device, false) }
+// NeedsResize compares sizes; see backend.Filesystem.
+func (h *Host) NeedsResize(_ context.Context, device, _ string) (bool, error) {
+	full, err := h.fill(device, false)
+	return err == nil && !full, err
+}
 
-// Grow makes a filesystem larger; see backend.Filesystem.
-func (h *Host) Grow(_ context.Context, m backend.Mount) error {
+// Resize makes a filesystem larger; see backend.Filesystem.
+func (h *Host) Resize(_ context.Context, m backend.Mount) error {
 	_, err := h.fill(m.Device, true)
 	return err
 }
 
-// Renew has no ids; see backend.Filesystem.
-func (h *Host) Renew(context.Context, backend.Mount) error { return nil }
+// RegenerateUUID has no ids; see backend.Filesystem.
+func (h *Host) RegenerateUUID(context.Context, backend.Mount) error { return nil }
 
 // Freeze notes it; see backend.Filesystem.
 func (h *Host) Freeze(_ context.Context, path string) error {
@@ -62,16 +65,16 @@ func (h *Host) Frozen(path string) bool {
 	return h.frozen[path]
 }
 
-// Inside knows every directory but "missing"; see backend.Filesystem.
-func (*Host) Inside(_ context.Context, path, directory string) (string, error) {
+// Subpath knows every directory but "missing"; see backend.Filesystem.
+func (*Host) Subpath(_ context.Context, path, directory string) (string, error) {
 	if directory == "missing" {
 		return "", fmt.Errorf("%w: the volume has no directory %s", backend.ErrContent, directory)
 	}
 	return filepath.Join(path, directory), nil
 }
 
-// Space is that of the device; see backend.Filesystem.
-func (h *Host) Space(_ context.Context, path string) (size, used uint64, err error) {
+// Usage is that of the device; see backend.Filesystem.
+func (h *Host) Usage(_ context.Context, path string) (size, used uint64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	d := h.byDevice(h.mounts[path].Device)
@@ -147,8 +150,8 @@ func (h *Host) Mount(_ context.Context, m backend.Mount) error {
 	return nil
 }
 
-// Prepare has nothing to do; see backend.Filesystem.
-func (h *Host) Prepare(context.Context, string, backend.Owner) error { return nil }
+// InitRoot has nothing to do; see backend.Filesystem.
+func (h *Host) InitRoot(context.Context, string, backend.Owner) error { return nil }
 
 // Unmount unmounts; see backend.Filesystem.
 func (h *Host) Unmount(_ context.Context, path string) error {
@@ -158,8 +161,8 @@ func (h *Host) Unmount(_ context.Context, path string) error {
 	return nil
 }
 
-// Detach unmounts; see backend.Filesystem.
-func (h *Host) Detach(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
+// LazyUnmount unmounts; see backend.Filesystem.
+func (h *Host) LazyUnmount(ctx context.Context, path string) error { return h.Unmount(ctx, path) }
 
 // Held looks whether Hold has been called; see backend.Filesystem.
 func (h *Host) Held(_ context.Context, _ string, devices []string) (map[string]bool, error) {
@@ -173,8 +176,8 @@ func (h *Host) Held(_ context.Context, _ string, devices []string) (map[string]b
 	return held, nil
 }
 
-// Sound looks whether Spoil has been called; see backend.Filesystem.
-func (h *Host) Sound(_ context.Context, m backend.Mount) error {
+// CheckHealth looks whether Spoil has been called; see backend.Filesystem.
+func (h *Host) CheckHealth(_ context.Context, m backend.Mount) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.spoilt[m.Device] {
@@ -190,8 +193,8 @@ func (h *Host) Spoil(device string) {
 	h.spoilt[device] = true
 }
 
-// Reaches has no host to look at; see backend.Filesystem.
-func (*Host) Reaches(context.Context, string) error { return nil }
+// CheckPropagation has no host to look at; see backend.Filesystem.
+func (*Host) CheckPropagation(context.Context, string) error { return nil }
 
 // Mounted lists the mounts; see backend.Filesystem.
 func (h *Host) Mounted(_ context.Context, dir string) (map[string]backend.Mount, error) {

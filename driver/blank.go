@@ -106,7 +106,7 @@ func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *blank) (bool, erro
 
 // encrypt makes a blank volume's image an encrypted one, before it is mapped.
 func (d *Driver) encrypt(ctx context.Context, l *guard.Held, b *blank, version backend.Version, e backend.Encryption) (backend.Version, error) {
-	if err := l.SetState(ctx, guard.Mapped, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, l.ClientAddr()); err != nil {
 		return 0, err
 	}
 	if _, err := d.fresh(ctx, l, b); err != nil {
@@ -132,7 +132,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Ma
 	}
 	// The control client writes too until this is done, the volume's state:
 	// whoever takes over must fence both.
-	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.ClientAddr()); err != nil {
 		return err
 	}
 	fresh, err := d.fresh(ctx, l, b)

@@ -110,7 +110,7 @@ func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, vo
 func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mapping, b *blank, version backend.Version) error {
 	name := l.Image().Name
 	// As for a new filesystem, the control client writes too.
-	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.ClientAddr()); err != nil {
 		return err
 	}
 	if err := d.fs.Unmount(ctx, d.path(name)); err != nil {

@@ -63,7 +63,7 @@ func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *D
 		Name: name, Size: o.Size, ObjectSize: o.ObjectSize, DataPool: o.DataPool, Features: o.Features,
 		StripeUnit: o.StripeUnit, StripeCount: o.StripeCount,
 	}, Meta: o.Metadata()}
-	if err := d.mapper.Maps(needed(b.Image, o)); err != nil {
+	if err := d.mapper.Supports(needed(b.Image, o)); err != nil {
 		return err
 	}
 	if o.Encryption != "" { // a wrong name is to be told now, not when a task starts

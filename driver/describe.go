@@ -42,7 +42,7 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if used, known, err := h.Used(ctx); err == nil && known {
+		if used, known, err := h.DiskUsage(ctx); err == nil && known {
 			v.Status["used"] = volume.FormatSize(used)
 		}
 	}

@@ -31,7 +31,7 @@ type Config struct {
 	Defaults   map[string]string // by option name, see BuiltinDefaults
 	Root       string            // directory that propagates to the host: mounts, the record, marks
 	Log        logrus.FieldLogger
-	Unlock     bool   // see Handle.Unlock; not with the kernel's client, which waits for the newest OSD map only while it does that itself
+	BreakLock  bool   // see Handle.BreakLock; not with the kernel's client, which waits for the newest OSD map only while it does that itself
 	Restart    func() // ends the plugin, so that Docker starts it afresh; nil = cannot
 
 	Poll     time.Duration // between two looks at whether a holder is alive; default 300 ms
@@ -97,7 +97,7 @@ func New(c Config) (*Driver, error) {
 		d.poll = 300 * time.Millisecond
 	}
 	d.guards = &guard.Guards{
-		Images: c.Images, Records: c.Records, Fences: c.Fences, Local: localState{d}, Node: c.Node, Log: c.Log, Poll: d.poll, Now: d.now, BreakLock: c.Unlock,
+		Images: c.Images, Records: c.Records, Fences: c.Fences, Local: localState{d}, Node: c.Node, Log: c.Log, Poll: d.poll, Now: d.now, BreakLock: c.BreakLock,
 	}
 	if d.patience == 0 {
 		d.patience = 5 * time.Second

@@ -186,7 +186,7 @@ func TestTheSameNodeAfterARebootDoesNotWait(t *testing.T) {
 	}
 	defer func() { _ = old.Close(context.Background()) }()
 	g, version, _ := one.guard("v")
-	g.Addrs = []string{old.Client()}
+	g.Addrs = []string{old.ClientAddr()}
 	one.reboot()
 	if _, err := one.client.CompareAndSwap(within(t, ever), "guard."+old.Image().ID, version, g); err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func TestAWatcherThatIsNotOursIsInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	one.refused("v", "1", backend.ErrInUse, vm.Client(), "no volume of this plugin")
+	one.refused("v", "1", backend.ErrInUse, vm.ClientAddr(), "no volume of this plugin")
 	if _, _, held := one.guard("v"); held {
 		t.Error("the guard was not given back")
 	}

@@ -103,7 +103,7 @@ func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 			return err
 		}
 	}
-	if err := l.SetState(ctx, guard.Removing, l.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Removing, l.ClientAddr()); err != nil {
 		return err
 	}
 	d.log.WithField("volume", name).Warnf("its image, id %s, was not made to its end, and never used: it is made anew", l.Image().ID)

@@ -58,7 +58,7 @@ func (n *node) start() {
 		Node: guard.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
-		Secrets: n.tap, Trash: n.trash, Unlock: true, Restart: func() { n.ended++ },
+		Secrets: n.tap, Trash: n.trash, BreakLock: true, Restart: func() { n.ended++ },
 		Place: backend.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
 	})
 	if err != nil {
@@ -307,12 +307,12 @@ func (p *tap) List(ctx context.Context, prefix string) (keys []string, err error
 	return keys, err
 }
 
-func (h tappedHandle) Unlock(ctx context.Context) error {
-	return h.tap.call("unlock", func() error { return h.Handle.Unlock(ctx) })
+func (h tappedHandle) BreakLock(ctx context.Context) error {
+	return h.tap.call("unlock", func() error { return h.Handle.BreakLock(ctx) })
 }
 
-func (h tappedHandle) EnableLock(ctx context.Context) error {
-	return h.tap.call("enable lock", func() error { return h.Handle.EnableLock(ctx) })
+func (h tappedHandle) EnableExclusiveLock(ctx context.Context) error {
+	return h.tap.call("enable lock", func() error { return h.Handle.EnableExclusiveLock(ctx) })
 }
 
 func (h tappedHandle) Remove(ctx context.Context, keep time.Duration) error {
@@ -402,8 +402,8 @@ func (h tappedHandle) Meta(ctx context.Context) (meta map[string]string, err err
 	return meta, err
 }
 
-func (h tappedHandle) Used(ctx context.Context) (used uint64, known bool, err error) {
-	err = h.tap.call("used", func() (err error) { used, known, err = h.Handle.Used(ctx); return err })
+func (h tappedHandle) DiskUsage(ctx context.Context) (used uint64, known bool, err error) {
+	err = h.tap.call("used", func() (err error) { used, known, err = h.Handle.DiskUsage(ctx); return err })
 	return used, known, err
 }
 
@@ -448,8 +448,8 @@ func (p *tap) Unmap(ctx context.Context, id string) error {
 	return p.call("unmap", func() error { return p.host.Unmap(ctx, id) })
 }
 
-func (p *tap) Drop(ctx context.Context, id string) error {
-	return p.call("drop", func() error { return p.host.Drop(ctx, id) })
+func (p *tap) ForceUnmap(ctx context.Context, id string) error {
+	return p.call("drop", func() error { return p.host.ForceUnmap(ctx, id) })
 }
 
 func (p *tap) Mappings(ctx context.Context) (m []backend.Mapping, err error) {
@@ -519,7 +519,7 @@ func (p *tap) Size(ctx context.Context, m backend.Mapping) (size uint64, err err
 	return size, err
 }
 
-func (p *tap) Maps(features []string) error { return p.host.Maps(features) }
+func (p *tap) Supports(features []string) error { return p.host.Supports(features) }
 
 func (p *tap) NeedsResize(ctx context.Context, device, fstype string) (needs bool, err error) {
 	err = p.call("needs resize", func() (err error) { needs, err = p.host.NeedsResize(ctx, device, fstype); return err })

@@ -202,7 +202,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	}
 	if !l.Adopted && !slices.Contains(l.Image().Features, backend.FeatureLock) {
 		d.log.WithField("volume", name).Infof("switching on %s: the image was made without, and nobody uses it now", backend.FeatureLock)
-		if err := l.EnableLock(ctx); err != nil {
+		if err := l.EnableExclusiveLock(ctx); err != nil {
 			return err
 		}
 	}

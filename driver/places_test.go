@@ -36,7 +36,7 @@ func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
 			Node: guard.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
 				return []netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil
 			}},
-			Unlock: true, Place: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 200 * time.Millisecond,
+			BreakLock: true, Place: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 200 * time.Millisecond,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -40,7 +40,7 @@ func (d *Driver) seal(ctx context.Context, l *guard.Held, m backend.Mapping) err
 	if h.Image().ID != m.ID {
 		return d.replaced(m)
 	}
-	if err := l.SetState(ctx, guard.Mapped, m.Addr, h.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, m.Addr, h.ClientAddr()); err != nil {
 		return err
 	}
 	if err := d.takeDown(ctx, m); err != nil { // it is mounted as before
@@ -49,7 +49,7 @@ func (d *Driver) seal(ctx context.Context, l *guard.Held, m backend.Mapping) err
 		return backend.Also(err, "leave the guard to the mapping", l.SetState(ctx, guard.Mapped, m.Addr))
 	}
 	l.Adopted = false
-	if err := l.SetState(ctx, guard.Mapped, h.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, h.ClientAddr()); err != nil {
 		return err
 	}
 	if err := l.SetMeta(ctx, map[string]string{volume.KeySealed: m.ID}); err != nil {
@@ -75,7 +75,7 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 			d.unwatch(ctx, name)
 		}
 	}()
-	if err := d.noteReader(ctx, name, h.Image().ID, h.Client()); err != nil {
+	if err := d.noteReader(ctx, name, h.Image().ID, h.ClientAddr()); err != nil {
 		return err
 	}
 	if err := d.guards.WaitUntilFree(ctx, h.Image().ID); err != nil {
@@ -174,8 +174,8 @@ func (d *Driver) unwatch(ctx context.Context, name string) {
 func (d *Driver) rewatch(ctx context.Context, m backend.Mapping) error {
 	if h := d.watches.get(m.Name); h != nil {
 		watchers, err := h.Watchers(ctx)
-		if err == nil && slices.Contains(watchers, h.Client()) {
-			return d.noteReader(ctx, m.Name, m.ID, h.Client())
+		if err == nil && slices.Contains(watchers, h.ClientAddr()) {
+			return d.noteReader(ctx, m.Name, m.ID, h.ClientAddr())
 		}
 	}
 	h, err := d.images.Open(ctx, m.Name, backend.ReadWrite)
@@ -190,5 +190,5 @@ func (d *Driver) rewatch(ctx context.Context, m backend.Mapping) error {
 	} else {
 		d.closeHandle(ctx, h)
 	}
-	return d.noteReader(ctx, m.Name, m.ID, h.Client())
+	return d.noteReader(ctx, m.Name, m.ID, h.ClientAddr())
 }

@@ -230,7 +230,7 @@ func (d *Driver) apart(ctx context.Context, l *guard.Held) error {
 		d.closeHandle(ctx, h)
 		return fmt.Errorf("%w: the image was replaced meanwhile", backend.ErrInUse)
 	}
-	if err := l.SetState(ctx, guard.Mapped, h.Client()); err != nil {
+	if err := l.SetState(ctx, guard.Mapped, h.ClientAddr()); err != nil {
 		d.closeHandle(ctx, h)
 		return err
 	}

@@ -180,7 +180,7 @@ func (d *Driver) drop(ctx context.Context, m backend.Mapping) error {
 	if err := d.fs.LazyUnmount(ctx, d.path(m.Name)); err != nil {
 		return err
 	}
-	err = d.mapper.Drop(ctx, m.ID)
+	err = d.mapper.ForceUnmap(ctx, m.ID)
 	if err == nil && m.Mode == backend.ReadOnly {
 		d.unread(ctx, m.Name, m.ID)
 	}

@@ -151,7 +151,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	keep, err := d.removable(ctx, l)
 	var promised backend.Version
 	if err == nil {
-		err = l.SetState(ctx, guard.Removing, l.Client())
+		err = l.SetState(ctx, guard.Removing, l.ClientAddr())
 	}
 	if err == nil {
 		promised, err = d.goes(ctx, l.Image())

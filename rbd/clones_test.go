@@ -107,7 +107,7 @@ func TestWhatWasNotMadeToItsEndIsTold(t *testing.T) {
 			}
 			_ = a.Close(t.Context())
 			h = o.open("b")
-			if used, _, err := h.Used(t.Context()); err != nil || used == 0 {
+			if used, _, err := h.DiskUsage(t.Context()); err != nil || used == 0 {
 				t.Errorf("the copy holds %d, %v", used, err)
 			}
 			_ = h.Close(t.Context())

@@ -146,7 +146,7 @@ func parentOf(img *rbd.Image) (*backend.Origin, error) {
 }
 
 func (h *handle) Image() backend.Image { return h.image }
-func (h *handle) Client() string       { return h.client.addr }
+func (h *handle) ClientAddr() string   { return h.client.addr }
 
 // call runs fn on the open image, which is not closed before fn has returned.
 func (h *handle) call(ctx context.Context, what string, e effect, fn func() error) error {
@@ -214,8 +214,8 @@ func (h *handle) setMeta(meta map[string]string) error {
 	return nil
 }
 
-// Unlock breaks the lock itself: librbd's own way would fence the owner.
-func (h *handle) Unlock(ctx context.Context) error {
+// BreakLock breaks the lock itself: librbd's own way would fence the owner.
+func (h *handle) BreakLock(ctx context.Context) error {
 	return h.call(ctx, "unlock image", changes, func() error {
 		owners, err := h.ioctx.ListLockers(h.header(), lockName)
 		if err != nil || owners == nil || len(owners.Addrs) == 0 {
@@ -241,7 +241,7 @@ func (h *handle) Unlock(ctx context.Context) error {
 	})
 }
 
-func (h *handle) EnableLock(ctx context.Context) error {
+func (h *handle) EnableExclusiveLock(ctx context.Context) error {
 	if slices.Contains(h.image.Features, backend.FeatureLock) {
 		return nil
 	}

@@ -105,7 +105,7 @@ func TestARotatedKeyIsTakenUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = h.Close(t.Context()) }()
-		return h.Client()
+		return h.ClientAddr()
 	}
 	wait := func(what string, done func() bool) {
 		t.Helper()

@@ -59,7 +59,7 @@ func TestAClientThatWasFencedIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Fence(t.Context(), h.Client()); err != nil {
+	if err := other.Fence(t.Context(), h.ClientAddr()); err != nil {
 		t.Fatal(err)
 	}
 	backendtest.Watchers(t, other, image.Name) // its OSD knows of the fence, as from any client that takes over
@@ -70,7 +70,7 @@ func TestAClientThatWasFencedIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.Client() == h.Client() {
+	if again.ClientAddr() == h.ClientAddr() {
 		t.Error("the fenced client is still in use")
 	}
 	if err := again.SetMeta(t.Context(), map[string]string{"x": "1"}); err != nil {
@@ -101,7 +101,7 @@ func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.Client() == h.Client() {
+	if again.ClientAddr() == h.ClientAddr() {
 		t.Error("the client is still in use")
 	}
 	_ = again.Close(t.Context())
@@ -252,7 +252,7 @@ func TestACloneIsNotEmpty(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	used, known, err := h.Used(t.Context())
+	used, known, err := h.DiskUsage(t.Context())
 	if err != nil || used == 0 || !known {
 		t.Errorf("used: %d, %v, %v", used, known, err)
 	}
@@ -329,17 +329,17 @@ func TestTheLockOfAFencedClientIsBroken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = h.Close(t.Context()) }()
-	if err := h.Unlock(t.Context()); err != nil || len(owners()) != 1 {
+	if err := h.BreakLock(t.Context()); err != nil || len(owners()) != 1 {
 		t.Errorf("the lock of a live client: %v, %v", owners(), err)
 	}
 	if err := p.Fence(t.Context(), addr); err != nil {
 		t.Fatal(err)
 	}
 	ioctx = fresh(t, cfg) // the other's is fenced
-	if err := h.Unlock(t.Context()); err != nil || len(owners()) != 0 {
+	if err := h.BreakLock(t.Context()); err != nil || len(owners()) != 0 {
 		t.Errorf("owners %v, %v", owners(), err)
 	}
-	if err := h.Unlock(t.Context()); err != nil {
+	if err := h.BreakLock(t.Context()); err != nil {
 		t.Error("nothing is locked:", err)
 	}
 }
@@ -504,7 +504,7 @@ func TestALargeImageIsLookedAtWithoutAWalk(t *testing.T) {
 				testbed.Run(t, "sh", "-c", "echo x | rados -c "+testbed.Conf()+" -p "+cfg.Pool+" -N "+cfg.Namespace+" put "+object+" -")
 			}
 			start := testbed.Operations(t)
-			used, known, err := h.Used(t.Context())
+			used, known, err := h.DiskUsage(t.Context())
 			if err != nil || known {
 				t.Errorf("used: %d, %v, %v", used, known, err)
 			}

@@ -13,8 +13,8 @@ import (
 // a filesystem, a partition table, LUKS, LVM, a swap area, has something there.
 const ends = 256
 
-// Used sums up the objects; see backend.Handle.
-func (h *handle) Used(ctx context.Context) (used uint64, known bool, err error) {
+// DiskUsage sums up the objects; see backend.Handle.
+func (h *handle) DiskUsage(ctx context.Context) (used uint64, known bool, err error) {
 	err = h.call(ctx, "measure image", reads, func() (err error) {
 		if known, err = h.accounted(); err == nil && known {
 			used, err = h.written(0, h.image.Size)

@@ -205,7 +205,7 @@ func (s service) newPlaces(ctx context.Context, restart func()) (places driver.P
 			Filesystem: fsys.FS{HostMounts: hosts},
 			Why:        why,
 			Node:       node, Place: place, Trash: trash,
-			Defaults: defaults(values), Root: filepath.Dir(mounts), Log: log, Unlock: !kernel,
+			Defaults: defaults(values), Root: filepath.Dir(mounts), Log: log, BreakLock: !kernel,
 			Restart: func() {
 				if !places.InUse(context.Background()) { // in another place
 					restart()

@@ -79,7 +79,9 @@ func (b blind) Open(ctx context.Context, name string, mode backend.OpenMode) (ba
 
 type blindHandle struct{ backend.Handle }
 
-func (h blindHandle) Watchers(context.Context) ([]string, error) { return []string{h.Client()}, nil }
+func (h blindHandle) Watchers(context.Context) ([]string, error) {
+	return []string{h.ClientAddr()}, nil
+}
 
 // forgetful keeps the guards to itself.
 type forgetful struct {

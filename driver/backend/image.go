@@ -7,10 +7,10 @@ import (
 
 // Handle is an open image.
 type Handle interface {
-	// Image is the image as it was when it was opened, or EnableLock left it.
+	// Image is the image as it was when it was opened, or EnableExclusiveLock left it.
 	Image() Image
-	// Client is the address ("ip:0/nonce") of the control client that opened it.
-	Client() string
+	// ClientAddr is the address ("ip:0/nonce") of the control client that opened it.
+	ClientAddr() string
 	// Whole tells whether the making of the image came to its end. An image whose
 	// making was cut short lacks what the kernel needs to map it, or is a clone
 	// that its parent does not know, and is lost with the parent's snapshot.
@@ -23,10 +23,10 @@ type Handle interface {
 	// while it flattens the image: it takes Ceph's exclusive lock for that, and gives
 	// it to whoever wants to write. None if this client may not ask.
 	Managers(ctx context.Context) ([]string, error)
-	// Used is the space the image takes in the pool, in bytes, in whole objects; not
+	// DiskUsage is the space the image takes in the pool, in bytes, in whole objects; not
 	// known if Ceph keeps no valid account of it (feature fast-diff), and each object
 	// would have to be asked for.
-	Used(ctx context.Context) (used uint64, known bool, err error)
+	DiskUsage(ctx context.Context) (used uint64, known bool, err error)
 	// Empty tells whether nothing was ever written to the image. Not sure: its beginning
 	// and its end were looked at, where whatever a disk holds has something, and each
 	// object between them would have to be asked for.
@@ -36,13 +36,13 @@ type Handle interface {
 	Meta(ctx context.Context) (map[string]string, error)
 	// SetMeta sets the given keys of the metadata and leaves the others.
 	SetMeta(ctx context.Context, meta map[string]string) error
-	// Unlock takes Ceph's exclusive lock of the image from its owner, if that
+	// BreakLock takes Ceph's exclusive lock of the image from its owner, if that
 	// has been fenced. The next writer does it else, by fencing it once more,
 	// which takes the monitors another second.
-	Unlock(ctx context.Context) error
-	// EnableLock gives the image the feature exclusive-lock, which images of
+	BreakLock(ctx context.Context) error
+	// EnableExclusiveLock gives the image the feature exclusive-lock, which images of
 	// other makers may lack.
-	EnableLock(ctx context.Context) error
+	EnableExclusiveLock(ctx context.Context) error
 	// Resize makes the image larger; ErrInvalid if it would be smaller.
 	Resize(ctx context.Context, size uint64) error
 	// Encrypt writes the header of an encrypted image. What was on the image is lost.

@@ -9,7 +9,7 @@ type Mapping struct {
 	Snap   string // as Image.Snap
 	Device string // for example /dev/rbd0; "" when only a part is left of it
 	Addr   string // of the mapping's own Ceph client: what a fence would bar
-	Alive  bool   // false = its I/O can only fail; Drop it
+	Alive  bool   // false = its I/O can only fail; see Mapper.ForceUnmap
 
 	Mode OpenMode // a read-only one is no watcher, and needs no guard
 }
@@ -29,16 +29,16 @@ type Mapper interface {
 	// Unmap flushes and takes the device away; nil if it is not mapped,
 	// ErrBusy, with nothing changed, while a mount or a process holds it.
 	Unmap(ctx context.Context, key string) error
-	// Drop takes the mapping away whoever holds it. Unwritten data is lost;
+	// ForceUnmap takes the mapping away whoever holds it. Unwritten data is lost;
 	// after it nothing can be written through it.
-	Drop(ctx context.Context, key string) error
+	ForceUnmap(ctx context.Context, key string) error
 	// Mappings lists what is mapped here from this pool.
 	Mappings(ctx context.Context) ([]Mapping, error)
 	// Size gives the device of a mapping the size that its image has by now, if
 	// that is larger, and returns it, in bytes. It asks nobody but the client of
 	// the mapping, and does not wait for Ceph.
 	Size(ctx context.Context, m Mapping) (uint64, error)
-	// Maps tells whether images with these features can be mapped on this node;
+	// Supports tells whether images with these features can be mapped on this node;
 	// ErrInvalid, with the cure, if not.
-	Maps(features []string) error
+	Supports(features []string) error
 }

@@ -180,7 +180,7 @@ func (g *Guards) takeOver(ctx context.Context, l *Held, fence bool) (err error) 
 	}
 	seen := l.Handle
 	l.Record = Record{Node: g.Node.Name, Boot: g.Node.Boot, Since: g.Now()}
-	if err := l.SetState(ctx, Mapping, l.Client()); err != nil {
+	if err := l.SetState(ctx, Mapping, l.ClientAddr()); err != nil {
 		return err
 	}
 	defer func() {
@@ -198,7 +198,7 @@ func (g *Guards) takeOver(ctx context.Context, l *Held, fence bool) (err error) 
 		return err
 	}
 	if g.BreakLock {
-		if err := l.Unlock(ctx); err != nil {
+		if err := l.BreakLock(ctx); err != nil {
 			return err
 		}
 	}
@@ -217,8 +217,8 @@ func (g *Guards) reopenWritable(ctx context.Context, l *Held, state State) error
 	if h.Image().ID != seen.Image().ID {
 		return fmt.Errorf("%w: the image was replaced meanwhile", backend.ErrInUse)
 	}
-	if h.Client() != seen.Client() { // the connection was lost in between
-		return l.SetState(ctx, state, h.Client())
+	if h.ClientAddr() != seen.ClientAddr() { // the connection was lost in between
+		return l.SetState(ctx, state, h.ClientAddr())
 	}
 	return nil
 }
@@ -227,7 +227,7 @@ func (g *Guards) reopenWritable(ctx context.Context, l *Held, state State) error
 // control client: a call of ours that was left unfinished took its client with
 // it (see package rbd), so the present one has none.
 func (g *Guards) fence(ctx context.Context, l *Held, prev Record) error {
-	addrs := slices.DeleteFunc(slices.Clone(prev.Addrs), func(a string) bool { return a == l.Client() })
+	addrs := slices.DeleteFunc(slices.Clone(prev.Addrs), func(a string) bool { return a == l.ClientAddr() })
 	if len(addrs) == 0 {
 		return nil
 	}

@@ -76,7 +76,7 @@ func (g *Guards) status(ctx context.Context, name string) (all []Status, err err
 	has := func(held Record, version backend.Version) error {
 		alive, err := isWatched(ctx, h, held)
 		if err == nil {
-			all = append(all, Status{Volume: name, Record: held, Alive: alive, imageID: h.Image().ID, version: version, client: h.Client()})
+			all = append(all, Status{Volume: name, Record: held, Alive: alive, imageID: h.Image().ID, version: version, client: h.ClientAddr()})
 		}
 		return err
 	}

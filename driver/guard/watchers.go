@@ -24,7 +24,7 @@ func (g *Guards) waitForWatchers(ctx context.Context, l *Held, gone []string) er
 			return err
 		}
 		others := slices.DeleteFunc(watchers, func(a string) bool {
-			return a == l.Client() || slices.Contains(gone, a)
+			return a == l.ClientAddr() || slices.Contains(gone, a)
 		})
 		if len(others) > 0 {
 			managers, err := l.Managers(ctx)

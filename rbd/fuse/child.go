@@ -34,7 +34,7 @@ type job struct {
 func (m *Mapper) start(ctx context.Context, image backend.Image, mode backend.OpenMode) (backend.Mapping, error) {
 	lock, err := takeLock(m.lockfile(image.Key()))
 	if errors.Is(err, backend.ErrBusy) { // an orphan that has not come as far as its mount
-		if err := m.Drop(ctx, image.Key()); err != nil {
+		if err := m.ForceUnmap(ctx, image.Key()); err != nil {
 			return backend.Mapping{}, err
 		}
 		lock, err = takeLock(m.lockfile(image.Key()))
@@ -71,7 +71,7 @@ func (m *Mapper) undo(ctx context.Context, key string, cause error) error {
 	if err == nil {
 		err = m.tidy(key)
 	} else {
-		err = m.Drop(ctx, key)
+		err = m.ForceUnmap(ctx, key)
 	}
 	if err != nil {
 		return fmt.Errorf("%w; and then: %w", cause, err)

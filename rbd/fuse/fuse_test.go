@@ -213,7 +213,7 @@ func used(t *testing.T, pool *rbd.Pool) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, _, err := h.Used(t.Context())
+	n, _, err := h.DiskUsage(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestAStoppedServerHangsNobody(t *testing.T) {
 	if err := mapper.Unmap(short, m.ID); err == nil {
 		t.Error("unmapped although its server does not answer")
 	}
-	if err := mapper.Drop(ctx, m.ID); err != nil {
+	if err := mapper.ForceUnmap(ctx, m.ID); err != nil {
 		t.Errorf("drop: %v", err)
 	}
 	resume()

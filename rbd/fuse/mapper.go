@@ -54,7 +54,7 @@ func (m *Mapper) Map(ctx context.Context, image backend.Image, mode backend.Open
 		return found, err
 	}
 	if ok && !found.Alive {
-		if err := m.Drop(ctx, image.Key()); err != nil {
+		if err := m.ForceUnmap(ctx, image.Key()); err != nil {
 			return found, err
 		}
 		ok = false
@@ -83,7 +83,7 @@ func (m *Mapper) Unmap(ctx context.Context, key string) error {
 		return err
 	}
 	if !found.Alive {
-		return m.Drop(ctx, key)
+		return m.ForceUnmap(ctx, key)
 	}
 	if found.Device != "" {
 		if err := backend.Within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
@@ -131,9 +131,9 @@ func (m *Mapper) unmount(ctx context.Context, key string) error {
 	}
 }
 
-// Drop kills the child, after which nothing can reach Ceph any more, and then
+// ForceUnmap kills the child, after which nothing can reach Ceph any more, and then
 // takes away what is left; see backend.Mapper.
-func (m *Mapper) Drop(ctx context.Context, key string) error {
+func (m *Mapper) ForceUnmap(ctx context.Context, key string) error {
 	if err := killChild(m.lockfile(key)); err != nil {
 		return err
 	}
@@ -217,8 +217,8 @@ func modeOf(block string, found backend.Mapping) (backend.OpenMode, error) {
 	return ro != 1, nil
 }
 
-// Maps allows everything: librbd knows all its features; see backend.Mapper.
-func (m *Mapper) Maps([]string) error { return nil }
+// Supports allows everything: librbd knows all its features; see backend.Mapper.
+func (m *Mapper) Supports([]string) error { return nil }
 
 func (m *Mapper) find(ctx context.Context, key string) (backend.Mapping, bool, error) {
 	all, err := m.Mappings(ctx)

@@ -53,13 +53,13 @@ func (b Beside) Unmap(ctx context.Context, key string) error {
 	return m.Unmap(ctx, key)
 }
 
-// Drop takes a device away by force; see backend.Mapper.
-func (b Beside) Drop(ctx context.Context, key string) error {
+// ForceUnmap takes a device away by force; see backend.Mapper.
+func (b Beside) ForceUnmap(ctx context.Context, key string) error {
 	m, err := b.of(ctx, key)
 	if err != nil {
 		return err
 	}
-	return m.Drop(ctx, key)
+	return m.ForceUnmap(ctx, key)
 }
 
 // Mappings lists those of both; see backend.Mapper.

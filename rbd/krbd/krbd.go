@@ -167,11 +167,11 @@ func (m *Mapper) write(what, text string) error {
 // Unmap removes the device; see backend.Mapper.
 func (m *Mapper) Unmap(ctx context.Context, key string) error { return m.remove(ctx, key, "") }
 
-// Drop removes the device whoever has it open; see backend.Mapper. The kernel
+// ForceUnmap removes the device whoever has it open; see backend.Mapper. The kernel
 // waits for requests under way even then (drivers/block/rbd.c, do_rbd_remove
 // freezes the queue): those of a fenced client end at once, others not before
 // the cluster answers.
-func (m *Mapper) Drop(ctx context.Context, key string) error {
+func (m *Mapper) ForceUnmap(ctx context.Context, key string) error {
 	err := m.remove(ctx, key, "")
 	if errors.Is(err, backend.ErrBusy) {
 		err = m.remove(ctx, key, " force")

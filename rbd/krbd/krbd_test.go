@@ -391,12 +391,12 @@ func TestUnmapAndDropWriteTheNumberOfTheDevice(t *testing.T) {
 	}{
 		{"unmap", []string{"remove", "remove_single_major"}, (*Mapper).Unmap, "5e4a6b8b4567",
 			map[string]string{"remove": "", "remove_single_major": "3"}},
-		{"drop", []string{"remove", "remove_single_major"}, (*Mapper).Drop, "5e4a6b8b4567",
+		{"drop", []string{"remove", "remove_single_major"}, (*Mapper).ForceUnmap, "5e4a6b8b4567",
 			map[string]string{"remove": "", "remove_single_major": "3"}},
 		{"unmap, module without single_major", []string{"remove"}, (*Mapper).Unmap, "5e4a6b8b4567", map[string]string{"remove": "3"}},
-		{"drop, module without single_major", []string{"remove"}, (*Mapper).Drop, "5e4a6b8b4567", map[string]string{"remove": "3"}},
+		{"drop, module without single_major", []string{"remove"}, (*Mapper).ForceUnmap, "5e4a6b8b4567", map[string]string{"remove": "3"}},
 		{"unmap of what is not mapped", []string{"remove"}, (*Mapper).Unmap, "other", map[string]string{"remove": ""}},
-		{"drop of what is not mapped", []string{"remove"}, (*Mapper).Drop, "other", map[string]string{"remove": ""}},
+		{"drop of what is not mapped", []string{"remove"}, (*Mapper).ForceUnmap, "other", map[string]string{"remove": ""}},
 		{"unmap of an image that others mapped in another pool", []string{"remove"}, (*Mapper).Unmap, "foreign", map[string]string{"remove": ""}},
 		{"unmap of a snapshot's image", []string{"remove"}, (*Mapper).Unmap, "snapped", map[string]string{"remove": ""}},
 		{"unmap of the snapshot", []string{"remove"}, (*Mapper).Unmap, "snapped@monday", map[string]string{"remove": "5"}},
@@ -449,7 +449,7 @@ func TestACallThatHangsOutlivesItsRequestAlone(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	for what, err := range map[string]error{
-		"unmap": m.Unmap(short, image.ID), "drop": m.Drop(short, image.ID),
+		"unmap": m.Unmap(short, image.ID), "drop": m.ForceUnmap(short, image.ID),
 		"map": func() error { _, err := m.Map(short, image, backend.ReadWrite); return err }(),
 	} {
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "an earlier call for this image has not ended (unmap in the kernel)") {

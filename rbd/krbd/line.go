@@ -178,8 +178,8 @@ func (m *Mapper) checkFeatures(image string, has []string) error {
 	return fmt.Errorf("%w: this kernel cannot map images with %s; %s", backend.ErrInvalid, strings.Join(unknown, ", "), strings.Join(cures, ", "))
 }
 
-// Maps looks at what the kernel can; see backend.Mapper.
-func (m *Mapper) Maps(features []string) error { return m.checkFeatures("IMAGE", features) }
+// Supports looks at what the kernel can; see backend.Mapper.
+func (m *Mapper) Supports(features []string) error { return m.checkFeatures("IMAGE", features) }
 
 func indexOf(name string) int {
 	return slices.IndexFunc(features, func(f feature) bool { return f.name == name })

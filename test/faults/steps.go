@@ -208,9 +208,9 @@ func (w handle) Managers(ctx context.Context) (r0 []string, err error) {
 	return r0, err
 }
 
-func (w handle) Used(ctx context.Context) (r0 uint64, r1 bool, err error) {
-	err = w.step(ctx, "Handle.Used", func() (err error) {
-		r0, r1, err = w.Handle.Used(ctx)
+func (w handle) DiskUsage(ctx context.Context) (r0 uint64, r1 bool, err error) {
+	err = w.step(ctx, "Handle.DiskUsage", func() (err error) {
+		r0, r1, err = w.Handle.DiskUsage(ctx)
 		return err
 	})
 	return r0, r1, err
@@ -240,17 +240,17 @@ func (w handle) SetMeta(ctx context.Context, a0 map[string]string) (err error) {
 	return err
 }
 
-func (w handle) Unlock(ctx context.Context) (err error) {
-	err = w.step(ctx, "Handle.Unlock", func() (err error) {
-		err = w.Handle.Unlock(ctx)
+func (w handle) BreakLock(ctx context.Context) (err error) {
+	err = w.step(ctx, "Handle.BreakLock", func() (err error) {
+		err = w.Handle.BreakLock(ctx)
 		return err
 	})
 	return err
 }
 
-func (w handle) EnableLock(ctx context.Context) (err error) {
-	err = w.step(ctx, "Handle.EnableLock", func() (err error) {
-		err = w.Handle.EnableLock(ctx)
+func (w handle) EnableExclusiveLock(ctx context.Context) (err error) {
+	err = w.step(ctx, "Handle.EnableExclusiveLock", func() (err error) {
+		err = w.Handle.EnableExclusiveLock(ctx)
 		return err
 	})
 	return err
@@ -456,9 +456,9 @@ func (w mapper) Unmap(ctx context.Context, a0 string) (err error) {
 	return err
 }
 
-func (w mapper) Drop(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Mapper.Drop", func() (err error) {
-		err = w.Mapper.Drop(ctx, a0)
+func (w mapper) ForceUnmap(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Mapper.ForceUnmap", func() (err error) {
+		err = w.Mapper.ForceUnmap(ctx, a0)
 		return err
 	})
 	return err

@@ -84,7 +84,7 @@ func (m remote) Unmap(ctx context.Context, key string) error {
 	return err
 }
 
-func (m remote) Drop(ctx context.Context, key string) error {
+func (m remote) ForceUnmap(ctx context.Context, key string) error {
 	_, err := m.call(ctx, wire.Request{Op: "drop", Text: key})
 	return err
 }
@@ -99,7 +99,7 @@ func (m remote) Size(ctx context.Context, of backend.Mapping) (uint64, error) {
 	return a.Size, err
 }
 
-func (m remote) Maps(features []string) error {
+func (m remote) Supports(features []string) error {
 	_, err := m.call(context.Background(), wire.Request{Op: "maps", Image: backend.Image{Features: features}})
 	return err
 }

@@ -90,7 +90,7 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		if whole, err := h.Whole(ctx); err != nil || !whole {
 			t.Errorf("it is whole: %v, %v", whole, err)
 		}
-		used, known, err := h.Used(ctx)
+		used, known, err := h.DiskUsage(ctx)
 		must(t, err)
 		empty, sure, err := h.Empty(ctx)
 		must(t, err)
@@ -105,7 +105,7 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		must(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 4 << 40, ObjectSize: 4 * mib, Features: []string{"layering", "exclusive-lock"}}))
 		h, err := c.Open(ctx, "a", backend.ReadOnly)
 		must(t, err)
-		_, known, err := h.Used(ctx)
+		_, known, err := h.DiskUsage(ctx)
 		must(t, err)
 		empty, sure, err := h.Empty(ctx)
 		must(t, err)
@@ -178,8 +178,8 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		}
 		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
-		if w := Watchers(t, c, "a"); !slices.Equal(w, []string{h.Client()}) {
-			t.Errorf("watchers %v, the client is %s", w, h.Client())
+		if w := Watchers(t, c, "a"); !slices.Equal(w, []string{h.ClientAddr()}) {
+			t.Errorf("watchers %v, the client is %s", w, h.ClientAddr())
 		}
 		must(t, h.Close(ctx))
 		if w := Watchers(t, c, "a"); len(w) != 0 {
@@ -260,8 +260,8 @@ func Images(t *testing.T, connect func(*testing.T) Ceph) {
 		must(t, c.Create(ctx, backend.ImageSpec{Name: "a", Size: 8 * mib, Features: []string{"layering"}}))
 		h, err := c.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
-		must(t, h.EnableLock(ctx))
-		must(t, h.EnableLock(ctx))
+		must(t, h.EnableExclusiveLock(ctx))
+		must(t, h.EnableExclusiveLock(ctx))
 		for _, open := range []func() (backend.Handle, error){
 			func() (backend.Handle, error) { return h, nil },
 			func() (backend.Handle, error) { return c.Open(ctx, "a", backend.ReadOnly) },

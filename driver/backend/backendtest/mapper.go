@@ -177,8 +177,8 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 			t.Errorf("after the fence the next node read %q, %v", text, err)
 		}
 		release := one.Hold(t, a.Device)
-		must(t, m.Drop(ctx, image.ID))
-		must(t, m.Drop(ctx, image.ID))
+		must(t, m.ForceUnmap(ctx, image.ID))
+		must(t, m.ForceUnmap(ctx, image.ID))
 		release()
 		if all, err := m.Mappings(ctx); err != nil || len(all) != 0 {
 			t.Errorf("mappings after drop: %v, %v", all, err)
@@ -191,7 +191,7 @@ func Mapper(t *testing.T, ceph Ceph, snapshot func(t *testing.T, image, name str
 		got, err := m.Map(ctx, image, backend.ReadWrite)
 		must(t, err)
 		release := one.Hold(t, got.Device)
-		must(t, m.Drop(ctx, image.ID))
+		must(t, m.ForceUnmap(ctx, image.ID))
 		if err := one.Write(got.Device, hello); err == nil {
 			t.Error("it wrote after the drop")
 		}

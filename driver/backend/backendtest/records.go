@@ -105,16 +105,16 @@ func Fences(t *testing.T, connect func(*testing.T) Ceph) {
 		Create(t, a, "a", 8*mib)
 		h, err := a.Open(ctx, "a", backend.ReadWrite)
 		must(t, err)
-		fenced, err := b.Fenced(ctx, h.Client())
+		fenced, err := b.Fenced(ctx, h.ClientAddr())
 		must(t, err)
-		if fenced[h.Client()] {
+		if fenced[h.ClientAddr()] {
 			t.Fatal("fenced before it was")
 		}
-		must(t, b.Fence(ctx, h.Client(), "192.0.2.1:0/1"))
-		must(t, b.Fence(ctx, h.Client())) // again
-		fenced, err = b.Fenced(ctx, h.Client(), "192.0.2.1:0/1", "192.0.2.1:0/2")
+		must(t, b.Fence(ctx, h.ClientAddr(), "192.0.2.1:0/1"))
+		must(t, b.Fence(ctx, h.ClientAddr())) // again
+		fenced, err = b.Fenced(ctx, h.ClientAddr(), "192.0.2.1:0/1", "192.0.2.1:0/2")
 		must(t, err)
-		if !maps.Equal(fenced, map[string]bool{h.Client(): true, "192.0.2.1:0/1": true}) {
+		if !maps.Equal(fenced, map[string]bool{h.ClientAddr(): true, "192.0.2.1:0/1": true}) {
 			t.Errorf("fenced: %v", fenced)
 		}
 		// An OSD hears of a fence from the monitors in its own time, and at once from a client that

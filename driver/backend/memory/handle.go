@@ -22,7 +22,7 @@ type handle struct {
 }
 
 func (h *handle) Image() backend.Image { return h.image.Image }
-func (h *handle) Client() string       { return h.client.addr }
+func (h *handle) ClientAddr() string   { return h.client.addr }
 
 func (h *handle) Watchers(ctx context.Context) ([]string, error) {
 	leave, err := h.client.enter(ctx)
@@ -40,7 +40,7 @@ func (h *handle) Managers(ctx context.Context) (addrs []string, err error) {
 	})
 }
 
-func (h *handle) Used(ctx context.Context) (used uint64, known bool, err error) {
+func (h *handle) DiskUsage(ctx context.Context) (used uint64, known bool, err error) {
 	return used, known, h.do(ctx, func(i *image) error {
 		if known = i.accounted(); known {
 			used = uint64(len(i.data))
@@ -77,7 +77,7 @@ func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
 	return nil
 }
 
-func (h *handle) Unlock(ctx context.Context) error {
+func (h *handle) BreakLock(ctx context.Context) error {
 	leave, err := h.client.enter(ctx)
 	if err == nil {
 		leave()
@@ -85,7 +85,7 @@ func (h *handle) Unlock(ctx context.Context) error {
 	return err
 }
 
-func (h *handle) EnableLock(ctx context.Context) error {
+func (h *handle) EnableExclusiveLock(ctx context.Context) error {
 	leave, err := h.client.enter(ctx)
 	if err != nil {
 		return err

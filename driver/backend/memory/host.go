@@ -199,8 +199,8 @@ func (h *Host) Unmap(_ context.Context, key string) error {
 	return nil
 }
 
-// Drop takes a device away by force; see backend.Mapper.
-func (h *Host) Drop(_ context.Context, key string) error {
+// ForceUnmap takes a device away by force; see backend.Mapper.
+func (h *Host) ForceUnmap(_ context.Context, key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if d := h.mapped[key]; d != nil {
@@ -235,8 +235,8 @@ func (h *Host) Size(_ context.Context, m backend.Mapping) (uint64, error) {
 	return d.size, nil
 }
 
-// Maps knows all features but one; see backend.Mapper.
-func (h *Host) Maps(features []string) error {
+// Supports knows all features but one; see backend.Mapper.
+func (h *Host) Supports(features []string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if slices.Contains(features, h.lacks) {

@@ -103,13 +103,13 @@ func (s *server) do(ctx context.Context, q wire.Request, a *wire.Answer) (err er
 	case "unmap":
 		err = s.mapper(q).Unmap(ctx, q.Text)
 	case "drop":
-		err = s.mapper(q).Drop(ctx, q.Text)
+		err = s.mapper(q).ForceUnmap(ctx, q.Text)
 	case "mappings":
 		a.Mappings, err = s.mapper(q).Mappings(ctx)
 	case "size":
 		a.Size, err = s.mapper(q).Size(ctx, q.Mapping)
 	case "maps":
-		err = s.mapper(q).Maps(q.Image.Features)
+		err = s.mapper(q).Supports(q.Image.Features)
 	case "takes":
 		err = krbd.Takes(q.User, q.Text)
 	case "hold":

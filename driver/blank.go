@@ -82,7 +82,7 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Ver
 			return version, err
 		}
 		written, err := d.records.CompareAndSwap(ctx, blankKey(name), version, b)
-		if !errors.Is(err, backend.ErrLost) {
+		if !errors.Is(err, backend.ErrConflict) {
 			return written, err
 		}
 	}
@@ -99,7 +99,7 @@ func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *blank) (bool, erro
 		name, fstype := l.Image().Name, b.Meta.FSType
 		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds data; it is not formatted. "+
 			"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
-			backend.ErrContent, fstype, d.place, name, fstype)
+			backend.ErrUnexpectedContent, fstype, d.place, name, fstype)
 	}
 	return sure, err
 }
@@ -191,7 +191,7 @@ func (d *Driver) forgetBlank(ctx context.Context, name string, version backend.V
 		return nil
 	}
 	err := d.records.Delete(ctx, blankKey(name), version)
-	if errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrLost) {
+	if errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrConflict) {
 		return nil
 	}
 	return err

@@ -120,7 +120,7 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 	}
 	there.Image.From = parent
 	_, err = d.records.CompareAndSwap(ctx, blankKey(b.Image.Name), version, there)
-	if errors.Is(err, backend.ErrLost) {
+	if errors.Is(err, backend.ErrConflict) {
 		return nil
 	}
 	return err

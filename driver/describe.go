@@ -154,7 +154,7 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 	if !found {
 		return
 	}
-	if broken := d.fs.CheckHealth(ctx, mount); errors.Is(broken, backend.ErrContent) {
+	if broken := d.fs.CheckHealth(ctx, mount); errors.Is(broken, backend.ErrUnexpectedContent) {
 		v.Status["error"] = broken.Error() + "; restart its containers"
 		return
 	}

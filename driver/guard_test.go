@@ -117,7 +117,7 @@ func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
 		}
 		return nil
 	})
-	one.refused("v", "1", backend.ErrLost)
+	one.refused("v", "1", backend.ErrConflict)
 	if d := one.device("v"); d != "" {
 		t.Errorf("still mapped as %s", d)
 	}
@@ -539,16 +539,16 @@ func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
 	one.mount("w", "1")
 	one.tap.on(func(call string) error {
 		if call == "mount" {
-			return backend.ErrHidden
+			return backend.ErrNotPropagated
 		}
 		return nil
 	})
-	one.refused("v", "1", backend.ErrHidden, "mount volume v")
+	one.refused("v", "1", backend.ErrNotPropagated, "mount volume v")
 	if one.ended != 0 {
 		t.Error("the plugin has ended under a container")
 	}
 	one.unmount("w", "1")
-	one.refused("v", "1", backend.ErrHidden)
+	one.refused("v", "1", backend.ErrNotPropagated)
 	if d := one.device("v"); one.ended != 1 || d != "" {
 		t.Errorf("ended %d times; v is mapped as %q", one.ended, d)
 	}
@@ -561,7 +561,7 @@ func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
 	one.mount("v", "1")
 	one.tap.on(func(call string) error {
 		if call == "reaches" {
-			return backend.ErrHidden
+			return backend.ErrNotPropagated
 		}
 		return nil
 	})

@@ -15,7 +15,7 @@ import (
 // be like that: there is nothing on it yet, and it is made anew, under the guard.
 
 // errHalfMade is the answer to who would use such an image.
-var errHalfMade = fmt.Errorf("%w: the image was not made to its end", backend.ErrContent)
+var errHalfMade = fmt.Errorf("%w: the image was not made to its end", backend.ErrUnexpectedContent)
 
 // finished is errHalfMade for an image that waits for its first mount, with that promise,
 // and was not made to its end.
@@ -97,7 +97,7 @@ func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 		}
 		if err == nil && !empty {
 			err = fmt.Errorf("%w: it was to be a copy, is none, and yet holds data: nothing is made in its place. If that is a filesystem "+
-				"to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype ext4; else remove the volume", backend.ErrContent, d.place, name)
+				"to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype ext4; else remove the volume", backend.ErrUnexpectedContent, d.place, name)
 		}
 		if err != nil {
 			return err
@@ -141,7 +141,7 @@ func (d *Driver) goes(ctx context.Context, image backend.Image) (backend.Version
 			return 0, err
 		}
 		b.Removed = image.ID
-		if version, err = d.records.CompareAndSwap(ctx, blankKey(image.Name), version, b); !errors.Is(err, backend.ErrLost) {
+		if version, err = d.records.CompareAndSwap(ctx, blankKey(image.Name), version, b); !errors.Is(err, backend.ErrConflict) {
 			return version, err
 		}
 	}

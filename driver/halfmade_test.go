@@ -141,8 +141,8 @@ func TestAnImageInPlaceOfACopyIsKept(t *testing.T) {
 	if err := two.Host.Unmap(within(t, ever), m.Key()); err != nil {
 		t.Fatal(err)
 	}
-	two.refused("w", "1", backend.ErrContent, "holds data", "rbd image-meta set rbd/w docker_volume.fstype ext4")
-	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v@s"}), backend.ErrContent, "nothing is made in its place")
+	two.refused("w", "1", backend.ErrUnexpectedContent, "holds data", "rbd image-meta set rbd/w docker_volume.fstype ext4")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v@s"}), backend.ErrUnexpectedContent, "nothing is made in its place")
 	two.trash = time.Hour
 	two.restart()
 	if err := two.Remove(within(t, ever), "w"); err != nil {
@@ -206,7 +206,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 			two.mount("w", "1")
 			two.holds("w", "ext4 new data")
 			two.unmount("w", "1")
-			if _, err := one.client.CompareAndSwap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, backend.ErrLost) {
+			if _, err := one.client.CompareAndSwap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, backend.ErrConflict) {
 				t.Fatal(err)
 			}
 			if err := two.Remove(within(t, ever), "w"); err != nil {

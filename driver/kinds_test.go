@@ -249,7 +249,7 @@ func TestADirectoryOfAVolume(t *testing.T) {
 	for _, row := range []struct {
 		directory string
 		kind      error
-	}{{"../etc", backend.ErrInvalid}, {"missing", backend.ErrContent}, {"data", nil}} {
+	}{{"../etc", backend.ErrInvalid}, {"missing", backend.ErrUnexpectedContent}, {"data", nil}} {
 		if err := errors.Join(h.SetMeta(within(t, ever), map[string]string{"subdirectory": row.directory}), h.Close(within(t, ever))); err != nil {
 			t.Fatal(err)
 		}

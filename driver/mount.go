@@ -17,7 +17,7 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 	ctx, cancel := d.inTrouble(ctx)
 	defer cancel()
 	path, err := d.mount(ctx, name, id)
-	if errors.Is(err, backend.ErrHidden) {
+	if errors.Is(err, backend.ErrNotPropagated) {
 		d.startAfresh(ctx)
 	}
 	return path, wrap("mount", name, err)
@@ -122,7 +122,7 @@ func (d *Driver) staged(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	mount, found, err := d.mounted(ctx, name)
-	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.CheckHealth(ctx, mount), backend.ErrContent) {
+	if err != nil || !found || mount.Device != m.Device || errors.Is(d.fs.CheckHealth(ctx, mount), backend.ErrUnexpectedContent) {
 		return false, err
 	}
 	return true, d.current(ctx, m)
@@ -136,7 +136,7 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 		return err
 	}
 	broken := d.fs.CheckHealth(ctx, mount)
-	if !errors.Is(broken, backend.ErrContent) {
+	if !errors.Is(broken, backend.ErrUnexpectedContent) {
 		return nil
 	}
 	d.log.WithField("volume", name).Warnf("mounting anew: %v", broken)
@@ -244,7 +244,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 // mountMapped mounts what is complete.
 func (d *Driver) mountMapped(ctx context.Context, l *guard.Held, m backend.Mapping, meta volume.Metadata) error {
 	if !l.Adopted {
-		if err := l.SetState(ctx, guard.Mapped, m.Addr); errors.Is(err, backend.ErrLost) {
+		if err := l.SetState(ctx, guard.Mapped, m.Addr); errors.Is(err, backend.ErrConflict) {
 			return fmt.Errorf("%w: another node took the volume while it was mapped here: %w", backend.ErrInUse, err)
 		} else if err != nil {
 			return err

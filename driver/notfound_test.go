@@ -16,8 +16,8 @@ import (
 
 // faults is every kind of error that a part may return.
 var faults = []error{
-	backend.ErrNotFound, backend.ErrExists, backend.ErrTwice, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost,
-	backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrHidden, backend.ErrContent,
+	backend.ErrNotFound, backend.ErrExists, backend.ErrAmbiguous, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrConflict,
+	backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrNotPropagated, backend.ErrUnexpectedContent,
 	context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF, syscall.EIO, syscall.EPERM, syscall.EMFILE, errors.New("no idea"),
 }
 

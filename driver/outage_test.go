@@ -32,7 +32,7 @@ func only(calls []string, fault error) func(string) error {
 // of that volume. Nobody else hears of it.
 func TestOneBadVolumeIsNoOutage(t *testing.T) {
 	for _, fault := range []error{
-		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrNotFound, backend.ErrLost, backend.ErrInvalid, errors.New("-5 input/output error"),
+		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrNotFound, backend.ErrConflict, backend.ErrInvalid, errors.New("-5 input/output error"),
 	} {
 		for _, step := range stepsOfGet {
 			if step == "load" && errors.Is(fault, backend.ErrNotFound) || step == "clones" && errors.Is(fault, backend.ErrDenied) {

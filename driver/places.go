@@ -51,7 +51,7 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 	}
 	at, err := p.only(name, found, errs)
 	switch {
-	case errors.Is(err, backend.ErrTwice):
+	case errors.Is(err, backend.ErrAmbiguous):
 		v := volumes[slices.Index(found, true)]
 		v.Status["error"] = wrap("get", name, err).Error()
 		return v, nil

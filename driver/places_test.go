@@ -120,8 +120,8 @@ func TestANameThatIsTakenElsewhereMeanwhile(t *testing.T) {
 		}
 		return nil
 	})
-	check(t, places.Create(ctx, "v", nil), backend.ErrTwice, "create volume v: ", "rbd/v and ssd/v", "rbd rename")
+	check(t, places.Create(ctx, "v", nil), backend.ErrAmbiguous, "create volume v: ", "rbd/v and ssd/v", "rbd rename")
 	_, err := places.Mount(ctx, "v", "1")
-	check(t, err, backend.ErrTwice, "mount volume v: ")
-	check(t, places.Create(ctx, "w", map[string]string{"from": "v"}), backend.ErrTwice)
+	check(t, err, backend.ErrAmbiguous, "mount volume v: ")
+	check(t, places.Create(ctx, "w", map[string]string{"from": "v"}), backend.ErrAmbiguous)
 }

@@ -66,7 +66,7 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	}
 	if len(mappings) == 0 {
 		switch err := d.fs.CheckPropagation(ctx, d.mounts); {
-		case errors.Is(err, backend.ErrHidden):
+		case errors.Is(err, backend.ErrNotPropagated):
 			d.startAfresh(ctx)
 		case err != nil:
 			d.log.Warnf("reconcile: do mounts reach the host: %v", err)

@@ -150,14 +150,14 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 		t.Fatal("no error")
 	}
 	one.tap.on(nil)
-	two.refused("v", "1", backend.ErrContent, "a roll-back to snapshot s was cut short; do it again")
+	two.refused("v", "1", backend.ErrUnexpectedContent, "a roll-back to snapshot s was cut short; do it again")
 	if status := two.status("v"); !strings.Contains(fmt.Sprint(status["error"]), "cut short") {
 		t.Errorf("status: %v", status)
 	}
 	check(t, two.Unsnap(within(t, ever), "v", "s"), backend.ErrBusy, "cut short")
-	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), backend.ErrContent, "volume v: ", "cut short")
+	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), backend.ErrUnexpectedContent, "volume v: ", "cut short")
 	_, err := two.Snap(within(t, ever), "v", "half")
-	check(t, err, backend.ErrContent, "cut short")
+	check(t, err, backend.ErrUnexpectedContent, "cut short")
 	two.create("w", map[string]string{"from": "v@s"}) // is whole
 	two.mount("w", "1")
 	two.holds("w", "ext4 data")

@@ -147,7 +147,7 @@ func TestImagesOfOthersAreMountedAsTheyAreAndNeverFormatted(t *testing.T) {
 	one.unmount("wetopi", "1")
 	for name, content := range map[string]string{"empty": "", "luks": "crypto_LUKS", "table": "gpt"} {
 		foreign(t, c, name, content)
-		one.refused(name, "1", backend.ErrContent, "not made by this plugin")
+		one.refused(name, "1", backend.ErrUnexpectedContent, "not made by this plugin")
 		if d := one.device(name); d != "" {
 			t.Errorf("%s is still mapped as %s", name, d)
 		}
@@ -176,7 +176,7 @@ func TestAVolumeWithoutTheDirectoryThatIsWantedIsLetGo(t *testing.T) {
 		note("missing")
 		for range 2 {
 			_, err := one.Driver.Mount(within(t, ever), "theirs", "1")
-			check(t, err, backend.ErrContent, "mount volume theirs: ", "no directory missing")
+			check(t, err, backend.ErrUnexpectedContent, "mount volume theirs: ", "no directory missing")
 			if _, mounted := one.mountOf("theirs"); mounted || one.device("theirs") != "" {
 				t.Fatalf("readonly=%s: it stays mounted", readOnly)
 			}
@@ -192,7 +192,7 @@ func TestAVolumeWithoutTheDirectoryThatIsWantedIsLetGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = two.Driver.Mount(within(t, ever), "theirs", "2")
-		check(t, err, backend.ErrContent, "no directory missing")
+		check(t, err, backend.ErrUnexpectedContent, "no directory missing")
 		if _, mounted := two.mountOf("theirs"); !mounted {
 			t.Fatalf("readonly=%s: taken from the container that has it", readOnly)
 		}
@@ -217,8 +217,8 @@ func TestABlankVolumeThatHoldsDataIsNotFormatted(t *testing.T) {
 	if err := host.Unmap(within(t, ever), m.ID); err != nil {
 		t.Fatal(err)
 	}
-	one.refused("v", "1", backend.ErrContent, "it is not formatted", "rbd image-meta set rbd/v")
-	one.refused("v", "1", backend.ErrContent)
+	one.refused("v", "1", backend.ErrUnexpectedContent, "it is not formatted", "rbd image-meta set rbd/v")
+	one.refused("v", "1", backend.ErrUnexpectedContent)
 	m, err = host.Map(within(t, ever), h.Image(), backend.ReadOnly)
 	if err != nil {
 		t.Fatal(err)
@@ -243,7 +243,7 @@ func TestAnImageThatReplacedABegunOneIsNotFormatted(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign(t, c, "v", "restored from a backup")
-	one.refused("v", "1", backend.ErrContent, "it is not formatted")
+	one.refused("v", "1", backend.ErrUnexpectedContent, "it is not formatted")
 }
 
 func TestARefusedMkfsOptionCanBeMended(t *testing.T) {

@@ -31,7 +31,7 @@ func (p Places) only(name string, found []bool, errs []error) (at *Driver, err e
 	for i, d := range p {
 		if found[i] && at != nil {
 			return nil, fmt.Errorf("%w: %s/%s and %s/%s; rename one of them (rbd rename), or remove it with rbd",
-				backend.ErrTwice, at.place, name, d.place, name)
+				backend.ErrAmbiguous, at.place, name, d.place, name)
 		}
 		if found[i] {
 			at = d

@@ -24,8 +24,8 @@ import (
 func TestWhatDockerdMayBeTold(t *testing.T) {
 	faults := map[error]bool{backend.ErrNoVolume: true}
 	for _, fault := range []error{
-		backend.ErrNotFound, backend.ErrExists, backend.ErrTwice, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost,
-		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrHidden, backend.ErrContent,
+		backend.ErrNotFound, backend.ErrExists, backend.ErrAmbiguous, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrConflict,
+		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrNotPropagated, backend.ErrUnexpectedContent,
 		context.DeadlineExceeded, context.Canceled, errors.New("no idea"), &backend.PanicError{Value: "nil map"},
 	} {
 		faults[fault] = false

@@ -158,7 +158,7 @@ func TestTooMuchMetadataIsNamed(t *testing.T) {
 		}
 	}
 	_, err = h.Meta(t.Context())
-	if err == nil || errors.Is(err, backend.ErrLost) || !strings.Contains(err.Error(), "rbd image-meta list") {
+	if err == nil || errors.Is(err, backend.ErrConflict) || !strings.Contains(err.Error(), "rbd image-meta list") {
 		t.Errorf("got %v", err)
 	}
 }

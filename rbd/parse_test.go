@@ -181,7 +181,7 @@ func (c coded) ErrorCode() int { return int(c) }
 
 func TestTranslateErrorNumbers(t *testing.T) {
 	kinds := []error{
-		backend.ErrNotFound, backend.ErrExists, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost, backend.ErrUnavailable, backend.ErrContent,
+		backend.ErrNotFound, backend.ErrExists, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrConflict, backend.ErrUnavailable, backend.ErrUnexpectedContent,
 	}
 	for _, row := range []struct {
 		name string

@@ -108,9 +108,9 @@ func (p *Pool) write(ctx context.Context, key string, old backend.Version, chang
 	})
 	switch number := errno(err); {
 	case number == syscall.ERANGE, number == syscall.EOVERFLOW:
-		return 0, fmt.Errorf("write %s%s: %w (%w)", prefix, key, backend.ErrLost, number)
+		return 0, fmt.Errorf("write %s%s: %w (%w)", prefix, key, backend.ErrConflict, number)
 	case errors.Is(err, backend.ErrNotFound), errors.Is(err, backend.ErrExists):
-		return 0, fmt.Errorf("%w (%w)", backend.ErrLost, err)
+		return 0, fmt.Errorf("%w (%w)", backend.ErrConflict, err)
 	case err != nil:
 		return 0, err
 	}

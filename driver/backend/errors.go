@@ -19,16 +19,16 @@ var (
 	ErrUnusable = errors.New("the image cannot be used as it is")
 	// ErrExists: the name is taken.
 	ErrExists = errors.New("already exists")
-	// ErrTwice: two places have a volume of the name, so it cannot be said which is meant.
-	ErrTwice = errors.New("there are two volumes of this name")
+	// ErrAmbiguous: two places have a volume of the name, so it cannot be said which is meant.
+	ErrAmbiguous = errors.New("there are two volumes of this name")
 	// ErrInvalid: the request itself is wrong; the text says what is allowed.
 	ErrInvalid = errors.New("invalid")
 	// ErrBusy: this node still uses it (a mount, an open device).
 	ErrBusy = errors.New("busy")
 	// ErrInUse: another node or another client of Ceph uses it.
 	ErrInUse = errors.New("in use")
-	// ErrLost: somebody else has changed the guard since it was read.
-	ErrLost = errors.New("guard lost")
+	// ErrConflict: somebody else has changed the guard since it was read.
+	ErrConflict = errors.New("guard lost")
 	// ErrUnavailable: Ceph does not answer. Nothing is known about the volume;
 	// in particular it must not be called missing.
 	ErrUnavailable = errors.New("ceph cannot be asked")
@@ -38,10 +38,10 @@ var (
 	// ErrOverloaded: the request had no turn among those of this node. It is an
 	// ErrUnavailable, but says nothing of Ceph.
 	ErrOverloaded error = marked{"too many requests of this node are under way", ErrUnavailable}
-	// ErrHidden: what this plugin mounts does not reach the host's containers.
-	ErrHidden = errors.New("the mount does not reach the host, so containers would write to the host's own disk")
-	// ErrContent: what the device holds is not what this operation may touch.
-	ErrContent = errors.New("unexpected content")
+	// ErrNotPropagated: what this plugin mounts does not reach the host's containers.
+	ErrNotPropagated = errors.New("the mount does not reach the host, so containers would write to the host's own disk")
+	// ErrUnexpectedContent: what the device holds is not what this operation may touch.
+	ErrUnexpectedContent = errors.New("unexpected content")
 )
 
 // marked is a sentinel that is also another one.

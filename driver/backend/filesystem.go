@@ -4,7 +4,7 @@ import "context"
 
 // Filesystem makes and mounts filesystems on block devices of this node.
 type Filesystem interface {
-	// Probe names the filesystem on the device. ErrContent, with what there
+	// Probe names the filesystem on the device. ErrUnexpectedContent, with what there
 	// is, if it is none that can be mounted (nothing, a partition table, LUKS)
 	// or if the device cannot be read.
 	Probe(ctx context.Context, device string) (fstype string, err error)
@@ -14,7 +14,7 @@ type Filesystem interface {
 	// Check repairs what can be repaired without a decision; nil if there is
 	// nothing to do or the device is mounted already.
 	Check(ctx context.Context, device, fstype string) error
-	// Mount mounts the device; mounted there already is no error. ErrHidden if
+	// Mount mounts the device; mounted there already is no error. ErrNotPropagated if
 	// the mount does not reach the host, where Docker would look for it.
 	Mount(ctx context.Context, m Mount) error
 	// NeedsResize tells whether a filesystem, which is not mounted, takes less than its device.
@@ -28,7 +28,7 @@ type Filesystem interface {
 	Freeze(ctx context.Context, path string) error
 	// Thaw ends a Freeze; nil if there was none.
 	Thaw(ctx context.Context, path string) error
-	// Subpath is the path of a directory right under a mount; ErrContent if there is
+	// Subpath is the path of a directory right under a mount; ErrUnexpectedContent if there is
 	// none, or if it leads elsewhere.
 	Subpath(ctx context.Context, path, directory string) (string, error)
 	// Usage is the size of a mounted filesystem and what is used of it, in bytes.
@@ -49,11 +49,11 @@ type Filesystem interface {
 	// count. It only looks.
 	Held(ctx context.Context, dir string, devices []string) (map[string]bool, error)
 	// CheckHealth looks, without touching the device, whether a mount can still be
-	// written to. ErrContent if errors have made the filesystem read-only or shut
+	// written to. ErrUnexpectedContent if errors have made the filesystem read-only or shut
 	// it down: no unmount of one of its mounts, but that of all, mends it.
 	CheckHealth(ctx context.Context, m Mount) error
 	// CheckPropagation tries whether mounts under the directory reach the host;
-	// ErrHidden if not.
+	// ErrNotPropagated if not.
 	CheckPropagation(ctx context.Context, dir string) error
 }
 

@@ -8,9 +8,9 @@ type Records interface {
 	// Load reads a record and returns its version; ErrNotFound if there is none.
 	Load(ctx context.Context, key string, into any) (Version, error)
 	// CompareAndSwap replaces the record of the given version; version 0 means that there
-	// must be none. ErrLost if somebody was faster.
+	// must be none. ErrConflict if somebody was faster.
 	CompareAndSwap(ctx context.Context, key string, old Version, value any) (Version, error)
-	// Delete takes the record of the given version away; ErrLost as for CompareAndSwap.
+	// Delete takes the record of the given version away; ErrConflict as for CompareAndSwap.
 	Delete(ctx context.Context, key string, old Version) error
 	// List lists the records whose key begins like this. It goes through all
 	// objects of the pool, thousands a second: nothing to wait for.

@@ -155,13 +155,13 @@ func (f FS) Subpath(ctx context.Context, path, directory string) (string, error)
 		info, err := os.Lstat(inside)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("%w: the volume has no directory %s", backend.ErrContent, directory)
+			return fmt.Errorf("%w: the volume has no directory %s", backend.ErrUnexpectedContent, directory)
 		case err != nil:
 			return err
 		case info.Mode()&fs.ModeSymlink != 0:
-			return fmt.Errorf("%w: the volume has no directory %s: it is a symbolic link, which is not followed", backend.ErrContent, directory)
+			return fmt.Errorf("%w: the volume has no directory %s: it is a symbolic link, which is not followed", backend.ErrUnexpectedContent, directory)
 		case !info.IsDir():
-			return fmt.Errorf("%w: the volume has no directory %s: it is a file", backend.ErrContent, directory)
+			return fmt.Errorf("%w: the volume has no directory %s: it is a file", backend.ErrUnexpectedContent, directory)
 		}
 		return nil
 	})

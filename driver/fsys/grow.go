@@ -39,7 +39,7 @@ func (f FS) NeedsResize(ctx context.Context, device, fstype string) (bool, error
 	s := <-answer
 	if s.filesystem > s.device {
 		return false, fmt.Errorf("%w: the filesystem is larger (%d bytes) than its device %s (%d): was the image made smaller? "+
-			"What was cut off is lost; make the image as large again, and have it checked", backend.ErrContent, s.filesystem, device, s.device)
+			"What was cut off is lost; make the image as large again, and have it checked", backend.ErrUnexpectedContent, s.filesystem, device, s.device)
 	}
 	// A filesystem counts in blocks, of 4 KiB as a rule, of 64 KiB at most.
 	return s.filesystem+64<<10 <= s.device, nil

@@ -70,7 +70,7 @@ func (f FS) reachesHost(path string) error {
 	}
 	if len(host) == 0 {
 		return fmt.Errorf("%w; try again, and if it stays so disable and enable the plugin to make its directory shared again (%s is not in %s)",
-			backend.ErrHidden, path, f.HostMounts.file.Name())
+			backend.ErrNotPropagated, path, f.HostMounts.file.Name())
 	}
 	return nil
 }

@@ -30,15 +30,15 @@ func (f FS) CheckHealth(ctx context.Context, m backend.Mount) error {
 		asked := slices.Contains(strings.Split(here.Options, ","), "ro") // of the mount; what errors do shows in those of the filesystem
 		for _, o := range strings.Split(here.VFSOptions, ",") {
 			if o == "emergency_ro" || o == "shutdown" || o == "ro" && !asked {
-				return fmt.Errorf("%w: errors have made the filesystem on %s read-only (%s)", backend.ErrContent, m.Device, o)
+				return fmt.Errorf("%w: errors have made the filesystem on %s read-only (%s)", backend.ErrUnexpectedContent, m.Device, o)
 			}
 		}
 		if n := errorsOf(here); n > 0 && !asked {
-			return fmt.Errorf("%w: errors have stopped the filesystem on %s (the kernel counts %d; its log says which)", backend.ErrContent, m.Device, n)
+			return fmt.Errorf("%w: errors have stopped the filesystem on %s (the kernel counts %d; its log says which)", backend.ErrUnexpectedContent, m.Device, n)
 		}
 		root, err := os.Open(m.Path)
 		if errors.Is(err, unix.EIO) {
-			return fmt.Errorf("%w: errors have shut down the filesystem on %s", backend.ErrContent, m.Device)
+			return fmt.Errorf("%w: errors have shut down the filesystem on %s", backend.ErrUnexpectedContent, m.Device)
 		}
 		if err == nil {
 			_ = root.Close()

@@ -92,12 +92,12 @@ func (f FS) Probe(ctx context.Context, device string) (string, error) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == 2 {
 		if err := readable(device); err != nil {
-			return "", fmt.Errorf("%w: %s cannot be read: %w", backend.ErrContent, device, err)
+			return "", fmt.Errorf("%w: %s cannot be read: %w", backend.ErrUnexpectedContent, device, err)
 		}
-		return "", fmt.Errorf("%w: no filesystem is recognised on %s", backend.ErrContent, device)
+		return "", fmt.Errorf("%w: no filesystem is recognised on %s", backend.ErrUnexpectedContent, device)
 	}
 	if exit != nil && exit.Exited() {
-		return "", fmt.Errorf("%w: %w", backend.ErrContent, err)
+		return "", fmt.Errorf("%w: %w", backend.ErrUnexpectedContent, err)
 	}
 	if err != nil { // stopped, it has said nothing of the device
 		return "", err
@@ -112,9 +112,9 @@ func (f FS) Probe(ctx context.Context, device string) (string, error) {
 	case mkfs[fstype].always != nil || fstype == "ext2" || fstype == "ext3":
 		return fstype, nil
 	case fstype != "":
-		return "", fmt.Errorf("%w: %s holds %s, which cannot be mounted as a volume", backend.ErrContent, device, fstype)
+		return "", fmt.Errorf("%w: %s holds %s, which cannot be mounted as a volume", backend.ErrUnexpectedContent, device, fstype)
 	}
-	return "", fmt.Errorf("%w: %s holds a partition table (%s), not a filesystem", backend.ErrContent, device, found["PTTYPE"])
+	return "", fmt.Errorf("%w: %s holds a partition table (%s), not a filesystem", backend.ErrUnexpectedContent, device, found["PTTYPE"])
 }
 
 func readable(device string) error {

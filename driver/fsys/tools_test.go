@@ -118,7 +118,7 @@ func TestAProbeThatWasStoppedSaysNothingOfTheContent(t *testing.T) {
 	image := ext4(t)
 	for script, content := range map[string]bool{"exit 8": true, "kill -KILL $$": false} {
 		tool(t, "blkid", script)
-		if _, err := (FS{}).Probe(t.Context(), image); err == nil || errors.Is(err, backend.ErrContent) != content {
+		if _, err := (FS{}).Probe(t.Context(), image); err == nil || errors.Is(err, backend.ErrUnexpectedContent) != content {
 			t.Errorf("%s: %v", script, err)
 		}
 	}

@@ -90,7 +90,7 @@ func (g *Guards) tryAcquire(ctx context.Context, name string, to Purpose) (l *He
 	if err == nil && !l.Adopted {
 		err = g.takeOver(ctx, l, fence)
 	}
-	if errors.Is(err, backend.ErrLost) {
+	if errors.Is(err, backend.ErrConflict) {
 		backend.Pause(ctx, g.pollInterval())
 		return nil, fmt.Errorf("%w: another node was faster to get the volume", backend.ErrInUse), nil
 	}
@@ -167,7 +167,7 @@ func (g *Guards) changed(ctx context.Context, l *Held) (bool, error) {
 }
 
 // takeOver fences, if it must, and swaps the record, that of the holder before, for
-// one of our own; ErrLost if another node was faster. Then it opens the image to
+// one of our own; ErrConflict if another node was faster. Then it opens the image to
 // write, which makes the control client that the record names a watcher: should
 // we die in between, the record names a client that is not alive, and nobody
 // waits for one that no record names.

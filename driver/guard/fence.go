@@ -68,7 +68,7 @@ func (g *Guards) fenceAll(ctx context.Context, held []Status) (taken []Status, e
 	}
 	for _, h := range held {
 		deleteErr := g.takeFrom(ctx, h)
-		if errors.Is(deleteErr, backend.ErrLost) || errors.Is(deleteErr, backend.ErrNotFound) {
+		if errors.Is(deleteErr, backend.ErrConflict) || errors.Is(deleteErr, backend.ErrNotFound) {
 			continue
 		}
 		if deleteErr != nil {

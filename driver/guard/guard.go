@@ -101,7 +101,7 @@ func (g *Guards) Load(ctx context.Context, imageID string) (r Record, version ba
 // what is given up.
 func (g *Guards) Release(ctx context.Context, imageID string, version backend.Version) error {
 	err := g.Records.Delete(ctx, guardKey(imageID), version)
-	if errors.Is(err, backend.ErrLost) || errors.Is(err, backend.ErrNotFound) {
+	if errors.Is(err, backend.ErrConflict) || errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	return err
@@ -118,7 +118,7 @@ type Held struct {
 	guards  *Guards
 }
 
-// SetState moves the guard to a state in which these clients act; backend.ErrLost if another
+// SetState moves the guard to a state in which these clients act; backend.ErrConflict if another
 // node has it by now.
 func (h *Held) SetState(ctx context.Context, state State, addrs ...string) error {
 	next := h.Record

@@ -41,7 +41,7 @@ func (g *Guards) Lost(ctx context.Context, m backend.Mapping, known map[string]b
 	if err == nil {
 		g.Log.WithField("volume", m.Name).Warn("the guard was missing although the volume is mapped here: put back")
 	}
-	return errors.Is(err, backend.ErrLost), err
+	return errors.Is(err, backend.ErrConflict), err
 }
 
 // rename gives the guard of a mapping the name that this node has by now: by it an

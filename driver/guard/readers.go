@@ -63,7 +63,7 @@ func (g *Guards) changeReaders(ctx context.Context, imageID string, change func(
 		default:
 			_, err = g.Records.CompareAndSwap(ctx, readersKey(imageID), version, readerList{next})
 		}
-		if !errors.Is(err, backend.ErrLost) && !errors.Is(err, backend.ErrNotFound) || !backend.Pause(ctx, g.pollInterval()) {
+		if !errors.Is(err, backend.ErrConflict) && !errors.Is(err, backend.ErrNotFound) || !backend.Pause(ctx, g.pollInterval()) {
 			return err
 		}
 	}

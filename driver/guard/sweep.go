@@ -42,7 +42,7 @@ func (g *Guards) sweepRecord(ctx context.Context, key, id string) error {
 	if err == nil {
 		err = g.Records.Delete(ctx, key, version)
 	}
-	if errors.Is(err, backend.ErrLost) || errors.Is(err, backend.ErrNotFound) {
+	if errors.Is(err, backend.ErrConflict) || errors.Is(err, backend.ErrNotFound) {
 		return nil
 	}
 	if err == nil && key == guardKey(id) {

@@ -50,7 +50,7 @@ func (g *Guards) waitForWatchers(ctx context.Context, l *Held, gone []string) er
 		case err != nil:
 			return err
 		case changed: // else two could wait for each other's watch
-			return fmt.Errorf("%w while waiting for other watchers of the image", backend.ErrLost)
+			return fmt.Errorf("%w while waiting for other watchers of the image", backend.ErrConflict)
 		}
 	}
 }

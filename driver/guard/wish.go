@@ -38,7 +38,7 @@ func (g *Guards) want(ctx context.Context, imageID string) (done func()) {
 	return func() {
 		ctx, cancel := backend.CleanupContext(ctx)
 		defer cancel()
-		if err := g.Records.Delete(ctx, wishKey(imageID), version); err != nil && !errors.Is(err, backend.ErrLost) {
+		if err := g.Records.Delete(ctx, wishKey(imageID), version); err != nil && !errors.Is(err, backend.ErrConflict) {
 			g.Log.Debugf("take back the wish for image id %s: %v", imageID, err)
 		}
 	}

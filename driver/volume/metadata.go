@@ -160,7 +160,7 @@ func (m Metadata) CheckRollback() error {
 	if m.Rollback == "" {
 		return nil
 	}
-	return fmt.Errorf("%w: a roll-back to snapshot %s was cut short; do it again", backend.ErrContent, m.Rollback)
+	return fmt.Errorf("%w: a roll-back to snapshot %s was cut short; do it again", backend.ErrUnexpectedContent, m.Rollback)
 }
 
 // MarshalJSON writes it by its keys.

@@ -347,7 +347,7 @@ func TestTheKernelTellsItsRelease(t *testing.T) {
 }
 
 func TestTheKernelsErrorNumbersAreExplained(t *testing.T) {
-	kinds := []error{backend.ErrNotFound, backend.ErrInUse, backend.ErrUnavailable, backend.ErrInvalid, backend.ErrBusy, backend.ErrLost, backend.ErrExists}
+	kinds := []error{backend.ErrNotFound, backend.ErrInUse, backend.ErrUnavailable, backend.ErrInvalid, backend.ErrBusy, backend.ErrConflict, backend.ErrExists}
 	for _, row := range []struct {
 		err  error
 		kind error // nil = none of the driver's

@@ -174,7 +174,7 @@ func TestForeignContentIsNeverTouched(t *testing.T) {
 			testbed.RBD(t, "import", "--no-progress", file, image)
 			for range 2 {
 				_, err := one.Mount(one.context(time.Minute), volume, "id")
-				if !errors.Is(err, backend.ErrContent) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "not made by this plugin") {
+				if !errors.Is(err, backend.ErrUnexpectedContent) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "not made by this plugin") {
 					t.Errorf("got %v", err)
 				}
 			}
@@ -223,7 +223,7 @@ func TestADeviceThatCannotBeReadIsNotFormatted(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.guard("v") // which tells the OSD of the fence
-	if _, err := (fsys.FS{}).Probe(t.Context(), v.Status["device"].(string)); !errors.Is(err, backend.ErrContent) {
+	if _, err := (fsys.FS{}).Probe(t.Context(), v.Status["device"].(string)); !errors.Is(err, backend.ErrUnexpectedContent) {
 		t.Errorf("probe: %v", err)
 	}
 }

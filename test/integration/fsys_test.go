@@ -198,7 +198,7 @@ func TestABrokenMountIsNotSound(t *testing.T) {
 			row.breaks(m.Device, m.Path)
 			// With errors=continue the kernel counts a little later (ext4: s_error_work).
 			err := tool.Within(10*time.Second, func() error {
-				if err := fs.CheckHealth(t.Context(), m); !errors.Is(err, backend.ErrContent) || !strings.Contains(err.Error(), m.Device) {
+				if err := fs.CheckHealth(t.Context(), m); !errors.Is(err, backend.ErrUnexpectedContent) || !strings.Contains(err.Error(), m.Device) {
 					return fmt.Errorf("got %w", err)
 				}
 				return nil
@@ -245,7 +245,7 @@ func TestAMountThatDoesNotReachTheHostFails(t *testing.T) {
 		t.Error("the mount was left behind")
 	}
 	dir := t.TempDir()
-	if err := fs.CheckPropagation(t.Context(), dir); !errors.Is(err, backend.ErrHidden) {
+	if err := fs.CheckPropagation(t.Context(), dir); !errors.Is(err, backend.ErrNotPropagated) {
 		t.Errorf("asked beforehand: %v", err)
 	}
 	if err := (fsys.FS{HostMounts: table(t, "/proc/self/mountinfo")}).CheckPropagation(t.Context(), dir); err != nil {

@@ -70,7 +70,7 @@ func TestGrowth(t *testing.T) {
 		one.unmount(row.name)
 		// Nobody makes it smaller but with force, and then it is not mounted.
 		testbed.RBD(t, "resize", "--no-progress", "--allow-shrink", "--size", "500M", cfg.Pool+"/"+cfg.Namespace+"/"+row.name)
-		if _, err := one.Mount(one.context(time.Minute), row.name, "id"); !errors.Is(err, backend.ErrContent) || !strings.Contains(err.Error(), "was the image made smaller?") {
+		if _, err := one.Mount(one.context(time.Minute), row.name, "id"); !errors.Is(err, backend.ErrUnexpectedContent) || !strings.Contains(err.Error(), "was the image made smaller?") {
 			t.Errorf("%s, made smaller: %v", row.name, err)
 		}
 	}
@@ -188,7 +188,7 @@ func TestPlaces(t *testing.T) {
 		t.Errorf("get of a name that is there twice: %v, %v", v.Status, err)
 	}
 	for op, err := range map[string]error{"create": all.Create(ctx, "v2", nil), "remove": all.Remove(ctx, "v2")} {
-		if !errors.Is(err, backend.ErrTwice) || !strings.Contains(err.Error(), both) {
+		if !errors.Is(err, backend.ErrAmbiguous) || !strings.Contains(err.Error(), both) {
 			t.Errorf("%s of a name that is there twice: %v", op, err)
 		}
 	}

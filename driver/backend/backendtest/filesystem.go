@@ -77,7 +77,7 @@ func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 				t.Errorf("size before growth %d, after %d, used %d, %v", before, after, used, err)
 			}
 			_, err = fs.Subpath(ctx, m.Path, "missing")
-			want(t, err, backend.ErrContent)
+			want(t, err, backend.ErrUnexpectedContent)
 			must(t, fs.Unmount(ctx, m.Path))
 			needsResize(t, fs, device, fstype, false)
 		})
@@ -85,7 +85,7 @@ func Filesystem(t *testing.T, fs backend.Filesystem, devices Devices) {
 	t.Run("a device without a filesystem is not mounted", func(t *testing.T) {
 		ctx, device := testContext(t), devices.New(t, 8*mib)
 		_, err := fs.Probe(ctx, device)
-		want(t, err, backend.ErrContent)
+		want(t, err, backend.ErrUnexpectedContent)
 		if err := fs.Mount(ctx, backend.Mount{Device: device, Path: filepath.Join(devices.Dir, "blank"), FSType: "ext4"}); err == nil {
 			t.Error("it was mounted")
 		}

@@ -25,7 +25,7 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		v1, err := a.CompareAndSwap(ctx, "k", 0, record{"one"})
 		must(t, err)
 		_, err = b.CompareAndSwap(ctx, "k", 0, record{"late"})
-		want(t, err, backend.ErrLost)
+		want(t, err, backend.ErrConflict)
 		got, err := b.Load(ctx, "k", &r)
 		must(t, err)
 		if got != v1 || r.Text != "one" {
@@ -34,8 +34,8 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		v2, err := b.CompareAndSwap(ctx, "k", got, record{"two"})
 		must(t, err)
 		_, err = a.CompareAndSwap(ctx, "k", v1, record{"stale"})
-		want(t, err, backend.ErrLost)
-		want(t, a.Delete(ctx, "k", v1), backend.ErrLost)
+		want(t, err, backend.ErrConflict)
+		want(t, a.Delete(ctx, "k", v1), backend.ErrConflict)
 		must(t, a.Delete(ctx, "k", v2))
 		_, err = a.Load(ctx, "k", &r)
 		want(t, err, backend.ErrNotFound)
@@ -46,15 +46,15 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 		must(t, err)
 		must(t, a.Delete(ctx, "again", v1))
 		_, err = a.CompareAndSwap(ctx, "again", v1, record{"stale"})
-		want(t, err, backend.ErrLost)
+		want(t, err, backend.ErrConflict)
 		v2, err := a.CompareAndSwap(ctx, "again", 0, record{"one"})
 		must(t, err)
 		if v1 == v2 {
 			t.Error("the version came again")
 		}
 		_, err = a.CompareAndSwap(ctx, "again", v1, record{"stale"})
-		want(t, err, backend.ErrLost)
-		want(t, a.Delete(ctx, "again", v1), backend.ErrLost)
+		want(t, err, backend.ErrConflict)
+		want(t, a.Delete(ctx, "again", v1), backend.ErrConflict)
 	})
 	t.Run("the keys of one kind", func(t *testing.T) {
 		a, b, ctx := connect(t), connect(t), testContext(t)
@@ -83,7 +83,7 @@ func Records(t *testing.T, connect func(*testing.T) Ceph) {
 					if err == nil {
 						won.Store(uint64(v))
 						wins.Add(1)
-					} else if !errors.Is(err, backend.ErrLost) {
+					} else if !errors.Is(err, backend.ErrConflict) {
 						t.Error(err)
 					}
 				})

@@ -210,7 +210,7 @@ func (c *Client) CompareAndSwap(ctx context.Context, key string, old backend.Ver
 	}
 	defer leave()
 	if c.cluster.records[key].version != old {
-		return 0, fmt.Errorf("write %s: %w", key, backend.ErrLost)
+		return 0, fmt.Errorf("write %s: %w", key, backend.ErrConflict)
 	}
 	data, err := json.Marshal(value)
 	if err != nil {
@@ -232,7 +232,7 @@ func (c *Client) Delete(ctx context.Context, key string, old backend.Version) er
 		return fmt.Errorf("remove %s: %w", key, backend.ErrNotFound)
 	}
 	if c.cluster.records[key].version != old {
-		return fmt.Errorf("remove %s: %w", key, backend.ErrLost)
+		return fmt.Errorf("remove %s: %w", key, backend.ErrConflict)
 	}
 	delete(c.cluster.records, key)
 	return nil

@@ -68,7 +68,7 @@ func (h *Host) Frozen(path string) bool {
 // Subpath knows every directory but "missing"; see backend.Filesystem.
 func (*Host) Subpath(_ context.Context, path, directory string) (string, error) {
 	if directory == "missing" {
-		return "", fmt.Errorf("%w: the volume has no directory %s", backend.ErrContent, directory)
+		return "", fmt.Errorf("%w: the volume has no directory %s", backend.ErrUnexpectedContent, directory)
 	}
 	return filepath.Join(path, directory), nil
 }
@@ -90,15 +90,15 @@ func (h *Host) Usage(_ context.Context, path string) (size, used uint64, err err
 func (h *Host) Probe(_ context.Context, device string) (string, error) {
 	content, err := h.Read(device)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", backend.ErrContent, err)
+		return "", fmt.Errorf("%w: %w", backend.ErrUnexpectedContent, err)
 	}
 	switch fstype, _, _ := strings.Cut(content, " "); fstype {
 	case "ext4", "xfs", "btrfs":
 		return fstype, nil
 	case "":
-		return "", fmt.Errorf("%w: no filesystem is recognised on %s", backend.ErrContent, device)
+		return "", fmt.Errorf("%w: no filesystem is recognised on %s", backend.ErrUnexpectedContent, device)
 	}
-	return "", fmt.Errorf("%w: %s holds %s", backend.ErrContent, device, content)
+	return "", fmt.Errorf("%w: %s holds %s", backend.ErrUnexpectedContent, device, content)
 }
 
 // Format writes a filesystem; see backend.Filesystem.
@@ -181,7 +181,7 @@ func (h *Host) CheckHealth(_ context.Context, m backend.Mount) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.spoilt[m.Device] {
-		return fmt.Errorf("%w: errors have made it read-only", backend.ErrContent)
+		return fmt.Errorf("%w: errors have made it read-only", backend.ErrUnexpectedContent)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ type Answer struct {
 }
 
 var kinds = []error{
-	backend.ErrNotFound, backend.ErrExists, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrLost, backend.ErrUnavailable,
+	backend.ErrNotFound, backend.ErrExists, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrConflict, backend.ErrUnavailable,
 }
 
 // SetError puts an error into the answer.

@@ -693,7 +693,7 @@ func TestWhileCephIsAwayNoMountIsTouched(t *testing.T) {
 	one.Reconcile(within(t, ever))
 	one.unmount("v", "2")
 	check(t, one.Driver.Unmount(within(t, ever), "v", "1"), backend.ErrUnavailable)
-	one.LetGo(within(t, ever))
+	one.Shutdown(within(t, ever))
 	one.tap.on(nil)
 	one.Reconcile(within(t, ever)) // when it is back, what nobody uses goes
 	if d := one.device("v"); d != "" {

@@ -45,7 +45,7 @@ func (d *Driver) discard(ctx context.Context, name string) error {
 		}
 	}
 	// Who was killed while it made a clone watches it for as long as Ceph takes to miss it.
-	if err := d.letGo(ctx, name); err != nil {
+	if err := d.unstage(ctx, name); err != nil {
 		return err
 	}
 	l, err := d.guards.Acquire(ctx, name, guard.ToChange)

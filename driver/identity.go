@@ -37,9 +37,9 @@ func (d *Driver) replaced(m backend.Mapping) error {
 		backend.ErrInUse, errReplaced, m.Device, m.ID, m.Name, d.node.Name)
 }
 
-// letGoReplaced lets go of what is mapped here of an image that had the name
+// unstageReplaced lets go of what is mapped here of an image that had the name
 // before, unless containers have it.
-func (d *Driver) letGoReplaced(ctx context.Context, name string) error {
+func (d *Driver) unstageReplaced(ctx context.Context, name string) error {
 	m, found, err := d.mapping(ctx, name)
 	if err != nil || !found {
 		return err
@@ -48,7 +48,7 @@ func (d *Driver) letGoReplaced(ctx context.Context, name string) error {
 	if !errors.Is(err, errReplaced) {
 		return err
 	}
-	if letGoErr := d.letGo(ctx, name); letGoErr != nil {
+	if letGoErr := d.unstage(ctx, name); letGoErr != nil {
 		return backend.Also(err, "let go of it", letGoErr)
 	}
 	d.refs.forget(name)

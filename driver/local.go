@@ -40,7 +40,7 @@ func (l localState) Adopt(ctx context.Context, image backend.Image, held guard.R
 		case m.Mode == backend.ReadOnly:
 			return false, fmt.Errorf("%w: it is mounted read-only on this node (%s); stop the containers that use it", backend.ErrInUse, l.node.Name)
 		case !held.Authorizes(m):
-			return false, l.drop(ctx, m)
+			return false, l.forceUnmap(ctx, m)
 		default:
 			return true, nil
 		}

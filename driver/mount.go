@@ -70,7 +70,7 @@ func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string,
 		}
 	}
 	if path, err = d.inside(ctx, name); err != nil {
-		return "", backend.Also(err, "undo", d.withdraw(ctx, name))
+		return "", backend.Also(err, "undo", d.unstageIfUnused(ctx, name))
 	}
 	d.refer(ctx, name, id)
 	d.unheld.forget(name)
@@ -88,14 +88,14 @@ func (d *Driver) inside(ctx context.Context, name string) (string, error) {
 	return d.fs.Subpath(ctx, d.path(name), directory.(string))
 }
 
-// withdraw lets go of a volume that was mounted and is of no use to who asked for it.
-func (d *Driver) withdraw(ctx context.Context, name string) error {
+// unstageIfUnused lets go of a volume that was mounted and is of no use to who asked for it.
+func (d *Driver) unstageIfUnused(ctx context.Context, name string) error {
 	if d.refs.count(name) > 0 {
 		return nil
 	}
 	ctx, cancel := backend.CleanupContext(ctx)
 	defer cancel()
-	err := d.letGo(ctx, name)
+	err := d.unstage(ctx, name)
 	if errors.Is(err, backend.ErrBusy) { // a container of before a restart has it
 		return nil
 	}
@@ -140,7 +140,7 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 		return nil
 	}
 	d.log.WithField("volume", name).Warnf("mounting anew: %v", broken)
-	if err := d.letGo(ctx, name); errors.Is(err, backend.ErrBusy) {
+	if err := d.unstage(ctx, name); errors.Is(err, backend.ErrBusy) {
 		return fmt.Errorf("%w: %w, and containers of this node still use it; stop all of them, then start again", backend.ErrBusy, broken)
 	} else if err != nil {
 		return err
@@ -152,13 +152,13 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 // stage takes a volume from Ceph to a mounted filesystem: guard, map, swap,
 // keep what was promised of it, mount. What a failure leaves is undone in reverse.
 func (d *Driver) stage(ctx context.Context, name string) (err error) {
-	if err := d.reclaim(ctx, name, nil); err != nil {
+	if err := d.dropLost(ctx, name, nil); err != nil {
 		return err
 	}
 	if err := d.renew(ctx, name); err != nil {
 		return err
 	}
-	if err := d.letGoReplaced(ctx, name); err != nil {
+	if err := d.unstageReplaced(ctx, name); err != nil {
 		return err
 	}
 	l, err := d.guards.Acquire(ctx, name, guard.ToMount)
@@ -174,7 +174,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		if err != nil && !l.Adopted {
 			ctx, cancel := backend.CleanupContext(ctx)
 			defer cancel()
-			err = backend.Also(err, "undo", d.unstage(ctx, l, name))
+			err = backend.Also(err, "undo", d.undoStage(ctx, l, name))
 		}
 	}()
 	meta, promised, version, err := d.metaOf(ctx, l) // under the guard: nobody else changes it now

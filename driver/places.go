@@ -179,8 +179,8 @@ func (p Places) Watch(ctx context.Context, interval, follow time.Duration) {
 	})
 }
 
-// LetGo is Driver.LetGo for all places.
-func (p Places) LetGo(ctx context.Context) { p.each(func(_ int, d *Driver) { d.LetGo(ctx) }) }
+// Shutdown is Driver.Shutdown for all places.
+func (p Places) Shutdown(ctx context.Context) { p.each(func(_ int, d *Driver) { d.Shutdown(ctx) }) }
 
 // InUse tells whether any volume is mapped on this node, as far as can be told.
 func (p Places) InUse(ctx context.Context) bool {

@@ -43,7 +43,7 @@ func (d *Driver) seal(ctx context.Context, l *guard.Held, m backend.Mapping) err
 	if err := l.SetState(ctx, guard.Mapped, m.Addr, h.ClientAddr()); err != nil {
 		return err
 	}
-	if err := d.takeDown(ctx, m); err != nil { // it is mounted as before
+	if err := d.unmountAndUnmap(ctx, m); err != nil { // it is mounted as before
 		ctx, cancel := backend.CleanupContext(ctx)
 		defer cancel()
 		return backend.Also(err, "leave the guard to the mapping", l.SetState(ctx, guard.Mapped, m.Addr))
@@ -119,12 +119,12 @@ func (d *Driver) stageShared(ctx context.Context, name string) (err error) {
 	return err
 }
 
-// letGoShared unmounts and unmaps a read-only volume.
-func (d *Driver) letGoShared(ctx context.Context, m backend.Mapping) error {
+// unstageShared unmounts and unmaps a read-only volume.
+func (d *Driver) unstageShared(ctx context.Context, m backend.Mapping) error {
 	if !m.Alive {
-		return d.drop(ctx, m)
+		return d.forceUnmap(ctx, m)
 	}
-	if err := d.takeDown(ctx, m); err != nil {
+	if err := d.unmountAndUnmap(ctx, m); err != nil {
 		return err
 	}
 	d.unread(ctx, m.Name, m.ID)

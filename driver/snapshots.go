@@ -262,7 +262,7 @@ func (d *Driver) idle(ctx context.Context, name string) (*guard.Held, error) {
 	if n := d.refs.count(name); n > 0 {
 		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", backend.ErrBusy, n, d.node.Name)
 	}
-	if err := d.letGo(ctx, name); err != nil { // what a crash may have left mapped
+	if err := d.unstage(ctx, name); err != nil { // what a crash may have left mapped
 		return nil, err
 	}
 	wait, cancel := context.WithTimeout(ctx, removePatience)

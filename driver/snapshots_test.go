@@ -76,7 +76,7 @@ func TestWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
 	one.tap.on(func(call string) error {
 		if call == "freeze" {
 			one.tap.on(nil)
-			one.LetGo(within(t, soon)) // which waits for the snapshot
+			one.Shutdown(within(t, soon)) // which waits for the snapshot
 		}
 		return nil
 	})
@@ -121,7 +121,7 @@ func TestNothingIsThawedThatWasNotFrozen(t *testing.T) {
 		if len(*seen) == 0 || slices.Contains(*seen, "thaw") {
 			t.Errorf("at the start: %v", *seen)
 		}
-		one.LetGo(within(t, ever))
+		one.Shutdown(within(t, ever))
 		if slices.Contains(*seen, "thaw") {
 			t.Errorf("at the end: %v", *seen)
 		}

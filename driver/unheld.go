@@ -64,11 +64,11 @@ func (d *Driver) held(ctx context.Context, mappings []backend.Mapping) map[strin
 	return held
 }
 
-// letGoUnheld lets go of a volume that no container has, as the look at all mappings
+// unstageUnheld lets go of a volume that no container has, as the look at all mappings
 // said: at once if Docker does not say that it is mounted, else after a while, which is
 // shorter if another node waits for it. Where nothing is known of containers, and Docker
 // does not say so, the kernel refuses to let go of what they have.
-func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]bool) error {
+func (d *Driver) unstageUnheld(ctx context.Context, name string, held map[string]bool) error {
 	users := d.refs.count(name)
 	m, found, err := d.mapping(ctx, name)
 	if err != nil {
@@ -80,7 +80,7 @@ func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]b
 		d.unheld.forget(name)
 		return nil
 	case users == 0:
-		return d.letGo(ctx, name)
+		return d.unstage(ctx, name)
 	case !found || !known:
 		return nil
 	}
@@ -93,7 +93,7 @@ func (d *Driver) letGoUnheld(ctx context.Context, name string, held map[string]b
 			return err
 		}
 	}
-	if err := d.letGo(ctx, name); err != nil {
+	if err := d.unstage(ctx, name); err != nil {
 		return err
 	}
 	d.refs.forget(name)

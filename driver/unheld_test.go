@@ -111,7 +111,7 @@ func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 			one.mount("w", "2")
 			one.unmount("w", "2")
 			check(t, one.Driver.Remove(within(t, ever), "w"), backend.ErrBusy, "a container on this node (one)", one.device("w"))
-			one.LetGo(within(t, ever))
+			one.Shutdown(within(t, ever))
 			one.tap.on(nil)
 			release()
 			one.Reconcile(within(t, ever))

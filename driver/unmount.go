@@ -30,7 +30,7 @@ func (d *Driver) unmount(ctx context.Context, name, id string) error {
 	if d.refs.count(name) > 0 {
 		return nil
 	}
-	err = d.letGo(ctx, name)
+	err = d.unstage(ctx, name)
 	if errors.Is(err, backend.ErrBusy) {
 		d.log.WithField("volume", name).Warnf("unmount: kept, a container on this node still uses it: %v", err)
 		return nil
@@ -38,9 +38,9 @@ func (d *Driver) unmount(ctx context.Context, name, id string) error {
 	return err
 }
 
-// letGo unmounts, unmaps and gives the guard back, as far as there is anything.
+// unstage unmounts, unmaps and gives the guard back, as far as there is anything.
 // ErrBusy if a container holds the volume; it is then mounted and guarded as before.
-func (d *Driver) letGo(ctx context.Context, name string) error {
+func (d *Driver) unstage(ctx context.Context, name string) error {
 	if err := d.detachStale(ctx, name); err != nil {
 		return err
 	}
@@ -53,19 +53,19 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 		return nil
 	}
 	if m.Mode == backend.ReadOnly {
-		return d.letGoShared(ctx, m)
+		return d.unstageShared(ctx, m)
 	}
 	if !m.Alive {
-		return d.drop(ctx, m)
+		return d.forceUnmap(ctx, m)
 	}
 	held, version, err := d.askFirst(ctx, m.ID)
 	if err != nil {
 		return err
 	}
 	if version != 0 && !held.Authorizes(m) {
-		return d.drop(ctx, m)
+		return d.forceUnmap(ctx, m)
 	}
-	if err := d.takeDown(ctx, m); err != nil {
+	if err := d.unmountAndUnmap(ctx, m); err != nil {
 		return err
 	}
 	if version == 0 {
@@ -74,10 +74,10 @@ func (d *Driver) letGo(ctx context.Context, name string) error {
 	return d.guards.Release(ctx, m.ID, version)
 }
 
-// takeDown unmounts and unmaps. ErrBusy if a container holds the volume, in a mount
+// unmountAndUnmap unmounts and unmaps. ErrBusy if a container holds the volume, in a mount
 // namespace of its own: that is looked up. What no mount table shows, a file that is
 // open in what was detached say, the kernel still refuses; it is then mounted as before.
-func (d *Driver) takeDown(ctx context.Context, m backend.Mapping) error {
+func (d *Driver) unmountAndUnmap(ctx context.Context, m backend.Mapping) error {
 	mount, mounted, err := d.mounted(ctx, m.Name)
 	if err != nil {
 		return err
@@ -108,8 +108,8 @@ func (d *Driver) askFirst(ctx context.Context, id string) (guard.Record, backend
 	return held, version, err
 }
 
-// unstage undoes stage. A guard whose device cannot be unmapped is kept.
-func (d *Driver) unstage(ctx context.Context, l *guard.Held, name string) error {
+// undoStage undoes stage. A guard whose device cannot be unmapped is kept.
+func (d *Driver) undoStage(ctx context.Context, l *guard.Held, name string) error {
 	if _, mounted, err := d.mounted(ctx, name); err != nil {
 		return err
 	} else if mounted {
@@ -151,8 +151,8 @@ func (d *Driver) gone(ctx context.Context, id string) error {
 	return err
 }
 
-// drop takes a mapping away that may not write any more, whoever uses it.
-func (d *Driver) drop(ctx context.Context, m backend.Mapping) error {
+// forceUnmap takes a mapping away that may not write any more, whoever uses it.
+func (d *Driver) forceUnmap(ctx context.Context, m backend.Mapping) error {
 	// First: what it has not written yet shall fail, not be written now, and not
 	// wait for ever. For a client that is dead already it ends the watch, which
 	// would last for another 30 s.

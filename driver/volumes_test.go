@@ -558,7 +558,7 @@ func TestLetGoAtTheEndOfThePlugin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	one.LetGo(within(t, ever))
+	one.Shutdown(within(t, ever))
 	two.mount("free", "2")
 	two.refused("held", "2", backend.ErrInUse, "node one")
 	if err := one.write("held", "ext4 data"); err != nil {

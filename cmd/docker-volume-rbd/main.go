@@ -144,7 +144,7 @@ func (s service) serve(ctx context.Context) (again bool, err error) {
 	case <-watched:
 	case <-ending.Done():
 	}
-	places.LetGo(ending)
+	places.Shutdown(ending)
 	return false, err
 }
 

@@ -143,7 +143,7 @@ inline swap(old, check, newState, newAddr) {
 	}
 }
 
-/* [drop] takes the mapping away whoever uses it, and fences its watch away. */
+/* [forceUnmap] takes the mapping away whoever uses it, and fences its watch away. */
 inline drop() { d_step { noDevice() } }
 
 inline forget() { sawState = unguarded; sawName = 0; sawAddr = NONE; sawVersion = 0; won = false; ours = false }
@@ -165,8 +165,8 @@ start:
 	{
 		d_step { noControl(); newClient(plugin[n].ctrl) };
 
-		/* [Reconcile], [settle], [reclaim], [Lost] */
-settle:
+		/* [Reconcile], [reconcileVolume], [dropLost], [Lost] */
+reconcile:
 		atomic {
 			forget(); sawState = state; sawAddr = addr;
 			ours = kernel[n].dev == NONE || (sawState == mapped && sawAddr == kernel[n].dev || !CHECK_COVERS) && !fenced[kernel[n].dev];
@@ -180,7 +180,7 @@ settle:
 			ours = false;
 			if
 			:: rounds == ROUNDS && kernel[n].dev == NONE -> goto done
-			:: rounds == ROUNDS && kernel[n].dev != NONE -> goto letGo
+			:: rounds == ROUNDS && kernel[n].dev != NONE -> goto unstage
 			:: rounds < ROUNDS
 			fi
 		};
@@ -287,16 +287,16 @@ use:		/* [Mount] of the filesystem; the control client closes the image, a conta
 			rounds++
 		};
 		if
-		:: goto settle
-		:: goto letGo
+		:: goto reconcile
+		:: goto unstage
 		fi;
 
-letGo:		/* [Unmount], [letGo], [unmap]; a container that holds it makes that fail: mounted again */
+unstage:		/* [Unmount], [unstage], [unmap]; a container that holds it makes that fail: mounted again */
 		atomic {
 			sawAddr = kernel[n].dev;
 			if
 			:: CHECK_UNMAP_FIRST -> drop()
-			:: CHECK_BUSY -> goto settle
+			:: CHECK_BUSY -> goto reconcile
 			:: !CHECK_BUSY || !CHECK_UNMAP_FIRST
 			fi
 		};
@@ -313,9 +313,9 @@ letGo:		/* [Unmount], [letGo], [unmap]; a container that holds it makes that fai
 		:: CHECK_UNMAP_FIRST
 		:: !CHECK_UNMAP_FIRST -> drop()
 		fi;
-		goto settle;
+		goto reconcile;
 
-undo:		/* [unstage], [Release] */
+undo:		/* [undoStage], [Release] */
 		atomic { prev = NONE; met = false; noDevice() };
 		if
 		:: swap(mine, CHECK_UNDO, unguarded, NONE)

@@ -70,7 +70,7 @@ func (m *Mapper) keep(key string, dev *os.File) {
 	m.held[key] = dev
 }
 
-func (m *Mapper) letGo(key string) {
+func (m *Mapper) release(key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if dev := m.held[key]; dev != nil {

@@ -141,5 +141,5 @@ func TestNothingIsRememberedByTheNameOfALoopDevice(t *testing.T) {
 			t.Errorf("%v is held, %v; want %s", m.held["1"].Name(), err, device)
 		}
 	}
-	m.letGo("1")
+	m.release("1")
 }

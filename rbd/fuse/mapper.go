@@ -89,7 +89,7 @@ func (m *Mapper) Unmap(ctx context.Context, key string) error {
 		if err := backend.Within(ctx, "detach "+found.Device, func() error { return detachLoop(found.Device) }); err != nil {
 			return err
 		}
-		m.letGo(key)
+		m.release(key)
 	}
 	if err := backend.Within(ctx, "unmount "+m.mountpoint(key), func() error { return m.unmount(ctx, key) }); err != nil {
 		return err
@@ -150,7 +150,7 @@ func (m *Mapper) ForceUnmap(ctx context.Context, key string) error {
 	if left.Device != "" {
 		clearLoop(left.Device) // at once if nobody has it open, else with the last user
 	}
-	m.letGo(key)
+	m.release(key)
 	err = unix.Unmount(m.mountpoint(key), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "unmount", Path: m.mountpoint(key), Err: err}

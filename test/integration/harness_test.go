@@ -58,7 +58,7 @@ func newNodeWith(tb testing.TB, cfg rbd.Config, name string, set func(*driver.Co
 	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
-		n.LetGo(ctx)
+		n.Shutdown(ctx)
 		n.pool.Close()
 		testbed.NothingLeft(tb, n.dir, filepath.Join(n.root, "volumes"))
 	})

@@ -107,15 +107,15 @@ func (d *Driver) Reconcile(ctx context.Context) {
 	held := d.held(ctx, mappings)
 	var wg sync.WaitGroup
 	for name := range volumes {
-		wg.Go(func() { d.survive("reconcile", name, func() { d.settle(ctx, name, fenced, held) }) })
+		wg.Go(func() { d.survive("reconcile", name, func() { d.reconcileVolume(ctx, name, fenced, held) }) })
 	}
 	wg.Wait()
 	d.tidyReaders(ctx)
 }
 
-// LetGo gives up, at the end of the plugin, all that no container holds. What
+// Shutdown gives up, at the end of the plugin, all that no container holds. What
 // one holds stays mounted and guarded; the next start finds it.
-func (d *Driver) LetGo(ctx context.Context) {
+func (d *Driver) Shutdown(ctx context.Context) {
 	d.thawAll(ctx) // a snapshot may be under way
 	mappings, err := d.mappings(ctx)
 	if err != nil {
@@ -127,7 +127,7 @@ func (d *Driver) LetGo(ctx context.Context) {
 		wg.Go(func() {
 			d.unkeep(m.Name)
 			d.refs.forget(m.Name)
-			d.survive("let go of", m.Name, func() { d.settle(ctx, m.Name, nil, held) })
+			d.survive("let go of", m.Name, func() { d.reconcileVolume(ctx, m.Name, nil, held) })
 		})
 	}
 	wg.Wait()
@@ -162,17 +162,17 @@ func (d *Driver) Purge(ctx context.Context) {
 	}
 }
 
-// settle puts one volume of this node right. Which clients are fenced may have
+// reconcileVolume puts one volume of this node right. Which clients are fenced may have
 // been asked for many volumes at once, and which devices containers have; nil = not.
-func (d *Driver) settle(ctx context.Context, name string, fenced, held map[string]bool) {
+func (d *Driver) reconcileVolume(ctx context.Context, name string, fenced, held map[string]bool) {
 	log := d.log.WithField("volume", name)
 	unlock, err := d.locks.lock(ctx, name, "reconcile")
 	if err != nil {
 		return // somebody works on it; next time
 	}
 	defer unlock()
-	if err = d.reclaim(ctx, name, fenced); err == nil {
-		err = d.letGoUnheld(ctx, name, held)
+	if err = d.dropLost(ctx, name, fenced); err == nil {
+		err = d.unstageUnheld(ctx, name, held)
 	}
 	switch {
 	case errors.Is(err, backend.ErrBusy):
@@ -184,10 +184,10 @@ func (d *Driver) settle(ctx context.Context, name string, fenced, held map[strin
 	}
 }
 
-// reclaim takes away what this node has no right to, or no use of, any more:
+// dropLost takes away what this node has no right to, or no use of, any more:
 // a mount without a working mapping, a mapping that is dead or not under a
 // guard of ours. What is left afterwards may be written.
-func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]bool) error {
+func (d *Driver) dropLost(ctx context.Context, name string, fenced map[string]bool) error {
 	if err := d.detachStale(ctx, name); err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (d *Driver) reclaim(ctx context.Context, name string, fenced map[string]boo
 		}
 	}
 	if lost {
-		return d.drop(ctx, m)
+		return d.forceUnmap(ctx, m)
 	}
 	return nil
 }

@@ -29,10 +29,10 @@ const (
 	copyTime = 24 * time.Hour
 )
 
-// copyOf completes the promise of a volume that is to be a copy of another, which
+// copyOf completes the pending record of a volume that is to be a copy of another, which
 // is in the care of origin: the driver of this place or of another one. A snapshot
 // that is made for it is taken away by done, when the copy is there or not to be.
-func (d *Driver) copyOf(ctx context.Context, b *blank, o volume.Spec, origin *Driver) (done func(), err error) {
+func (d *Driver) copyOf(ctx context.Context, b *pending, o volume.Spec, origin *Driver) (done func(), err error) {
 	parent, meta, err := origin.original(ctx, o)
 	if err != nil {
 		return nil, err
@@ -81,11 +81,11 @@ func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, vo
 		return backend.Image{}, volume.Metadata{}, err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, promised, _, err := d.metaOf(ctx, h)
+	meta, p, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return backend.Image{}, volume.Metadata{}, err
 	}
-	if promised != nil {
+	if p != nil {
 		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", volume.OptFrom, o.From.Volume)
 	}
 	if o.From.Snapshot == "" {
@@ -104,10 +104,10 @@ func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, vo
 	return h.Image(), meta, err
 }
 
-// finishCopy keeps the promise of a copy: its size, an id of its own for its
+// finishCopy makes a copy what was asked for: its size, an id of its own for its
 // filesystem where that needs one, and metadata of its own. Killed at any point,
 // the next mount does it again.
-func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mapping, b *blank, version backend.Version) error {
+func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mapping, b *pending, version backend.Version) error {
 	name := l.Image().Name
 	// As for a new filesystem, the control client writes too.
 	if err := l.SetState(ctx, guard.Mapped, m.Addr, l.ClientAddr()); err != nil {
@@ -149,7 +149,7 @@ func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mappin
 		return err
 	}
 	maps.DeleteFunc(meta, func(key, value string) bool { return has[key] == value })
-	if err := d.keep(ctx, l, m, version, meta, fstype); err != nil {
+	if err := d.commit(ctx, l, m, version, meta, fstype); err != nil {
 		return err
 	}
 	depth, err := l.Depth(ctx)

@@ -57,9 +57,9 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 	return err
 }
 
-// make writes the blank and makes the image.
+// make writes the pending record and makes the image.
 func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *Driver) (err error) {
-	b := blank{Image: backend.ImageSpec{
+	b := pending{Image: backend.ImageSpec{
 		Name: name, Size: o.Size, ObjectSize: o.ObjectSize, DataPool: o.DataPool, Features: o.Features,
 		StripeUnit: o.StripeUnit, StripeCount: o.StripeCount,
 	}, Meta: o.Metadata()}
@@ -82,7 +82,7 @@ func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *D
 			}
 		}()
 	}
-	promised, err := d.promise(ctx, name, b)
+	p, err := d.writePending(ctx, name, b)
 	if err != nil {
 		return err
 	}
@@ -92,15 +92,15 @@ func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *D
 			return err
 		}
 		return d.agree(ctx, name, o)
-	case errors.Is(err, backend.ErrInvalid): // nothing was made, nor will be by any who was promised the same
-		return backend.Also(err, "clean up", d.forgetBlank(ctx, name, promised))
+	case errors.Is(err, backend.ErrInvalid): // nothing was made, nor will be by any who was asked for the same
+		return backend.Also(err, "clean up", d.removePending(ctx, name, p))
 	}
 	return err
 }
 
-// another corrects the promise of a copy that two nodes made at the same time, each of
+// another corrects the pending record of a copy that two nodes made at the same time, each of
 // a snapshot of its own: that of the one whose image it became.
-func (d *Driver) another(ctx context.Context, b blank) error {
+func (d *Driver) another(ctx context.Context, b pending) error {
 	from := b.Image.From
 	if from == nil {
 		return nil
@@ -111,7 +111,7 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 	}
 	defer d.closeHandle(ctx, h)
 	parent := h.Image().Parent
-	there, version, err := d.loadBlank(ctx, b.Image.Name)
+	there, version, err := d.loadPending(ctx, b.Image.Name)
 	if errors.Is(err, backend.ErrNotFound) || err == nil && (parent == nil || parent.Same(there.Image.From) || parent.Place != from.Place || parent.ID != from.ID) {
 		return nil
 	}
@@ -119,7 +119,7 @@ func (d *Driver) another(ctx context.Context, b blank) error {
 		return err
 	}
 	there.Image.From = parent
-	_, err = d.records.CompareAndSwap(ctx, blankKey(b.Image.Name), version, there)
+	_, err = d.records.CompareAndSwap(ctx, pendingKey(b.Image.Name), version, there)
 	if errors.Is(err, backend.ErrConflict) {
 		return nil
 	}
@@ -149,21 +149,21 @@ func (d *Driver) agree(ctx context.Context, name string, o volume.Spec) error {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
-	meta, promised, _, err := d.metaOf(ctx, h)
+	meta, p, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
-	if err := o.Match(sizeOf(h.Image(), promised), meta); err != nil {
+	if err := o.Match(sizeOf(h.Image(), p), meta); err != nil {
 		return err
 	}
-	return d.finished(ctx, h, promised)
+	return d.finished(ctx, h, p)
 }
 
 // sizeOf is the size of a volume's image, in bytes, or what a copy is to become. Of a
-// new volume the blank may be the promise of another node, which was too late.
-func sizeOf(image backend.Image, promised *blank) uint64 {
-	if promised != nil && promised.Image.From != nil {
-		return max(image.Size, promised.Image.Size)
+// new volume the pending record may be that of another node, which was too late.
+func sizeOf(image backend.Image, p *pending) uint64 {
+	if p != nil && p.Image.From != nil {
+		return max(image.Size, p.Image.Size)
 	}
 	return image.Size
 }

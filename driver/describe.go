@@ -56,12 +56,12 @@ func (v Volume) show(key, value string) {
 }
 
 func (d *Driver) describeMeta(ctx context.Context, h backend.Handle, v Volume) error {
-	meta, promised, _, err := d.metaOf(ctx, h)
+	meta, p, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
-	v.Status["size"] = volume.FormatSize(sizeOf(h.Image(), promised))
-	v.Status["filesystem"] = filesystemStatus(meta, promised)
+	v.Status["size"] = volume.FormatSize(sizeOf(h.Image(), p))
+	v.Status["filesystem"] = filesystemStatus(meta, p)
 	for key, value := range meta.Kept().Encode() {
 		v.show(key, value)
 	}
@@ -165,11 +165,11 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 	}
 }
 
-func filesystemStatus(meta volume.Metadata, promised *blank) string {
+func filesystemStatus(meta volume.Metadata, p *pending) string {
 	switch fstype := meta.FSType; {
-	case promised != nil && promised.Image.From != nil:
+	case p != nil && p.Image.From != nil:
 		return strings.TrimSpace(fstype + " (a copy, made complete at the first mount)")
-	case promised != nil:
+	case p != nil:
 		return fstype + " (made at the first mount)"
 	case fstype != "":
 		return fstype

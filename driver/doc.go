@@ -22,24 +22,24 @@
 // guard. Nothing is read through a mapping before the guard is "mapped", and what was read
 // earlier is read again after the guard is ours.
 //
-// # The blank
+// # The pending record
 //
-// Create writes a record, the blank, and then makes the image; the first Mount
-// makes the filesystem. An image is formatted only if there is a blank for its
-// name, and only if it is empty or the blank names it as begun. So a crash in
-// Create leaves no volume or a blank one; a crash in the first Mount leaves one
+// Create writes a record of what is pending, and then makes the image; the first Mount
+// makes the filesystem. An image is formatted only if there is a pending record for its
+// name, and only if it is empty or the pending record names it as begun. So a crash in
+// Create leaves no volume or a pending one; a crash in the first Mount leaves one
 // that the next Mount begins again; and data that came from elsewhere is never
 // overwritten.
 //
-// A copy has a blank, too: it is a clone, with its original's content and metadata,
+// A copy has a pending record, too: it is a clone, with its original's content and metadata,
 // and what was asked for of it the first mount does: its size, an id of its own for
 // its filesystem, metadata of its own. It is meant for the clone of one snapshot, by
 // that one's id, and for no other image of the name.
 //
-// design.md had the blank mark in the image's metadata. Three things speak for
+// design.md had the mark of a pending volume in the image's metadata. Three things speak for
 // a record: it can be there before the image, so that no crash separates them;
 // setting metadata cannot be made conditional, and a write that comes late, of a
-// node that was paused, must not turn a formatted volume into a blank one; and
+// node that was paused, must not turn a formatted volume into a pending one; and
 // opening a new image to write its metadata took twice as long as making it.
 //
 // # Read-only volumes

@@ -17,13 +17,13 @@ import (
 // errHalfMade is the answer to who would use such an image.
 var errHalfMade = fmt.Errorf("%w: the image was not made to its end", backend.ErrUnexpectedContent)
 
-// finished is errHalfMade for an image that waits for its first mount, with that promise,
+// finished is errHalfMade for an image that waits for its first mount, with that pending record,
 // and was not made to its end.
-func (d *Driver) finished(ctx context.Context, h backend.Handle, promised *blank) error {
-	if promised == nil || promised.Begun == h.Image().ID {
+func (d *Driver) finished(ctx context.Context, h backend.Handle, p *pending) error {
+	if p == nil || p.Begun == h.Image().ID {
 		return nil
 	}
-	if promised.Image.From != nil && h.Image().Parent == nil {
+	if p.Image.From != nil && h.Image().Parent == nil {
 		return errHalfMade
 	}
 	whole, err := h.Whole(ctx)
@@ -72,19 +72,19 @@ func (d *Driver) halfMade(ctx context.Context, name string) error {
 		return err
 	}
 	defer d.closeHandle(ctx, h)
-	_, promised, _, err := d.metaOf(ctx, h)
+	_, p, _, err := d.metaOf(ctx, h)
 	if err != nil {
 		return err
 	}
-	return d.finished(ctx, h, promised)
+	return d.finished(ctx, h, p)
 }
 
 // discardUnder does it under the guard of a lease.
 func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 	name := l.Image().Name
-	_, promised, _, err := d.metaOf(ctx, l)
+	_, p, _, err := d.metaOf(ctx, l)
 	if err == nil {
-		err = d.finished(ctx, l, promised)
+		err = d.finished(ctx, l, p)
 	}
 	if !errors.Is(err, errHalfMade) {
 		return err
@@ -110,10 +110,10 @@ func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 	return l.Remove(ctx, keep)
 }
 
-// makeAnew makes the image of a volume as it was promised, after one that was not made to
+// makeAnew makes the image of a volume as it was asked for, after one that was not made to
 // its end.
 func (d *Driver) makeAnew(ctx context.Context, name string) error {
-	b, _, err := d.loadBlank(ctx, name)
+	b, _, err := d.loadPending(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -129,11 +129,11 @@ func (d *Driver) makeAnew(ctx context.Context, name string) error {
 	return err
 }
 
-// goes notes in the promise of an image that it is about to go, and returns its version;
-// 0 if there is none. Once the name is free another node may promise the same again.
+// goes notes in the pending record of an image that it is about to go, and returns its version;
+// 0 if there is none. Once the name is free another node may be asked for the same again.
 func (d *Driver) goes(ctx context.Context, image backend.Image) (backend.Version, error) {
 	for {
-		b, version, err := d.loadBlank(ctx, image.Name)
+		b, version, err := d.loadPending(ctx, image.Name)
 		if errors.Is(err, backend.ErrNotFound) {
 			return 0, nil
 		}
@@ -141,7 +141,7 @@ func (d *Driver) goes(ctx context.Context, image backend.Image) (backend.Version
 			return 0, err
 		}
 		b.Removed = image.ID
-		if version, err = d.records.CompareAndSwap(ctx, blankKey(image.Name), version, b); !errors.Is(err, backend.ErrConflict) {
+		if version, err = d.records.CompareAndSwap(ctx, pendingKey(image.Name), version, b); !errors.Is(err, backend.ErrConflict) {
 			return version, err
 		}
 	}

@@ -186,7 +186,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 			two.restart()
 			one.create("w", options)
 			var promise map[string]any
-			if _, err := one.client.Load(within(t, ever), "blank.w", &promise); err != nil {
+			if _, err := one.client.Load(within(t, ever), "pending.w", &promise); err != nil {
 				t.Fatal(err)
 			}
 			one.mount("w", "1")
@@ -194,7 +194,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			one.unmount("w", "1")
-			if _, err := one.client.CompareAndSwap(within(t, ever), "blank.w", 0, promise); err != nil {
+			if _, err := one.client.CompareAndSwap(within(t, ever), "pending.w", 0, promise); err != nil {
 				t.Fatal(err)
 			}
 			two.tap.on(func(call string) error {
@@ -206,7 +206,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 			two.mount("w", "1")
 			two.holds("w", "ext4 new data")
 			two.unmount("w", "1")
-			if _, err := one.client.CompareAndSwap(within(t, ever), "blank.w", 0, promise); err != nil && !errors.Is(err, backend.ErrConflict) {
+			if _, err := one.client.CompareAndSwap(within(t, ever), "pending.w", 0, promise); err != nil && !errors.Is(err, backend.ErrConflict) {
 				t.Fatal(err)
 			}
 			if err := two.Remove(within(t, ever), "w"); err != nil {

@@ -150,7 +150,7 @@ func (d *Driver) renew(ctx context.Context, name string) error {
 }
 
 // stage takes a volume from Ceph to a mounted filesystem: guard, map, swap,
-// keep what was promised of it, mount. What a failure leaves is undone in reverse.
+// commit what is pending, mount. What a failure leaves is undone in reverse.
 func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if err := d.dropLost(ctx, name, nil); err != nil {
 		return err
@@ -177,14 +177,14 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 			err = backend.Also(err, "undo", d.undoStage(ctx, l, name))
 		}
 	}()
-	meta, promised, version, err := d.metaOf(ctx, l) // under the guard: nobody else changes it now
+	meta, p, version, err := d.metaOf(ctx, l) // under the guard: nobody else changes it now
 	if err != nil {
 		return err
 	}
-	if err := d.finished(ctx, l, promised); err != nil {
+	if err := d.finished(ctx, l, p); err != nil {
 		return err
 	}
-	if promised == nil {
+	if p == nil {
 		if err := meta.CheckRollback(); err != nil {
 			return err
 		}
@@ -210,8 +210,8 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if image.Encryption, err = d.encryption(ctx, meta); err != nil {
 		return err
 	}
-	if promised != nil && promised.Image.From == nil && image.Encryption != nil {
-		if version, err = d.encrypt(ctx, l, promised, version, *image.Encryption); err != nil {
+	if p != nil && p.Image.From == nil && image.Encryption != nil {
+		if version, err = d.encrypt(ctx, l, p, version, *image.Encryption); err != nil {
 			return err
 		}
 	}
@@ -223,10 +223,10 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		l.Adopted = false
 	}
 	switch {
-	case promised != nil && promised.Image.From != nil:
-		err = d.finishCopy(ctx, l, m, promised, version)
-	case promised != nil:
-		err = d.makeFilesystem(ctx, l, m, promised, version)
+	case p != nil && p.Image.From != nil:
+		err = d.finishCopy(ctx, l, m, p, version)
+	case p != nil:
+		err = d.makeFilesystem(ctx, l, m, p, version)
 	default:
 		err = d.mountMapped(ctx, l, m, meta)
 	}

@@ -166,11 +166,11 @@ func TestAPanicEndsNothing(t *testing.T) {
 func TestAPendingRecordWithoutMetadata(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	version, err := one.client.Load(within(t, ever), "blank.v", new(any))
+	version, err := one.client.Load(within(t, ever), "pending.v", new(any))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := one.client.CompareAndSwap(within(t, ever), "blank.v", version, map[string]any{"image": map[string]any{"name": "v", "size": 1 << 29}}); err != nil {
+	if _, err := one.client.CompareAndSwap(within(t, ever), "pending.v", version, map[string]any{"image": map[string]any{"name": "v", "size": 1 << 29}}); err != nil {
 		t.Fatal(err)
 	}
 	h, err := one.client.Open(within(t, ever), "v", backend.ReadWrite)

@@ -202,10 +202,10 @@ func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*guard.Held,
 	if err != nil {
 		return nil, err
 	}
-	meta, promised, _, err := d.metaOf(ctx, l)
+	meta, p, _, err := d.metaOf(ctx, l)
 	switch {
 	case err != nil:
-	case promised != nil:
+	case p != nil:
 		err = fmt.Errorf("%w: it was never mounted: nothing to roll back", backend.ErrInvalid)
 	case meta.ReadOnly:
 		err = fmt.Errorf("%w: it is read-only, and may be mounted on any node", backend.ErrInvalid)

@@ -149,12 +149,12 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	}
 	defer d.closeHandle(ctx, l)
 	keep, err := d.removable(ctx, l)
-	var promised backend.Version
+	var p backend.Version
 	if err == nil {
 		err = l.SetState(ctx, guard.Removing, l.ClientAddr())
 	}
 	if err == nil {
-		promised, err = d.goes(ctx, l.Image())
+		p, err = d.goes(ctx, l.Image())
 	}
 	if err == nil {
 		err = d.dropOwn(ctx, l)
@@ -170,7 +170,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 		}
 	}
 	if err == nil {
-		err = d.forgetBlank(ctx, name, promised)
+		err = d.removePending(ctx, name, p)
 	}
 	if errors.Is(err, backend.ErrUnavailable) {
 		return err // it may yet happen: the guard stays, and its next taker fences us first
@@ -185,19 +185,19 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 // removable tells whether a volume may be removed, and for how long it is to be kept
 // in the trash: one that was never mounted has nothing that anybody could want back.
 func (d *Driver) removable(ctx context.Context, l *guard.Held) (keep time.Duration, err error) {
-	meta, promised, _, err := d.metaOf(ctx, l)
+	meta, p, _, err := d.metaOf(ctx, l)
 	switch {
 	case err != nil:
 		return 0, err
 	case meta.Protected:
 		return 0, fmt.Errorf("%w: the volume is protected; to take that back: rbd image-meta set %s/%s docker_volume.protected false",
 			backend.ErrBusy, d.place, l.Image().Name)
-	case promised == nil:
+	case p == nil:
 		return d.trash, nil
-	case promised.Image.From != nil && l.Image().Parent != nil, promised.Begun == l.Image().ID:
+	case p.Image.From != nil && l.Image().Parent != nil, p.Begun == l.Image().ID:
 		return 0, nil
 	}
-	// Of a blank that was left for the name of an image with something on it.
+	// Of a pending record that was left for the name of an image with something on it.
 	empty, sure, err := l.Empty(ctx)
 	if err != nil || !empty || !sure {
 		return d.trash, err

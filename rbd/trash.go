@@ -167,16 +167,16 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 			continue
 		}
 		at := p.Beside(backend.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
-		promised := false
-		err := at.do(ctx, "look for a promise", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
-			if promised, err = exists(ioctx, prefix+"blank."+c.ImageName); err == nil && promised {
+		pending := false
+		err := at.do(ctx, "look for a pending volume", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
+			if pending, err = exists(ioctx, prefix+"pending."+c.ImageName); err == nil && pending {
 				var complete string
 				complete, err = metadata(ioctx, c.ImageID, "complete")
-				promised = complete != c.ImageID // else it is one that came back late
+				pending = complete != c.ImageID // else it is one that came back late
 			}
 			return err
 		})
-		if err == nil && !promised {
+		if err == nil && !pending {
 			err = at.flatten(ctx, c.ImageName)
 		}
 		if err != nil {

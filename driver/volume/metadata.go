@@ -47,7 +47,7 @@ var inheritedKeys = []string{KeyFSType, KeyMountOptions, KeyEncryption, KeyPassp
 // here: they are kept.
 type Metadata struct {
 	FSType       string // on the image: the filesystem is complete; a clone has its parent's
-	Complete     string // id of the image that is complete, whatever promise of one comes back
+	Complete     string // id of the image that is complete, whatever pending record of one comes back
 	MkfsOptions  string
 	MountOptions string // "" = those of the node that mounts
 	UID          string // of the filesystem's root, as the mode; see Owner

@@ -117,7 +117,7 @@ func gone(t *testing.T, name, id string) error {
 		return fmt.Errorf("image %s is still there", name)
 	}
 	for object := range strings.FieldsSeq(ceph(t, "rados", "ls")) {
-		if object == "docker_volume.blank."+name || id != "" && object == "docker_volume.guard."+id {
+		if object == "docker_volume.pending."+name || id != "" && object == "docker_volume.guard."+id {
 			return fmt.Errorf("object %s of volume %s is still there", object, name)
 		}
 	}

@@ -134,7 +134,7 @@ func (a *admin) damage(kind, name, id string) error {
 	case "guard":
 		return a.ioctx.WriteFull("docker_volume.guard."+id, garbage)
 	case "pending":
-		return a.ioctx.WriteFull("docker_volume.blank."+name, garbage)
+		return a.ioctx.WriteFull("docker_volume.pending."+name, garbage)
 	}
 	return nil
 }
@@ -151,7 +151,7 @@ func (a *admin) repair(kind, name, id string) (err error) {
 	case "guard":
 		err = a.clean("docker_volume.guard." + id)
 	case "pending":
-		err = a.clean("docker_volume.blank." + name)
+		err = a.clean("docker_volume.pending." + name)
 	}
 	return err
 }

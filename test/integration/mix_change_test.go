@@ -262,7 +262,7 @@ func (m *mix) halfMade(r *rand.Rand, s *slot) {
 // late has the promise of a volume come back that was kept long ago: it means nothing.
 func (m *mix) late(_ *rand.Rand, s *slot) {
 	if s.whole() && s.image.user == nil && s.image.promise != nil && s.image.promised == s.name {
-		m.note(s, "its promise comes back: %v", m.admin.putBack("docker_volume.blank."+s.name, s.image.promise))
+		m.note(s, "its promise comes back: %v", m.admin.putBack("docker_volume.pending."+s.name, s.image.promise))
 		s.late = true
 	}
 }

@@ -92,7 +92,7 @@ func (m *mix) nothingLeft() {
 		if err != nil {
 			left = append(left, err.Error())
 		}
-		promises, err := m.admin.objects("docker_volume.blank.")
+		promises, err := m.admin.objects("docker_volume.pending.")
 		if err != nil {
 			left = append(left, err.Error())
 		}

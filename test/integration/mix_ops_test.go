@@ -31,7 +31,7 @@ func (m *mix) make(r *rand.Rand, s *slot, options map[string]any, parent *image,
 		return
 	}
 	s.image = &image{id: id, name: s.name, may: slices.Clone(holds), snaps: map[string][]int64{}, parent: parent}
-	s.image.promised, s.image.promise = s.name, m.admin.read("docker_volume.blank."+s.name)
+	s.image.promised, s.image.promise = s.name, m.admin.read("docker_volume.pending."+s.name)
 	m.note(s, "is image %s, with %v %v", id, holds, options)
 }
 

@@ -12,37 +12,37 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
-// blank is the promise of a filesystem, made by Create before it makes the
+// pending is what a volume is to become at its first mount, made by Create before it makes the
 // image and kept by the first Mount. It is a record of its own because it has
 // to be there before the image, so that a crash in between leaves a volume that
 // can be completed, and because what was written by one who has lost the guard
 // must not count, however late it arrives.
-type blank struct {
+type pending struct {
 	Image backend.ImageSpec `json:"image"`
 	Meta  volume.Metadata   `json:"meta"`
 	// Begun is the id of the image on which a filesystem was begun: that image
 	// may hold remains of it. "" = not begun, so the image must be empty.
 	Begun string `json:"begun,omitempty"`
-	// Removed is the id of an image that is about to go, and its promise with it: it is
+	// Removed is the id of an image that is about to go, and its pending record with it: it is
 	// not that of the next image of the name, though it were the same.
 	Removed string `json:"removed,omitempty"`
 }
 
-func blankKey(volume string) string { return "blank." + volume }
+func pendingKey(volume string) string { return "pending." + volume }
 
-func (d *Driver) loadBlank(ctx context.Context, volume string) (b blank, version backend.Version, err error) {
-	version, err = d.records.Load(ctx, blankKey(volume), &b)
+func (d *Driver) loadPending(ctx context.Context, volume string) (b pending, version backend.Version, err error) {
+	version, err = d.records.Load(ctx, pendingKey(volume), &b)
 	return b, version, err
 }
 
-// promised finds the promise that is not kept yet, of an image with this metadata;
+// findPending finds what is pending yet of an image with this metadata;
 // nil if there is none. What is left of another image of the name is none.
-func (d *Driver) promised(ctx context.Context, image backend.Image, raw map[string]string) (*blank, backend.Version, error) {
+func (d *Driver) findPending(ctx context.Context, image backend.Image, raw map[string]string) (*pending, backend.Version, error) {
 	meta := volume.ParseMetadata(raw)
 	if meta.Complete == image.ID || meta.FSType != "" && image.Parent == nil { // no clone, and complete
 		return nil, 0, nil
 	}
-	b, version, err := d.loadBlank(ctx, image.Name)
+	b, version, err := d.loadPending(ctx, image.Name)
 	switch from := b.Image.From; {
 	case errors.Is(err, backend.ErrNotFound):
 		return nil, 0, nil
@@ -56,17 +56,17 @@ func (d *Driver) promised(ctx context.Context, image backend.Image, raw map[stri
 	return &b, version, nil
 }
 
-func (b blank) equal(other blank) bool {
+func (b pending) equal(other pending) bool {
 	return reflect.DeepEqual(b.Image, other.Image) && b.Meta.Equal(other.Meta)
 }
 
-// promise writes the blank of a volume whose image is to be made, and returns
+// writePending writes the pending record of a volume whose image is to be made, and returns
 // its version. One that is there is of a Create that died or that another node
 // is just at; in a moment the image of the latter will be there, and then the
-// blank is not ours to touch: Create finds the image and compares.
-func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Version, error) {
+// record is not ours to touch: Create finds the image and compares.
+func (d *Driver) writePending(ctx context.Context, name string, b pending) (backend.Version, error) {
 	for first := true; ; first = false {
-		there, version, err := d.loadBlank(ctx, name)
+		there, version, err := d.loadPending(ctx, name)
 		switch {
 		case err != nil && !errors.Is(err, backend.ErrNotFound):
 			return 0, err
@@ -81,16 +81,16 @@ func (d *Driver) promise(ctx context.Context, name string, b blank) (backend.Ver
 		if exists, err := d.images.Exists(ctx, name); err != nil || exists {
 			return version, err
 		}
-		written, err := d.records.CompareAndSwap(ctx, blankKey(name), version, b)
+		written, err := d.records.CompareAndSwap(ctx, pendingKey(name), version, b)
 		if !errors.Is(err, backend.ErrConflict) {
 			return written, err
 		}
 	}
 }
 
-// fresh tells whether it is sure that nothing was ever written to a blank volume's
+// fresh tells whether it is sure that nothing was ever written to a pending volume's
 // image. It is an error if something was, other than by a first mount that was cut short.
-func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *blank) (bool, error) {
+func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *pending) (bool, error) {
 	if b.Begun == l.Image().ID {
 		return false, nil
 	}
@@ -104,8 +104,8 @@ func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *blank) (bool, erro
 	return sure, err
 }
 
-// encrypt makes a blank volume's image an encrypted one, before it is mapped.
-func (d *Driver) encrypt(ctx context.Context, l *guard.Held, b *blank, version backend.Version, e backend.Encryption) (backend.Version, error) {
+// encrypt makes a pending volume's image an encrypted one, before it is mapped.
+func (d *Driver) encrypt(ctx context.Context, l *guard.Held, b *pending, version backend.Version, e backend.Encryption) (backend.Version, error) {
 	if err := l.SetState(ctx, guard.Mapped, l.ClientAddr()); err != nil {
 		return 0, err
 	}
@@ -115,16 +115,16 @@ func (d *Driver) encrypt(ctx context.Context, l *guard.Held, b *blank, version b
 	// Remains of what was there before are no zeroes to whoever has the key: the
 	// filesystem must not take the image for a fresh one.
 	b.Begun = l.Image().ID
-	version, err := d.records.CompareAndSwap(ctx, blankKey(l.Image().Name), version, *b)
+	version, err := d.records.CompareAndSwap(ctx, pendingKey(l.Image().Name), version, *b)
 	if err != nil {
 		return 0, err
 	}
 	return version, l.Encrypt(ctx, e)
 }
 
-// makeFilesystem keeps the promise of a volume's blank and mounts what it made.
-// Killed at any point it leaves the blank, and the next mount begins again.
-func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Mapping, b *blank, version backend.Version) error {
+// makeFilesystem makes the filesystem of a pending volume and mounts it.
+// Killed at any point it leaves the pending record, and the next mount begins again.
+func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Mapping, b *pending, version backend.Version) error {
 	name, fstype, path := l.Image().Name, b.Meta.FSType, d.path(l.Image().Name)
 	owner, err := b.Meta.Owner()
 	if err != nil {
@@ -140,7 +140,7 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Ma
 		return err
 	}
 	b.Begun = l.Image().ID
-	if version, err = d.records.CompareAndSwap(ctx, blankKey(name), version, *b); err != nil {
+	if version, err = d.records.CompareAndSwap(ctx, pendingKey(name), version, *b); err != nil {
 		return err
 	}
 	if err := d.fs.Unmount(ctx, path); err != nil { // a crash at the very end leaves it mounted
@@ -160,12 +160,12 @@ func (d *Driver) makeFilesystem(ctx context.Context, l *guard.Held, m backend.Ma
 	if err := d.fs.InitRoot(ctx, path, owner); err != nil {
 		return err
 	}
-	return d.keep(ctx, l, m, version, b.Meta.Kept().Encode(), fstype)
+	return d.commit(ctx, l, m, version, b.Meta.Kept().Encode(), fstype)
 }
 
-// keep notes on the image what was promised, takes the promise away, and leaves the
+// commit notes on the image what was pending, takes the pending record away, and leaves the
 // guard to the mapping alone.
-func (d *Driver) keep(ctx context.Context, l *guard.Held, m backend.Mapping, version backend.Version, meta map[string]string, fstype string) error {
+func (d *Driver) commit(ctx context.Context, l *guard.Held, m backend.Mapping, version backend.Version, meta map[string]string, fstype string) error {
 	if len(meta) > 0 {
 		if err := l.SetMeta(ctx, meta); err != nil {
 			return err
@@ -177,20 +177,20 @@ func (d *Driver) keep(ctx context.Context, l *guard.Held, m backend.Mapping, ver
 	if err := l.SetMeta(ctx, map[string]string{volume.KeyComplete: l.Image().ID}); err != nil {
 		return err
 	}
-	if err := d.records.Delete(ctx, blankKey(l.Image().Name), version); err != nil {
+	if err := d.records.Delete(ctx, pendingKey(l.Image().Name), version); err != nil {
 		return err
 	}
 	return l.SetState(ctx, guard.Mapped, m.Addr)
 }
 
-// forgetBlank takes a blank away that has no volume any more. A crash before it
+// removePending takes a pending record away that has no volume any more. A crash before it
 // does no harm: the next Create of the name replaces it. Another version is
-// another's promise.
-func (d *Driver) forgetBlank(ctx context.Context, name string, version backend.Version) error {
+// another's.
+func (d *Driver) removePending(ctx context.Context, name string, version backend.Version) error {
 	if version == 0 {
 		return nil
 	}
-	err := d.records.Delete(ctx, blankKey(name), version)
+	err := d.records.Delete(ctx, pendingKey(name), version)
 	if errors.Is(err, backend.ErrNotFound) || errors.Is(err, backend.ErrConflict) {
 		return nil
 	}
@@ -198,15 +198,15 @@ func (d *Driver) forgetBlank(ctx context.Context, name string, version backend.V
 }
 
 // metaOf returns the metadata of a volume: the image's own or, before the first
-// mount, what its blank promises, with that blank and its version.
-func (d *Driver) metaOf(ctx context.Context, h backend.Handle) (meta volume.Metadata, promised *blank, version backend.Version, err error) {
+// mount, what its pending record says, with that record and its version.
+func (d *Driver) metaOf(ctx context.Context, h backend.Handle) (meta volume.Metadata, p *pending, version backend.Version, err error) {
 	raw, err := h.Meta(ctx)
 	if err != nil {
 		return meta, nil, 0, err
 	}
-	promised, version, err = d.promised(ctx, h.Image(), raw)
-	if promised != nil {
-		return promised.Meta, promised, version, err
+	p, version, err = d.findPending(ctx, h.Image(), raw)
+	if p != nil {
+		return p.Meta, p, version, err
 	}
 	return volume.ParseMetadata(raw), nil, version, err
 }

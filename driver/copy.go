@@ -41,13 +41,13 @@ func (d *Driver) copyOf(ctx context.Context, b *pending, o volume.Spec, origin *
 	snap, drop := o.From.Snapshot, func() {}
 	if snap == "" {
 		snap = ours + b.Image.Name + "." + strings.ToLower(rand.Text()[:8])
-		if _, err := origin.snap(ctx, o.From.Volume, snap); err != nil {
+		if _, err := origin.createSnapshot(ctx, o.From.Volume, snap); err != nil {
 			return nil, err
 		}
 		drop = func() {
 			ctx, cancel := backend.CleanupContext(ctx)
 			defer cancel()
-			if err := origin.unsnap(ctx, o.From.Volume, snap); err != nil {
+			if err := origin.removeSnapshot(ctx, o.From.Volume, snap); err != nil {
 				d.log.WithField("volume", o.From.Volume).Warnf("remove snapshot %s, made for %s: %v", snap, b.Image.Name, err)
 			}
 		}

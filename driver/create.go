@@ -19,7 +19,7 @@ func (d *Driver) Create(ctx context.Context, name string, opts map[string]string
 // CreateFrom is Create with the driver of the place where the volume is that the
 // new one is to be a copy of.
 func (d *Driver) CreateFrom(ctx context.Context, name string, opts map[string]string, origin *Driver) error {
-	ctx, cancel := d.inTrouble(ctx)
+	ctx, cancel := d.withOutageTimeout(ctx)
 	defer cancel()
 	return wrap("create", name, d.create(ctx, name, opts, origin))
 }

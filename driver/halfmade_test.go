@@ -48,7 +48,7 @@ func TestACreateThatIsKilledWithinCephsCall(t *testing.T) {
 					two.mount("w", "1")
 					two.holds("w", row.holds)
 					two.unmount("w", "1")
-					if err := two.Unsnap(within(t, ever), "v", "s"); err != nil {
+					if err := two.RemoveSnapshot(within(t, ever), "v", "s"); err != nil {
 						t.Fatal(err)
 					}
 					two.Sweep(within(t, ever))
@@ -86,7 +86,7 @@ func TestACopyThatItsParentDoesNotKnow(t *testing.T) {
 	c.Detach("w")
 	two.mount("w", "1")
 	two.unmount("w", "1")
-	if err := two.Unsnap(within(t, ever), "v", "s"); err != nil {
+	if err := two.RemoveSnapshot(within(t, ever), "v", "s"); err != nil {
 		t.Fatal(err)
 	}
 	two.mount("w", "1")

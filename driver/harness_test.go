@@ -332,12 +332,12 @@ func (h tappedHandle) Snapshots(ctx context.Context) (all []backend.Snapshot, er
 	return all, err
 }
 
-func (h tappedHandle) Snap(ctx context.Context, name string) error {
-	return h.tap.call("snap", func() error { return h.Handle.Snap(ctx, name) })
+func (h tappedHandle) CreateSnapshot(ctx context.Context, name string) error {
+	return h.tap.call("snap", func() error { return h.Handle.CreateSnapshot(ctx, name) })
 }
 
-func (h tappedHandle) Unsnap(ctx context.Context, name string) error {
-	return h.tap.call("unsnap", func() error { return h.Handle.Unsnap(ctx, name) })
+func (h tappedHandle) RemoveSnapshot(ctx context.Context, name string) error {
+	return h.tap.call("unsnap", func() error { return h.Handle.RemoveSnapshot(ctx, name) })
 }
 
 func (h tappedHandle) Rollback(ctx context.Context, name string) error {

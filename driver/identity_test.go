@@ -53,7 +53,7 @@ func TestAnImageThatWasReplacedUnderItsMountIsRefused(t *testing.T) {
 					if err != nil || !strings.Contains(fmt.Sprint(v.Status["error"]), "replaced") || v.Status["device"] != nil {
 						t.Errorf("status %v, %v", v.Status, err)
 					}
-					if frozen, err := one.Snap(within(t, ever), "db", "now"); err != nil || frozen {
+					if frozen, err := one.CreateSnapshot(within(t, ever), "db", "now"); err != nil || frozen {
 						t.Errorf("a snapshot of the new image: frozen %v, %v", frozen, err)
 					}
 					watchers := watchersOf(t, two, "db")

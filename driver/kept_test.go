@@ -123,7 +123,7 @@ func TestAKeptMountIsInNobodysWay(t *testing.T) {
 	t.Run("a roll-back's, and a removal's", func(t *testing.T) {
 		one, _ := keeper(t, time.Hour)
 		one.mount("v", "0")
-		if _, err := one.Snap(t.Context(), "v", "s"); err != nil {
+		if _, err := one.CreateSnapshot(t.Context(), "v", "s"); err != nil {
 			t.Fatal(err)
 		}
 		one.unmount("v", "0")
@@ -132,7 +132,7 @@ func TestAKeptMountIsInNobodysWay(t *testing.T) {
 		if err := one.Rollback(t.Context(), "v", "s"); err != nil {
 			t.Error(err)
 		}
-		if err := one.Unsnap(t.Context(), "v", "s"); err != nil {
+		if err := one.RemoveSnapshot(t.Context(), "v", "s"); err != nil {
 			t.Error(err)
 		}
 		one.mount("v", "1")

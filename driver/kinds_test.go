@@ -193,7 +193,7 @@ func TestTheTrash(t *testing.T) {
 	check(t, one.Driver.Remove(within(t, ever), "v"), backend.ErrBusy, "snapshots")
 	one.create("w", map[string]string{"from": "v"})
 	one.mount("w", "1")
-	if err := one.Unsnap(within(t, ever), "v", "s"); err != nil {
+	if err := one.RemoveSnapshot(within(t, ever), "v", "s"); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"v", "never mounted"[:5]} {

@@ -14,7 +14,7 @@ import (
 // Mount makes the volume usable on this node and returns where. The id stands
 // for one user of it; the same id may come again and each is counted.
 func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
-	ctx, cancel := d.inTrouble(ctx)
+	ctx, cancel := d.withOutageTimeout(ctx)
 	defer cancel()
 	path, err := d.mount(ctx, name, id)
 	if errors.Is(err, backend.ErrNotPropagated) {

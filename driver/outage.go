@@ -179,10 +179,10 @@ func (d *Driver) beginOutage(cause error) {
 	}()
 }
 
-// inTrouble gives a request that changes something less time while Ceph is known
+// withOutageTimeout gives a request that changes something less time while Ceph is known
 // to be away: Docker may have as little as 30 s, and who asks is to get the
 // reason. Swarm asks again.
-func (d *Driver) inTrouble(ctx context.Context) (context.Context, context.CancelFunc) {
+func (d *Driver) withOutageTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	if d.outage.why() == nil {
 		return ctx, func() {}
 	}

@@ -144,22 +144,22 @@ func (p Places) Snapshots(ctx context.Context, name string) ([]backend.Snapshot,
 	return d.Snapshots(ctx, name)
 }
 
-// Snap makes a snapshot; see Driver.Snap.
-func (p Places) Snap(ctx context.Context, name, snap string) (frozen bool, err error) {
+// CreateSnapshot makes a snapshot; see Driver.CreateSnapshot.
+func (p Places) CreateSnapshot(ctx context.Context, name, snap string) (frozen bool, err error) {
 	d, err := p.at(ctx, "make a snapshot of", name)
 	if err != nil {
 		return false, err
 	}
-	return d.Snap(ctx, name, snap)
+	return d.CreateSnapshot(ctx, name, snap)
 }
 
-// Unsnap removes a snapshot; see Driver.Unsnap.
-func (p Places) Unsnap(ctx context.Context, name, snap string) error {
+// RemoveSnapshot removes a snapshot; see Driver.RemoveSnapshot.
+func (p Places) RemoveSnapshot(ctx context.Context, name, snap string) error {
 	d, err := p.at(ctx, "remove a snapshot of", name)
 	if err != nil {
 		return err
 	}
-	return d.Unsnap(ctx, name, snap)
+	return d.RemoveSnapshot(ctx, name, snap)
 }
 
 // Rollback gives a volume the content of a snapshot; see Driver.Rollback.

@@ -30,21 +30,21 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 	seen := order(one, "freeze", "snap", "thaw")
 	for _, name := range []string{"a", "b"} {
 		*seen = nil
-		if frozen, err := one.Snap(within(t, ever), "v", name); err != nil || !frozen || !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) {
+		if frozen, err := one.CreateSnapshot(within(t, ever), "v", name); err != nil || !frozen || !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) {
 			t.Errorf("frozen %v, %v; calls %v", frozen, err, *seen)
 		}
 	}
-	if frozen, err := two.Snap(within(t, ever), "v", "c"); err != nil || frozen {
+	if frozen, err := two.CreateSnapshot(within(t, ever), "v", "c"); err != nil || frozen {
 		t.Errorf("elsewhere: frozen %v, %v", frozen, err)
 	}
 	*seen = nil
-	_, err := one.Snap(within(t, ever), "v", "a")
+	_, err := one.CreateSnapshot(within(t, ever), "v", "a")
 	check(t, err, backend.ErrExists, "make a snapshot of volume v")
 	if !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) || one.Frozen(one.path("v")) {
 		t.Errorf("a snapshot that fails: calls %v", *seen)
 	}
 	for _, bad := range []string{"", "a/b", "a@b", "a b", "docker_volume.x", strings.Repeat("x", 97)} {
-		_, err := one.Snap(within(t, ever), "v", bad)
+		_, err := one.CreateSnapshot(within(t, ever), "v", bad)
 		check(t, err, backend.ErrInvalid)
 	}
 	// The plugin dies while the filesystem is frozen; the next one thaws it.
@@ -52,7 +52,7 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 	one.tap.calls, one.tap.after = 0, false
 	for stopAt := 1; !one.Frozen(one.path("v")); stopAt++ {
 		one.tap.calls, one.tap.stopAt, one.tap.dead = 0, stopAt, false
-		_, _ = one.Snap(within(t, ever), "v", fmt.Sprint("d", stopAt))
+		_, _ = one.CreateSnapshot(within(t, ever), "v", fmt.Sprint("d", stopAt))
 		if stopAt > 30 {
 			t.Fatal("it was never frozen")
 		}
@@ -85,7 +85,7 @@ func TestWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
 			one.tap.die()
 		}
 	}
-	_, _ = one.Snap(within(t, ever), "v", "a")
+	_, _ = one.CreateSnapshot(within(t, ever), "v", "a")
 	if !one.Frozen(one.path("v")) {
 		t.Fatal("it is not frozen")
 	}
@@ -106,7 +106,7 @@ func TestWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
 func TestNothingIsThawedThatWasNotFrozen(t *testing.T) {
 	_, one, _ := origin(t)
 	one.mount("v", "1")
-	if frozen, err := one.Snap(within(t, ever), "v", "a"); err != nil || !frozen {
+	if frozen, err := one.CreateSnapshot(within(t, ever), "v", "a"); err != nil || !frozen {
 		t.Fatal(frozen, err)
 	}
 	for range 2 {
@@ -154,9 +154,9 @@ func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	if status := two.status("v"); !strings.Contains(fmt.Sprint(status["error"]), "cut short") {
 		t.Errorf("status: %v", status)
 	}
-	check(t, two.Unsnap(within(t, ever), "v", "s"), backend.ErrBusy, "cut short")
+	check(t, two.RemoveSnapshot(within(t, ever), "v", "s"), backend.ErrBusy, "cut short")
 	check(t, two.Create(within(t, ever), "w", map[string]string{"from": "v"}), backend.ErrUnexpectedContent, "volume v: ", "cut short")
-	_, err := two.Snap(within(t, ever), "v", "half")
+	_, err := two.CreateSnapshot(within(t, ever), "v", "half")
 	check(t, err, backend.ErrUnexpectedContent, "cut short")
 	two.create("w", map[string]string{"from": "v@s"}) // is whole
 	two.mount("w", "1")

@@ -211,7 +211,7 @@ func (d *Driver) dropOwn(ctx context.Context, l *guard.Held) error {
 	snaps, err := l.Snapshots(ctx)
 	for _, s := range snaps {
 		if err == nil && strings.HasPrefix(s.Name, ours) {
-			if err = l.Unsnap(ctx, s.Name); errors.Is(err, backend.ErrNotFound) { // by the one who made it
+			if err = l.RemoveSnapshot(ctx, s.Name); errors.Is(err, backend.ErrNotFound) { // by the one who made it
 				err = nil
 			}
 		}

@@ -129,7 +129,7 @@ func TestARollBackHasAClientOfItsOwn(t *testing.T) {
 	if err := one.write("v", "ext4 before"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := one.Snap(within(t, ever), "v", "s"); err != nil {
+	if _, err := one.CreateSnapshot(within(t, ever), "v", "s"); err != nil {
 		t.Fatal(err)
 	}
 	if err := one.write("v", "ext4 after"); err != nil {

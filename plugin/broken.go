@@ -53,11 +53,11 @@ func (b Broken) FenceNode(context.Context, string, string) ([]guard.Status, erro
 // Snapshots tells the reason.
 func (b Broken) Snapshots(context.Context, string) ([]backend.Snapshot, error) { return nil, b.Reason }
 
-// Snap tells the reason.
-func (b Broken) Snap(context.Context, string, string) (bool, error) { return false, b.Reason }
+// CreateSnapshot tells the reason.
+func (b Broken) CreateSnapshot(context.Context, string, string) (bool, error) { return false, b.Reason }
 
-// Unsnap tells the reason.
-func (b Broken) Unsnap(context.Context, string, string) error { return b.Reason }
+// RemoveSnapshot tells the reason.
+func (b Broken) RemoveSnapshot(context.Context, string, string) error { return b.Reason }
 
 // Rollback tells the reason.
 func (b Broken) Rollback(context.Context, string, string) error { return b.Reason }

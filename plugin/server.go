@@ -32,8 +32,8 @@ type Driver interface {
 	Holdings(ctx context.Context) ([]guard.Status, error)
 	FenceNode(ctx context.Context, node, address string) ([]guard.Status, error)
 	Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error)
-	Snap(ctx context.Context, name, snapshot string) (frozen bool, err error)
-	Unsnap(ctx context.Context, name, snapshot string) error
+	CreateSnapshot(ctx context.Context, name, snapshot string) (frozen bool, err error)
+	RemoveSnapshot(ctx context.Context, name, snapshot string) error
 	Rollback(ctx context.Context, name, snapshot string) error
 }
 

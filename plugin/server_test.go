@@ -142,7 +142,7 @@ func (f fake) Snapshots(ctx context.Context, name string) ([]backend.Snapshot, e
 	return f.snapshots(ctx, name)
 }
 
-func (f fake) Snap(ctx context.Context, name, snapshot string) (bool, error) {
+func (f fake) CreateSnapshot(ctx context.Context, name, snapshot string) (bool, error) {
 	if f.snap == nil {
 		f.unexpected("Snap", name, snapshot)
 		return false, errUnexpected
@@ -150,7 +150,7 @@ func (f fake) Snap(ctx context.Context, name, snapshot string) (bool, error) {
 	return f.snap(ctx, name, snapshot)
 }
 
-func (f fake) Unsnap(ctx context.Context, name, snapshot string) error {
+func (f fake) RemoveSnapshot(ctx context.Context, name, snapshot string) error {
 	if f.unsnap == nil {
 		f.unexpected("Unsnap", name, snapshot)
 		return errUnexpected

@@ -42,12 +42,12 @@ func (s *Server) snapshots(ctx context.Context, r SnapshotRequest) (SnapshotList
 }
 
 func (s *Server) snap(ctx context.Context, r SnapshotRequest) (SnapshotMade, error) {
-	frozen, err := s.Driver.Snap(ctx, r.Name, r.Snapshot)
+	frozen, err := s.Driver.CreateSnapshot(ctx, r.Name, r.Snapshot)
 	return SnapshotMade{Snapshot: r.Snapshot, Frozen: frozen}, err
 }
 
 func (s *Server) unsnap(ctx context.Context, r SnapshotRequest) (empty, error) {
-	return empty{}, s.Driver.Unsnap(ctx, r.Name, r.Snapshot)
+	return empty{}, s.Driver.RemoveSnapshot(ctx, r.Name, r.Snapshot)
 }
 
 func (s *Server) rollback(ctx context.Context, r SnapshotRequest) (empty, error) {

@@ -22,7 +22,7 @@ func (o *objects) copied() (parent, clone backend.Image, snap uint64) {
 		o.t.Fatal(err)
 	}
 	defer func() { _ = h.Close(ctx) }()
-	if err := h.Snap(ctx, "s"); err != nil {
+	if err := h.CreateSnapshot(ctx, "s"); err != nil {
 		o.t.Fatal(err)
 	}
 	snaps, err := h.Snapshots(ctx)
@@ -102,7 +102,7 @@ func TestWhatWasNotMadeToItsEndIsTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := o.open("a")
-			if err := a.Unsnap(t.Context(), "s"); err != nil {
+			if err := a.RemoveSnapshot(t.Context(), "s"); err != nil {
 				t.Fatal(err)
 			}
 			_ = a.Close(t.Context())
@@ -147,7 +147,7 @@ func TestAParentIsLostWhileItsCloneIsRemoved(t *testing.T) {
 	parent, clone, snap := o.copied()
 	b := o.open("b")
 	a := o.open("a")
-	if err := a.Unsnap(t.Context(), "s"); err != nil {
+	if err := a.RemoveSnapshot(t.Context(), "s"); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Remove(t.Context(), time.Hour); err != nil {
@@ -191,7 +191,7 @@ func TestACloneWithoutItsNameDoesNotHideItsParent(t *testing.T) {
 	if clones, err := a.Clones(t.Context()); err != nil || len(clones) != 1 {
 		t.Errorf("clones: %v, %v", clones, err)
 	}
-	if err := a.Unsnap(t.Context(), "s"); err != nil {
+	if err := a.RemoveSnapshot(t.Context(), "s"); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Remove(t.Context(), 0); err != nil {

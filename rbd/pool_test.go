@@ -93,7 +93,7 @@ func TestAClientWithAChangeLeftUnderWayIsRetired(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := h.Snap(ctx, "later"); !errors.Is(err, backend.ErrUnavailable) {
+	if err := h.CreateSnapshot(ctx, "later"); !errors.Is(err, backend.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
 	wakeUp()

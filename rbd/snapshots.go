@@ -60,17 +60,17 @@ func (h *handle) snapshots() (snaps []backend.Snapshot, err error) {
 	return snaps, nil
 }
 
-// Snap makes a snapshot; see backend.Handle.
-func (h *handle) Snap(ctx context.Context, name string) error {
+// CreateSnapshot makes a snapshot; see backend.Handle.
+func (h *handle) CreateSnapshot(ctx context.Context, name string) error {
 	return h.call(ctx, "make snapshot", changes, func() error {
 		_, err := h.img.CreateSnapshot(name)
 		return err
 	})
 }
 
-// Unsnap removes a snapshot; see backend.Handle. One that is protected, for clones
+// RemoveSnapshot removes a snapshot; see backend.Handle. One that is protected, for clones
 // of Ceph's first format, is busy.
-func (h *handle) Unsnap(ctx context.Context, name string) error {
+func (h *handle) RemoveSnapshot(ctx context.Context, name string) error {
 	return h.call(ctx, "remove snapshot", changes, func() error { return h.img.GetSnapshot(name).Remove() })
 }
 

@@ -189,7 +189,7 @@ func TestACloneInTheTrashWhoseParentIsLost(t *testing.T) {
 	o := newObjects(t)
 	parent, clone, _ := o.copied()
 	a := o.open("a")
-	if err := a.Unsnap(t.Context(), "s"); err != nil {
+	if err := a.RemoveSnapshot(t.Context(), "s"); err != nil {
 		t.Fatal(err)
 	}
 	_ = a.Close(t.Context())

@@ -51,10 +51,10 @@ type Handle interface {
 	Layout(ctx context.Context) (Layout, error)
 	// Snapshots lists the snapshots, the oldest first.
 	Snapshots(ctx context.Context) ([]Snapshot, error)
-	// Snap makes a snapshot. ErrExists if there is one of this name.
-	Snap(ctx context.Context, name string) error
-	// Unsnap removes a snapshot; ErrNotFound if there is none. Clones of it stay.
-	Unsnap(ctx context.Context, name string) error
+	// CreateSnapshot makes a snapshot. ErrExists if there is one of this name.
+	CreateSnapshot(ctx context.Context, name string) error
+	// RemoveSnapshot removes a snapshot; ErrNotFound if there is none. Clones of it stay.
+	RemoveSnapshot(ctx context.Context, name string) error
 	// Rollback gives the image the content of a snapshot, and takes as long as it
 	// is large. Whether anybody uses the image is for the caller to know.
 	Rollback(ctx context.Context, name string) error

@@ -288,17 +288,17 @@ func (w handle) Snapshots(ctx context.Context) (r0 []backend.Snapshot, err error
 	return r0, err
 }
 
-func (w handle) Snap(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Handle.Snap", func() (err error) {
-		err = w.Handle.Snap(ctx, a0)
+func (w handle) CreateSnapshot(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Handle.CreateSnapshot", func() (err error) {
+		err = w.Handle.CreateSnapshot(ctx, a0)
 		return err
 	})
 	return err
 }
 
-func (w handle) Unsnap(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Handle.Unsnap", func() (err error) {
-		err = w.Handle.Unsnap(ctx, a0)
+func (w handle) RemoveSnapshot(ctx context.Context, a0 string) (err error) {
+	err = w.step(ctx, "Handle.RemoveSnapshot", func() (err error) {
+		err = w.Handle.RemoveSnapshot(ctx, a0)
 		return err
 	})
 	return err

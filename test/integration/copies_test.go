@@ -206,10 +206,10 @@ func TestRollBack(t *testing.T) {
 	one.create("v", nil)
 	file := one.mount("v")
 	put(t, file, "monday")
-	if frozen, err := one.Snap(t.Context(), "v", "monday"); err != nil || !frozen {
+	if frozen, err := one.CreateSnapshot(t.Context(), "v", "monday"); err != nil || !frozen {
 		t.Errorf("a snapshot of what is mounted here: frozen %v, %v", frozen, err)
 	}
-	if frozen, err := two.Snap(t.Context(), "v", "elsewhere"); err != nil || frozen {
+	if frozen, err := two.CreateSnapshot(t.Context(), "v", "elsewhere"); err != nil || frozen {
 		t.Errorf("a snapshot of what is mounted elsewhere: frozen %v, %v", frozen, err)
 	}
 	put(t, file, "tuesday")
@@ -229,7 +229,7 @@ func TestRollBack(t *testing.T) {
 	expect(t, one.mount("v"), "monday")
 	one.unmount("v")
 	for _, snap := range []string{"monday", "elsewhere"} {
-		if err := one.Unsnap(t.Context(), "v", snap); err != nil {
+		if err := one.RemoveSnapshot(t.Context(), "v", snap); err != nil {
 			t.Error(err)
 		}
 	}

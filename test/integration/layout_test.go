@@ -23,7 +23,7 @@ func TestAKeyOfOneNamespace(t *testing.T) {
 	put(t, one.mount("v"), "here")
 	one.create("copy", map[string]string{"from": "v"})
 	expect(t, two.mount("copy"), "here")
-	if frozen, err := one.Snap(t.Context(), "v", "s"); err != nil || !frozen {
+	if frozen, err := one.CreateSnapshot(t.Context(), "v", "s"); err != nil || !frozen {
 		t.Errorf("snapshot: %v, %v", frozen, err)
 	}
 	one.create("look", map[string]string{"snapshot": "v@s"})

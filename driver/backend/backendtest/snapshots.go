@@ -36,7 +36,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 		ctx, image := testContext(t), Create(t, c, "a", 8*mib)
 		h := opened(t, c, "a", backend.ReadWrite)
 		must(t, h.SetMeta(ctx, map[string]string{"x": "1"}))
-		must(t, h.Snap(ctx, snap))
+		must(t, h.CreateSnapshot(ctx, snap))
 		all, err := h.Snapshots(ctx)
 		must(t, err)
 		if len(all) != 1 || all[0].Name != snap || all[0].Size != 8*mib || time.Since(all[0].Created).Abs() > time.Minute {
@@ -49,17 +49,17 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 		c, place := connect(t)
 		origin(t, c, place, "one")
 		ctx, h := testContext(t), opened(t, c, "a", backend.ReadWrite)
-		want(t, h.Snap(ctx, "one"), backend.ErrExists)
-		must(t, h.Snap(ctx, "two"))
+		want(t, h.CreateSnapshot(ctx, "one"), backend.ErrExists)
+		must(t, h.CreateSnapshot(ctx, "two"))
 		if names := snapNames(t, h); !slices.Equal(names, []string{"one", "two"}) {
 			t.Errorf("got %v", names)
 		}
 		want(t, h.Rollback(ctx, "three"), backend.ErrNotFound)
 		must(t, h.Rollback(ctx, "one"))
-		must(t, h.Unsnap(ctx, "one"))
-		want(t, h.Unsnap(ctx, "one"), backend.ErrNotFound)
+		must(t, h.RemoveSnapshot(ctx, "one"))
+		want(t, h.RemoveSnapshot(ctx, "one"), backend.ErrNotFound)
 		want(t, h.Remove(ctx, 0), backend.ErrBusy)
-		must(t, h.Unsnap(ctx, "two"))
+		must(t, h.RemoveSnapshot(ctx, "two"))
 		if names := snapNames(t, h); len(names) != 0 {
 			t.Errorf("got %v", names)
 		}
@@ -84,7 +84,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 			t.Errorf("metadata of the clone: %v", meta)
 		}
 		a := opened(t, c, "a", backend.ReadWrite)
-		must(t, a.Unsnap(ctx, "one"))
+		must(t, a.RemoveSnapshot(ctx, "one"))
 		if names := snapNames(t, a); len(names) != 0 {
 			t.Errorf("snapshots that only clones need: %v", names)
 		}
@@ -120,7 +120,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 			must(t, opened(t, c, name, backend.ReadWrite).Remove(ctx, keep))
 		}
 		a := opened(t, c, "a", backend.ReadWrite)
-		must(t, a.Unsnap(ctx, "one"))
+		must(t, a.RemoveSnapshot(ctx, "one"))
 		must(t, a.Remove(ctx, 0)) // and yet it stays
 		names, err := c.Names(ctx)
 		must(t, err)

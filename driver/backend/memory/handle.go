@@ -182,7 +182,7 @@ func (i *image) find(name string) (int, error) {
 	return n, nil
 }
 
-func (h *handle) Snap(ctx context.Context, name string) error {
+func (h *handle) CreateSnapshot(ctx context.Context, name string) error {
 	return h.do(ctx, func(i *image) error {
 		if _, err := i.find(name); err == nil {
 			return fmt.Errorf("snapshot %s: %w", name, backend.ErrExists)
@@ -192,7 +192,7 @@ func (h *handle) Snap(ctx context.Context, name string) error {
 	})
 }
 
-func (h *handle) Unsnap(ctx context.Context, name string) error {
+func (h *handle) RemoveSnapshot(ctx context.Context, name string) error {
 	return h.do(ctx, func(i *image) error {
 		n, err := i.find(name)
 		if err == nil {

@@ -45,11 +45,11 @@ func (d *Driver) snapshot(ctx context.Context, name, snap string) (backend.Snaps
 	return backend.Snapshot{}, fmt.Errorf("snapshot %s of volume %s: %w; there are: %s", snap, name, backend.ErrNotFound, strings.Join(names, ", "))
 }
 
-// Snap makes a snapshot. Of a volume that is mounted on this node it is one of a
+// CreateSnapshot makes a snapshot. Of a volume that is mounted on this node it is one of a
 // frozen filesystem: all that was written is in it, and there is nothing to replay.
 // Elsewhere, which frozen tells, it is as after a power cut: all that was synced
 // is in it.
-func (d *Driver) Snap(ctx context.Context, name, snap string) (frozen bool, err error) {
+func (d *Driver) CreateSnapshot(ctx context.Context, name, snap string) (frozen bool, err error) {
 	err = backend.CheckName(name)
 	if err == nil {
 		err = volume.CheckSnapshotName(snap)
@@ -58,12 +58,12 @@ func (d *Driver) Snap(ctx context.Context, name, snap string) (frozen bool, err 
 		err = backend.Invalidf("snapshot %s: names that begin with %s are the plugin's own", snap, ours)
 	}
 	if err == nil {
-		frozen, err = d.snap(ctx, name, snap)
+		frozen, err = d.createSnapshot(ctx, name, snap)
 	}
 	return frozen, wrap("make a snapshot of", name, err)
 }
 
-func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err error) {
+func (d *Driver) createSnapshot(ctx context.Context, name, snap string) (frozen bool, err error) {
 	unlock, err := d.begin(ctx, name, "snapshot")
 	if err != nil {
 		return false, err
@@ -88,12 +88,12 @@ func (d *Driver) snap(ctx context.Context, name, snap string) (frozen bool, err 
 		return false, err
 	}
 	if !written {
-		return false, h.Snap(ctx, snap)
+		return false, h.CreateSnapshot(ctx, snap)
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTime)
 	defer cancel()
 	if err = d.freeze(ctx, name); err == nil {
-		err = h.Snap(ctx, snap)
+		err = h.CreateSnapshot(ctx, snap)
 	}
 	end, cancel := backend.CleanupContext(ctx) // whatever became of it: nobody can write until then
 	defer cancel()
@@ -110,12 +110,12 @@ func (d *Driver) written(ctx context.Context, image backend.Image) (bool, error)
 	return found && mount.Device == m.Device, err
 }
 
-// Unsnap removes a snapshot. Clones that were made of it stay.
-func (d *Driver) Unsnap(ctx context.Context, name, snap string) error {
-	return wrap("remove a snapshot of", name, d.unsnap(ctx, name, snap))
+// RemoveSnapshot removes a snapshot. Clones that were made of it stay.
+func (d *Driver) RemoveSnapshot(ctx context.Context, name, snap string) error {
+	return wrap("remove a snapshot of", name, d.removeSnapshot(ctx, name, snap))
 }
 
-func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
+func (d *Driver) removeSnapshot(ctx context.Context, name, snap string) error {
 	unlock, err := d.begin(ctx, name, "snapshot")
 	if err != nil {
 		return err
@@ -133,7 +133,7 @@ func (d *Driver) unsnap(ctx context.Context, name, snap string) error {
 	if meta.Rollback == snap {
 		return fmt.Errorf("%w: %w", backend.ErrBusy, meta.CheckRollback())
 	}
-	err = h.Unsnap(ctx, snap)
+	err = h.RemoveSnapshot(ctx, snap)
 	if errors.Is(err, backend.ErrBusy) {
 		err = fmt.Errorf("%w; it is protected: rbd snap unprotect %s/%s@%s", err, d.place, name, snap)
 	}
@@ -149,7 +149,7 @@ func (d *Driver) sweepSnapshots(ctx context.Context) error {
 			if !strings.HasPrefix(s.Name, ours) || d.now().Sub(s.Created) < copyTime {
 				continue
 			}
-			if listErr = d.unsnap(ctx, name, s.Name); listErr != nil {
+			if listErr = d.removeSnapshot(ctx, name, s.Name); listErr != nil {
 				break
 			}
 			d.log.WithField("volume", name).Infof("sweep: removed snapshot %s, left by a copy that was cut short", s.Name)
@@ -180,21 +180,21 @@ func (d *Driver) rollback(ctx context.Context, name, snap string) error {
 }
 
 func (d *Driver) rollbackInTurn(ctx context.Context, name, snap string) error {
-	l, err := d.mayGoBack(ctx, name, snap)
+	l, err := d.acquireForRollback(ctx, name, snap)
 	if err != nil {
 		return err
 	}
 	defer func() { d.closeHandle(ctx, l) }()
-	err = d.takesLong(ctx, "going back to snapshot "+snap, func(ctx context.Context) error { return d.goBack(ctx, l, snap) })
+	err = d.takesLong(ctx, "going back to snapshot "+snap, func(ctx context.Context) error { return d.rollbackImage(ctx, l, snap) })
 	if errors.Is(err, backend.ErrUnavailable) { // it may go on: the guard stays, and its next taker fences us first
 		return err
 	}
 	return l.Undo(ctx, err)
 }
 
-// mayGoBack gets the guard of a volume that can be rolled back, in a state in which
+// acquireForRollback gets the guard of a volume that can be rolled back, in a state in which
 // the control client writes.
-func (d *Driver) mayGoBack(ctx context.Context, name, snap string) (*guard.Held, error) {
+func (d *Driver) acquireForRollback(ctx context.Context, name, snap string) (*guard.Held, error) {
 	if _, err := d.snapshot(ctx, name, snap); err != nil {
 		return nil, err
 	}
@@ -239,8 +239,8 @@ func (d *Driver) apart(ctx context.Context, l *guard.Held) error {
 	return nil
 }
 
-// goBack leaves a note for as long as the image has content of two times.
-func (d *Driver) goBack(ctx context.Context, l *guard.Held, snap string) error {
+// rollbackImage leaves a note for as long as the image has content of two times.
+func (d *Driver) rollbackImage(ctx context.Context, l *guard.Held, snap string) error {
 	before, err := readMeta(ctx, l)
 	if err != nil {
 		return err

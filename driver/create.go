@@ -52,7 +52,7 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 		}
 	}
 	if err == nil {
-		d.record.put(name, d.now())
+		d.cache.put(name, d.now())
 	}
 	return err
 }

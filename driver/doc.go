@@ -14,7 +14,7 @@
 // the counts the last word: what no container has for long is let go (unheld.go),
 // and what a client had no patience to wait for is kept for it a little (kept.go). Names
 // may change hands under a mount, so that ids are compared (identity.go).
-// The record on disk (record.go) is a cache for the time when Ceph is away.
+// What this node has seen of volumes is cached on disk (cache.go), for the time when Ceph is away.
 //
 // # The guard
 //
@@ -54,7 +54,7 @@
 // # When Ceph is away
 //
 // An outage is about the connection, not about a volume: [backend.Images].Ping, which is about no
-// image, begins and ends it (outage.go), and meanwhile the record answers. What fails of
+// image, begins and ends it (outage.go), and meanwhile the cache answers. What fails of
 // one volume while Ceph answers is told as that volume's error, and is nothing to the
 // others. "Not found" is said by the open of an image alone (ErrNoVolume): dockerd
 // forgets a volume that it hears that of. A panic is an error of what met it ([backend.Survive]).

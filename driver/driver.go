@@ -29,13 +29,13 @@ type Config struct {
 	Place      backend.Place
 	Trash      time.Duration     // for how long a removed volume can be restored; 0 = its data is deleted at once
 	Defaults   map[string]string // by option name, see BuiltinDefaults
-	Root       string            // directory that propagates to the host: mounts, the record, marks
+	Root       string            // directory that propagates to the host: mounts, the cache, marks
 	Log        logrus.FieldLogger
 	BreakLock  bool   // see Handle.BreakLock; not with the kernel's client, which waits for the newest OSD map only while it does that itself
 	Restart    func() // ends the plugin, so that Docker starts it afresh; nil = cannot
 
 	Poll     time.Duration // between two looks at whether a holder is alive; default 300 ms
-	Patience time.Duration // for Ceph before Get and List fall back to the record; default 5 s
+	Patience time.Duration // for Ceph before Get and List fall back to the cache; default 5 s
 	Unheld   time.Duration // after which a volume that no container has is let go, though Docker has it mounted; default 10 min
 	Keep     time.Duration // for which a mount is kept that nobody has heard of; default 1 min
 }
@@ -58,7 +58,7 @@ type Driver struct {
 	mounts     string
 	frozen     string // directory of marks
 	reading    string // the same
-	record     *record
+	cache      *cache
 	log        logrus.FieldLogger
 	restart    func()
 	poll       time.Duration
@@ -79,7 +79,7 @@ type Driver struct {
 	within  sync.Map // by volume: the directory of it that containers get, if not all
 }
 
-// New checks the configuration and reads the record. It does not ask Ceph.
+// New checks the configuration and reads the cache. It does not ask Ceph.
 func New(c Config) (*Driver, error) {
 	if err := volume.CheckDefaults(c.Defaults); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
@@ -89,8 +89,8 @@ func New(c Config) (*Driver, error) {
 		node: c.Node, place: c.Place, trash: c.Trash, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
 		frozen: filepath.Join(c.Root, "frozen"), reading: filepath.Join(c.Root, "reading"),
-		record: openRecord(filepath.Join(c.Root, "record.json"), c.Log),
-		log:    c.Log, restart: c.Restart, poll: c.Poll, patience: c.Patience,
+		cache: openCache(filepath.Join(c.Root, "cache.json"), c.Log),
+		log:   c.Log, restart: c.Restart, poll: c.Poll, patience: c.Patience,
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Second) },
 	}
 	if d.poll == 0 {

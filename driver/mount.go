@@ -74,7 +74,7 @@ func (d *Driver) mountInTurn(ctx context.Context, name, id string) (path string,
 	}
 	d.refer(ctx, name, id)
 	d.unheld.forget(name)
-	d.record.note(name)
+	d.cache.note(name)
 	return path, nil
 }
 

@@ -103,7 +103,7 @@ func wantNotMissing(t *testing.T, n *node, known bool, call string, fault func()
 		t.Errorf("%s fails: list: %v", call, err)
 	}
 	if known && got != nil && !errors.Is(got, errCrashed) {
-		t.Errorf("%s fails: the record knows it, and yet: %v", call, got)
+		t.Errorf("%s fails: the cache knows it, and yet: %v", call, got)
 	}
 	n.answers("v")
 }

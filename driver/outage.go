@@ -10,7 +10,7 @@ import (
 )
 
 // outage remembers that Ceph did not answer. As long as it lasts, what Docker
-// asks is answered from the record at once: dockerd asks for one volume after
+// asks is answered from the cache at once: dockerd asks for one volume after
 // the other when it starts, and would wait for each.
 //
 // It is about the connection: Images.Ping, which is about no image, begins and ends
@@ -77,7 +77,7 @@ func (o *outage) start(soon time.Duration) (known func()) {
 var errEarly = errors.New("the plugin has just started, and ceph has not answered yet")
 
 // early tells whether the first question is open and takes longer than usual:
-// then what the record knows is not asked for, or a dockerd that starts would
+// then what the cache knows is not asked for, or a dockerd that starts would
 // wait for what is only about to be found out.
 func (o *outage) early() bool {
 	o.mu.Lock()
@@ -169,7 +169,7 @@ func (d *Driver) beginOutage(cause error) {
 		return
 	}
 	began := time.Now()
-	d.log.Warnf("ceph does not answer: %v; until it does, docker gets its answers from the record", cause)
+	d.log.Warnf("ceph does not answer: %v; until it does, docker gets its answers from the cache", cause)
 	go func() {
 		for d.ping() != nil {
 			time.Sleep(5 * d.poll)

@@ -103,7 +103,7 @@ func TestCopiesThatThisUserMayNotSee(t *testing.T) {
 	}
 }
 
-// The list of a pool is a part of Ceph too: List has the record for an answer, and what
+// The list of a pool is a part of Ceph too: List has the cache for an answer, and what
 // else is asked is asked.
 func TestAPartOfCephIsAway(t *testing.T) {
 	_, one, _ := twoNodes(t)
@@ -174,7 +174,7 @@ func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
 }
 
 // A volume was moved from one pool to the other while that one was away: what Ceph says
-// now comes before what is recorded. Of two volumes dockerd hears in their Status.
+// now comes before what is cached. Of two volumes dockerd hears in their Status.
 func TestTwoPlacesCountOnlyWhenCephHasSpoken(t *testing.T) {
 	places, rbd, ssd := twoPlaces(t)
 	ctx := within(t, ever)
@@ -203,7 +203,7 @@ func TestAnOutageIsFoundOutInTheTimeOfOneQuestion(t *testing.T) {
 		one.tap.on(func(call string) error {
 			switch call {
 			case "look", "names":
-				time.Sleep(100 * time.Millisecond) // half of the patience, as the record knows it
+				time.Sleep(100 * time.Millisecond) // half of the patience, as the cache knows it
 				return backend.ErrUnavailable
 			case "ping":
 				time.Sleep(80 * time.Millisecond)

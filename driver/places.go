@@ -29,7 +29,7 @@ func (p Places) Create(ctx context.Context, name string, opts map[string]string)
 }
 
 // Get describes a volume; see Driver.Get. Each place answers for itself, from its
-// record where its part of Ceph is away; what Ceph says comes before what is recorded.
+// record where its part of Ceph is away; what Ceph says comes before what is cached.
 // Of two volumes the answer is one, with an error that names both: were it an error
 // itself, dockerd would forget them.
 func (p Places) Get(ctx context.Context, name string) (Volume, error) {
@@ -37,16 +37,16 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 		return p[0].Get(ctx, name)
 	}
 	volumes, found, errs := make([]Volume, len(p)), make([]bool, len(p)), make([]error, len(p))
-	recorded := -1
+	cached := -1
 	p.each(func(i int, d *Driver) {
 		volumes[i], errs[i] = d.Get(ctx, name)
-		if found[i] = errs[i] == nil && !volumes[i].recorded; errors.Is(errs[i], backend.ErrNoVolume) {
+		if found[i] = errs[i] == nil && !volumes[i].cached; errors.Is(errs[i], backend.ErrNoVolume) {
 			errs[i] = nil
 		}
 	})
 	for i, v := range volumes {
-		if v.recorded && recorded < 0 {
-			recorded = i
+		if v.cached && cached < 0 {
+			cached = i
 		}
 	}
 	at, err := p.only(name, found, errs)
@@ -57,8 +57,8 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 		return v, nil
 	case at != nil:
 		return volumes[slices.Index(p, at)], nil
-	case recorded >= 0:
-		return volumes[recorded], nil
+	case cached >= 0:
+		return volumes[cached], nil
 	case errors.Is(err, backend.ErrNoVolume):
 		return Volume{}, wrap("get", name, err)
 	}

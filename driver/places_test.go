@@ -47,7 +47,7 @@ func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
 }
 
 // One pool is away: the volumes of the other are as ever, what is known of its own is
-// told from the record, and nothing is called missing that may be there.
+// told from the cache, and nothing is called missing that may be there.
 func TestOnePlaceIsAway(t *testing.T) {
 	places, _, ssd := twoPlaces(t)
 	ctx := within(t, ever)

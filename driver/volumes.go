@@ -19,18 +19,18 @@ type Volume struct {
 	Created    time.Time
 	Status     map[string]any // shown by docker volume inspect
 
-	recorded bool // known from the record: Ceph has not said that it is there
+	cached bool // known from the cache: Ceph has not said that it is there
 }
 
 // Get describes a volume. ErrNoVolume means that Ceph said so; while Ceph cannot be
-// asked the record answers, and for a volume that it does not know the error is
+// asked the cache answers, and for a volume that it does not know the error is
 // ErrUnavailable. What is wrong with a volume that is there is in its Status, as
 // "error".
 func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	if backend.CheckName(name) != nil { // Docker asks every driver for any name
 		return Volume{}, wrap("get", name, backend.ErrNoVolume)
 	}
-	created, known := d.record.get(name)
+	created, known := d.cache.get(name)
 	patience := d.patience
 	if known { // there is another answer
 		patience /= 2
@@ -47,49 +47,49 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 	var noAnswer away
 	switch {
 	case err == nil:
-		d.record.put(name, v.Created)
+		d.cache.put(name, v.Created)
 		return v, nil
 	case errors.Is(err, backend.ErrNoVolume):
-		d.record.remove(name)
+		d.cache.remove(name)
 		return Volume{}, wrap("get", name, err)
 	case errors.As(err, &noAnswer) && known:
-		return d.fromRecord(ctx, name, created, "ceph", "unavailable: "+err.Error()), nil
+		return d.fromCache(ctx, name, created, "ceph", "unavailable: "+err.Error()), nil
 	case errors.As(err, &noAnswer):
 		return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", backend.ErrUnavailable, err))
 	case v.Status != nil: // it could be opened
 		v.Status["error"] = wrap("get", name, err).Error()
-		d.record.put(name, v.Created)
+		d.cache.put(name, v.Created)
 		return v, nil
 	case known:
-		return d.fromRecord(ctx, name, created, "error", wrap("get", name, err).Error()), nil
+		return d.fromCache(ctx, name, created, "error", wrap("get", name, err).Error()), nil
 	case errors.Is(err, backend.ErrUnusable): // there is an image of the name
-		v = d.fromRecord(ctx, name, time.Time{}, "error", wrap("get", name, err).Error())
-		v.recorded = false
+		v = d.fromCache(ctx, name, time.Time{}, "error", wrap("get", name, err).Error())
+		v.cached = false
 		return v, nil
 	}
 	return Volume{}, wrap("get", name, fmt.Errorf("%w: %w", backend.ErrUnavailable, err))
 }
 
-// fromRecord is a volume of which no more can be told than that it is there, and why.
-func (d *Driver) fromRecord(ctx context.Context, name string, created time.Time, key, why string) Volume {
+// fromCache is a volume of which no more can be told than that it is there, and why.
+func (d *Driver) fromCache(ctx context.Context, name string, created time.Time, key, why string) Volume {
 	return Volume{
 		Name: name, Mountpoint: d.Path(ctx, name), Created: created,
-		Status: map[string]any{"pool": d.place.Pool, key: why}, recorded: true,
+		Status: map[string]any{"pool": d.place.Pool, key: why}, cached: true,
 	}
 }
 
 // List names the volumes: those of Ceph or, while Ceph cannot be asked, those
-// of the record.
+// of the cache.
 func (d *Driver) List(ctx context.Context) ([]Volume, error) {
 	mounts, err := d.fs.Mounted(ctx, d.mounts)
 	if err != nil {
 		d.log.Warnf("list: mounts of this node: %v", err)
 	}
 	_ = d.learn(ctx)
-	names := d.record.names()
+	names := d.cache.names()
 	volumes := make([]Volume, 0, len(names))
 	for _, name := range names {
-		created, _ := d.record.get(name)
+		created, _ := d.cache.get(name)
 		v := Volume{Name: name, Created: created}
 		if _, here := mounts[d.path(name)]; here {
 			v.Mountpoint = d.path(name)
@@ -107,7 +107,7 @@ func (d *Driver) learn(ctx context.Context) error {
 		return err
 	})
 	if err == nil {
-		d.record.replace(names)
+		d.cache.replace(names)
 	}
 	return err
 }
@@ -141,7 +141,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	defer unlock()
 	l, err := d.idle(ctx, name)
 	if errors.Is(err, backend.ErrNoVolume) {
-		d.record.remove(name)
+		d.cache.remove(name)
 		return nil
 	}
 	if err != nil {
@@ -178,7 +178,7 @@ func (d *Driver) remove(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return backend.Also(err, "give the guard back", l.Release(ctx))
 	}
-	d.record.remove(name)
+	d.cache.remove(name)
 	return l.Release(ctx)
 }
 

@@ -290,7 +290,7 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	away := func(string) error { return fmt.Errorf("%w: no answer", backend.ErrUnavailable) }
-	one.restart() // also after a restart: the record is on disk
+	one.restart() // also after a restart: the cache is on disk
 	one.tap.on(func(call string) error {
 		switch call {
 		case "mappings", "mounted":
@@ -400,7 +400,7 @@ func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
 }
 
 // What is found out about Ceph when the plugin starts is found out once: until
-// then the record answers, and a mount asks one short question.
+// then the cache answers, and a mount asks one short question.
 func TestAStartInAnOutage(t *testing.T) {
 	for _, c := range []struct {
 		name string

@@ -13,61 +13,61 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// record is the list of volumes that this node has seen, on disk. It is a
+// cache is the list of volumes that this node has seen, on disk. It is a
 // cache and answers Get and List only while Ceph cannot be asked: an error
 // would make dockerd forget its own records of the volumes.
-type record struct {
+type cache struct {
 	mu      sync.Mutex
 	file    string
 	log     logrus.FieldLogger
 	volumes map[string]time.Time // created, zero if not known
 }
 
-// openRecord reads the record. A missing or damaged one is an empty one: the
+// openCache reads the cache. A missing or damaged one is an empty one: the
 // next List fills it.
-func openRecord(file string, log logrus.FieldLogger) *record {
+func openCache(file string, log logrus.FieldLogger) *cache {
 	var volumes map[string]time.Time
 	data, err := os.ReadFile(file)
 	if err == nil {
 		err = json.Unmarshal(data, &volumes)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.Warnf("record of known volumes: %v; starting an empty one", err)
+		log.Warnf("cache of known volumes: %v; starting an empty one", err)
 	}
 	if err != nil || volumes == nil {
 		volumes = map[string]time.Time{}
 	}
-	return &record{file: file, log: log, volumes: volumes}
+	return &cache{file: file, log: log, volumes: volumes}
 }
 
-func (r *record) get(volume string) (created time.Time, known bool) {
+func (r *cache) get(volume string) (created time.Time, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	created, known = r.volumes[volume]
 	return created, known
 }
 
-func (r *record) names() []string {
+func (r *cache) names() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Sorted(maps.Keys(r.volumes))
 }
 
-func (r *record) put(volume string, created time.Time) {
+func (r *cache) put(volume string, created time.Time) {
 	r.change(func(v map[string]time.Time) { v[volume] = created })
 }
 
 // note makes a volume known of which no more is known than that it is there.
-func (r *record) note(volume string) {
+func (r *cache) note(volume string) {
 	r.change(func(v map[string]time.Time) { noteIn(v, volume) })
 }
 
-func (r *record) remove(volume string) {
+func (r *cache) remove(volume string) {
 	r.change(func(v map[string]time.Time) { delete(v, volume) })
 }
 
 // replace makes exactly these volumes known.
-func (r *record) replace(volumes []string) {
+func (r *cache) replace(volumes []string) {
 	r.change(func(v map[string]time.Time) {
 		maps.DeleteFunc(v, func(name string, _ time.Time) bool { return !slices.Contains(volumes, name) })
 		for _, name := range volumes {
@@ -84,7 +84,7 @@ func noteIn(v map[string]time.Time, volume string) {
 
 // change writes the file if anything is different. A write that fails costs
 // no more than what the cache is for.
-func (r *record) change(edit func(map[string]time.Time)) {
+func (r *cache) change(edit func(map[string]time.Time)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := maps.Clone(r.volumes)
@@ -97,7 +97,7 @@ func (r *record) change(edit func(map[string]time.Time)) {
 		err = replaceFile(r.file, data)
 	}
 	if err != nil {
-		r.log.Warnf("record of known volumes: %v", err)
+		r.log.Warnf("cache of known volumes: %v", err)
 	}
 }
 

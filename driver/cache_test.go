@@ -17,20 +17,20 @@ import (
 var monday = time.Date(2026, 11, 23, 8, 30, 0, 123456789, time.UTC)
 
 // opened opens a record and keeps what it logs.
-func opened(t *testing.T, file string) (*record, *test.Hook) {
+func opened(t *testing.T, file string) (*cache, *test.Hook) {
 	t.Helper()
 	log, hook := test.NewNullLogger()
-	return openRecord(file, log), hook
+	return openCache(file, log), hook
 }
 
-func wantVolumes(t *testing.T, r *record, want ...string) {
+func wantVolumes(t *testing.T, r *cache, want ...string) {
 	t.Helper()
 	if got := r.names(); !slices.Equal(got, want) {
-		t.Errorf("the record knows %q, want %q", got, want)
+		t.Errorf("the cache knows %q, want %q", got, want)
 	}
 }
 
-func wantCreated(t *testing.T, r *record, volume string, want time.Time) {
+func wantCreated(t *testing.T, r *cache, volume string, want time.Time) {
 	t.Helper()
 	if created, known := r.get(volume); !known || !created.Equal(want) {
 		t.Errorf("%s: known %v, created %v; want %v", volume, known, created, want)
@@ -50,7 +50,7 @@ func wantWarnings(t *testing.T, hook *test.Hook, want int) {
 }
 
 func TestTheRecordSurvivesAReopen(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "record.json")
+	file := filepath.Join(t.TempDir(), "cache.json")
 	r, hook := opened(t, file)
 	wantVolumes(t, r)
 	r.put("db2", monday)
@@ -72,7 +72,7 @@ func TestTheRecordSurvivesAReopen(t *testing.T) {
 
 	entries, err := os.ReadDir(filepath.Dir(file))
 	if err != nil || len(entries) != 1 {
-		t.Errorf("beside the record: %v, %v", entries, err)
+		t.Errorf("beside the cache: %v, %v", entries, err)
 	}
 	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
@@ -88,7 +88,7 @@ func TestADamagedRecordIsAnEmptyOne(t *testing.T) {
 		{"good and bad entries", `{"db1":"2026-11-23T08:30:00Z","db2":"yesterday"}`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "record.json")
+			file := filepath.Join(t.TempDir(), "cache.json")
 			if err := os.WriteFile(file, []byte(row.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -105,7 +105,7 @@ func TestADamagedRecordIsAnEmptyOne(t *testing.T) {
 }
 
 func TestARecordThatSaysNullIsEmpty(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "record.json")
+	file := filepath.Join(t.TempDir(), "cache.json")
 	if err := os.WriteFile(file, []byte("null"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestARecordThatSaysNullIsEmpty(t *testing.T) {
 }
 
 func TestReplaceKnowsExactlyTheseAndKeepsWhenTheyWereMade(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "record.json")
+	file := filepath.Join(t.TempDir(), "cache.json")
 	r, _ := opened(t, file)
 	r.put("db1", monday)
 	r.put("db2", monday)
@@ -134,7 +134,7 @@ func TestReplaceKnowsExactlyTheseAndKeepsWhenTheyWereMade(t *testing.T) {
 
 // Get and List come all the time: they must not wear out the disk.
 func TestWhatIsKnownAlreadyIsNotWrittenAgain(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "record.json")
+	file := filepath.Join(t.TempDir(), "cache.json")
 	r, _ := opened(t, file)
 	r.put("db1", monday)
 	if err := os.Remove(file); err != nil {
@@ -150,7 +150,7 @@ func TestWhatIsKnownAlreadyIsNotWrittenAgain(t *testing.T) {
 
 func TestADirectoryThatCannotBeWrittenOnlyWarns(t *testing.T) {
 	// Root may write whatever the mode says; nobody may in a directory that is none.
-	r, hook := opened(t, filepath.Join(t.TempDir(), "missing", "record.json"))
+	r, hook := opened(t, filepath.Join(t.TempDir(), "missing", "cache.json"))
 	wantWarnings(t, hook, 0)
 	r.put("db1", monday)
 	wantCreated(t, r, "db1", monday)
@@ -159,7 +159,7 @@ func TestADirectoryThatCannotBeWrittenOnlyWarns(t *testing.T) {
 }
 
 func TestTheRecordTakesManyChangesAtOnce(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "record.json")
+	file := filepath.Join(t.TempDir(), "cache.json")
 	r, hook := opened(t, file)
 	var group sync.WaitGroup
 	for i := range 20 {

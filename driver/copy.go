@@ -30,25 +30,25 @@ const (
 )
 
 // copyOf completes the pending record of a volume that is to be a copy of another, which
-// is in the care of origin: the driver of this place or of another one. A snapshot
+// is in the care of source: the driver of this pool or of another one. A snapshot
 // that is made for it is taken away by done, when the copy is there or not to be.
-func (d *Driver) copyOf(ctx context.Context, b *pending, o volume.Spec, origin *Driver) (done func(), err error) {
-	parent, meta, err := origin.original(ctx, o)
+func (d *Driver) copyOf(ctx context.Context, b *pending, o volume.Spec, source *Driver) (done func(), err error) {
+	parent, meta, err := source.original(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	b.Meta = meta.Inherited().With(b.Meta.Encode())
-	snap, drop := o.From.Snapshot, func() {}
+	snap, drop := o.Source.Snapshot, func() {}
 	if snap == "" {
 		snap = ours + b.Image.Name + "." + strings.ToLower(rand.Text()[:8])
-		if _, err := origin.createSnapshot(ctx, o.From.Volume, snap); err != nil {
+		if _, err := source.createSnapshot(ctx, o.Source.Volume, snap); err != nil {
 			return nil, err
 		}
 		drop = func() {
 			ctx, cancel := backend.CleanupContext(ctx)
 			defer cancel()
-			if err := origin.removeSnapshot(ctx, o.From.Volume, snap); err != nil {
-				d.log.WithField("volume", o.From.Volume).Warnf("remove snapshot %s, made for %s: %v", snap, b.Image.Name, err)
+			if err := source.removeSnapshot(ctx, o.Source.Volume, snap); err != nil {
+				d.log.WithField("volume", o.Source.Volume).Warnf("remove snapshot %s, made for %s: %v", snap, b.Image.Name, err)
 			}
 		}
 	}
@@ -57,7 +57,7 @@ func (d *Driver) copyOf(ctx context.Context, b *pending, o volume.Spec, origin *
 			drop()
 		}
 	}()
-	s, err := origin.snapshot(ctx, o.From.Volume, snap)
+	s, err := source.snapshot(ctx, o.Source.Volume, snap)
 	if err != nil {
 		return nil, err
 	}
@@ -65,17 +65,17 @@ func (d *Driver) copyOf(ctx context.Context, b *pending, o volume.Spec, origin *
 		b.Image.Size = s.Size
 	}
 	if b.Image.Size < s.Size {
-		return nil, backend.Invalidf("option %s=%q: %s has %s, and a copy is not made smaller", volume.OptSize, o.Given[volume.OptSize], o.From, volume.FormatSize(s.Size))
+		return nil, backend.Invalidf("option %s=%q: %s has %s, and a copy is not made smaller", volume.OptSize, o.Given[volume.OptSize], o.Source, volume.FormatSize(s.Size))
 	}
-	b.Image.From = &backend.Origin{Place: origin.place, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
+	b.Image.Parent = &backend.Parent{PoolSpec: source.pool, Image: parent.Name, ID: parent.ID, Snap: snap, SnapID: s.ID}
 	return drop, nil
 }
 
 // original looks at a volume of which a copy is wanted, and whether one can be made.
 func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, volume.Metadata, error) {
-	h, err := d.images.Open(ctx, o.From.Volume, backend.ReadOnly)
+	h, err := d.images.Open(ctx, o.Source.Volume, backend.ReadOnly)
 	if errors.Is(err, backend.ErrNoVolume) {
-		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: there is no volume %s", volume.OptFrom, o.From.Volume)
+		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: there is no volume %s", volume.OptFrom, o.Source.Volume)
 	}
 	if err != nil {
 		return backend.Image{}, volume.Metadata{}, err
@@ -86,20 +86,20 @@ func (d *Driver) original(ctx context.Context, o volume.Spec) (backend.Image, vo
 		return backend.Image{}, volume.Metadata{}, err
 	}
 	if p != nil {
-		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", volume.OptFrom, o.From.Volume)
+		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s: volume %s was never mounted, so there is nothing to copy yet", volume.OptFrom, o.Source.Volume)
 	}
-	if o.From.Snapshot == "" {
+	if o.Source.Snapshot == "" {
 		if err := meta.CheckRollback(); err != nil {
-			return backend.Image{}, volume.Metadata{}, fmt.Errorf("option %s: volume %s: %w", volume.OptFrom, o.From.Volume, err)
+			return backend.Image{}, volume.Metadata{}, fmt.Errorf("option %s: volume %s: %w", volume.OptFrom, o.Source.Volume, err)
 		}
 	}
 	if is := meta.FSType; o.FSType != "" && is != "" && o.FSType != is {
-		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s=%q: volume %s is %s", volume.OptFSType, o.FSType, o.From.Volume, is)
+		return backend.Image{}, volume.Metadata{}, backend.Invalidf("option %s=%q: volume %s is %s", volume.OptFSType, o.FSType, o.Source.Volume, is)
 	}
 	depth, err := h.Depth(ctx)
 	if err == nil && depth+1 >= tooDeep {
 		err = backend.Invalidf("option %s: volume %s is a clone of clones, %d deep; wait until the manager has made it independent "+
-			"(ceph rbd task list), or have it do so: ceph rbd task add flatten %s/%s", volume.OptFrom, o.From.Volume, depth, d.place, o.From.Volume)
+			"(ceph rbd task list), or have it do so: ceph rbd task add flatten %s/%s", volume.OptFrom, o.Source.Volume, depth, d.pool, o.Source.Volume)
 	}
 	return h.Image(), meta, err
 }

@@ -107,8 +107,8 @@ func TestAPromiseOfACopyIsForNoOtherImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := backend.Origin{Place: backend.Place{Pool: "rbd"}, Image: "v", ID: h.Image().ID, Snap: "other", SnapID: snaps[1].ID}
-	if err := two.client.Create(within(t, ever), backend.ImageSpec{Name: "w", Size: 512 << 20, Features: h.Image().Features, From: &from}); err != nil {
+	from := backend.Parent{PoolSpec: backend.PoolSpec{Pool: "rbd"}, Image: "v", ID: h.Image().ID, Snap: "other", SnapID: snaps[1].ID}
+	if err := two.client.Create(within(t, ever), backend.ImageSpec{Name: "w", Size: 512 << 20, Features: h.Image().Features, Parent: &from}); err != nil {
 		t.Fatal(err)
 	}
 	two.mount("w", "1")

@@ -16,19 +16,19 @@ func (d *Driver) Create(ctx context.Context, name string, opts map[string]string
 	return d.CreateFrom(ctx, name, opts, d)
 }
 
-// CreateFrom is Create with the driver of the place where the volume is that the
+// CreateFrom is Create with the driver of the pool where the volume is that the
 // new one is to be a copy of.
-func (d *Driver) CreateFrom(ctx context.Context, name string, opts map[string]string, origin *Driver) error {
+func (d *Driver) CreateFrom(ctx context.Context, name string, opts map[string]string, source *Driver) error {
 	ctx, cancel := d.withOutageTimeout(ctx)
 	defer cancel()
-	return wrap("create", name, d.create(ctx, name, opts, origin))
+	return wrap("create", name, d.create(ctx, name, opts, source))
 }
 
-func (d *Driver) create(ctx context.Context, name string, given map[string]string, origin *Driver) error {
+func (d *Driver) create(ctx context.Context, name string, given map[string]string, source *Driver) error {
 	if err := backend.CheckName(name); err != nil {
 		return err
 	}
-	o, err := volume.ParseSpec(d.place, d.defaults, given)
+	o, err := volume.ParseSpec(d.pool, d.defaults, given)
 	if err != nil {
 		return err
 	}
@@ -44,11 +44,11 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 	case exists:
 		err = d.agree(ctx, name, o)
 	default:
-		err = d.make(ctx, name, o, origin)
+		err = d.make(ctx, name, o, source)
 	}
 	if errors.Is(err, errHalfMade) {
 		if err = d.discard(ctx, name); err == nil {
-			err = d.make(ctx, name, o, origin)
+			err = d.make(ctx, name, o, source)
 		}
 	}
 	if err == nil {
@@ -58,7 +58,7 @@ func (d *Driver) create(ctx context.Context, name string, given map[string]strin
 }
 
 // make writes the pending record and makes the image.
-func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *Driver) (err error) {
+func (d *Driver) make(ctx context.Context, name string, o volume.Spec, source *Driver) (err error) {
 	b := pending{Image: backend.ImageSpec{
 		Name: name, Size: o.Size, ObjectSize: o.ObjectSize, DataPool: o.DataPool, Features: o.Features,
 		StripeUnit: o.StripeUnit, StripeCount: o.StripeCount,
@@ -71,8 +71,8 @@ func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *D
 			return err
 		}
 	}
-	if o.From.Volume != "" {
-		done, cannot := d.copyOf(ctx, &b, o, origin)
+	if o.Source.Volume != "" {
+		done, cannot := d.copyOf(ctx, &b, o, source)
 		if cannot != nil {
 			return cannot
 		}
@@ -101,7 +101,7 @@ func (d *Driver) make(ctx context.Context, name string, o volume.Spec, origin *D
 // another corrects the pending record of a copy that two nodes made at the same time, each of
 // a snapshot of its own: that of the one whose image it became.
 func (d *Driver) another(ctx context.Context, b pending) error {
-	from := b.Image.From
+	from := b.Image.Parent
 	if from == nil {
 		return nil
 	}
@@ -112,13 +112,13 @@ func (d *Driver) another(ctx context.Context, b pending) error {
 	defer d.closeHandle(ctx, h)
 	parent := h.Image().Parent
 	there, version, err := d.loadPending(ctx, b.Image.Name)
-	if errors.Is(err, backend.ErrNotFound) || err == nil && (parent == nil || parent.Same(there.Image.From) || parent.Place != from.Place || parent.ID != from.ID) {
+	if errors.Is(err, backend.ErrNotFound) || err == nil && (parent == nil || parent.Same(there.Image.Parent) || parent.PoolSpec != from.PoolSpec || parent.ID != from.ID) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	there.Image.From = parent
+	there.Image.Parent = parent
 	_, err = d.records.CompareAndSwap(ctx, pendingKey(b.Image.Name), version, there)
 	if errors.Is(err, backend.ErrConflict) {
 		return nil
@@ -135,7 +135,7 @@ func needed(spec backend.ImageSpec, o volume.Spec) []string {
 	if spec.StripeCount > 1 {
 		features = append(features, "striping")
 	}
-	if o.From.Volume != "" {
+	if o.Source.Volume != "" {
 		features = append(features, "operations")
 	}
 	return features
@@ -162,7 +162,7 @@ func (d *Driver) agree(ctx context.Context, name string, o volume.Spec) error {
 // sizeOf is the size of a volume's image, in bytes, or what a copy is to become. Of a
 // new volume the pending record may be that of another node, which was too late.
 func sizeOf(image backend.Image, p *pending) uint64 {
-	if p != nil && p.Image.From != nil {
+	if p != nil && p.Image.Parent != nil {
 		return max(image.Size, p.Image.Size)
 	}
 	return image.Size

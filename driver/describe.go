@@ -20,10 +20,10 @@ func (d *Driver) describe(ctx context.Context, name string) (v Volume, err error
 	defer d.closeHandle(ctx, h)
 	image := h.Image()
 	v = Volume{Name: name, Created: image.Created, Status: map[string]any{
-		"pool": d.place.Pool, "image": image.Name, "id": image.ID, "size": volume.FormatSize(image.Size),
+		"pool": d.pool.Pool, "image": image.Name, "id": image.ID, "size": volume.FormatSize(image.Size),
 		"created": image.Created.Format(time.RFC3339), "features": strings.Join(image.Features, ","), "trash": d.trashStatus(),
 	}}
-	v.show("namespace", d.place.Namespace)
+	v.show("namespace", d.pool.Namespace)
 	v.show("mapper", d.why)
 	v.show("parent", parentStatus(image.Parent))
 	err = together([]error{ // one that fails says nothing of the others
@@ -167,7 +167,7 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 
 func filesystemStatus(meta volume.Metadata, p *pending) string {
 	switch fstype := meta.FSType; {
-	case p != nil && p.Image.From != nil:
+	case p != nil && p.Image.Parent != nil:
 		return strings.TrimSpace(fstype + " (a copy, made complete at the first mount)")
 	case p != nil:
 		return fstype + " (made at the first mount)"
@@ -177,7 +177,7 @@ func filesystemStatus(meta volume.Metadata, p *pending) string {
 	return "not made by this plugin, mounted as it is"
 }
 
-func parentStatus(o *backend.Origin) string {
+func parentStatus(o *backend.Parent) string {
 	if o == nil {
 		return ""
 	}

@@ -65,8 +65,8 @@
 // begin anew each time, so it goes on, under the guard and the volume's turn (work.go);
 // the next request for the volume waits for its end. Nothing else outlives its request.
 //
-// # Places
+// # Pools
 //
-// A [Driver] has one pool and namespace. [Places] is all of them, and what the plugin
+// A [Driver] has one pool and namespace. [Pools] is all of them, and what the plugin
 // asks: it finds where a volume is, and knows nothing else.
 package driver

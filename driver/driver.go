@@ -15,7 +15,7 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/volume"
 )
 
-// Config is what a Driver stands on. Place, Trash and Defaults are shown and
+// Config is what a Driver stands on. Pool, Trash and Defaults are shown and
 // applied; everything else does the work.
 type Config struct {
 	Images     backend.Images
@@ -26,7 +26,7 @@ type Config struct {
 	Filesystem backend.Filesystem
 	Why        string // which mapper it is, and why: shown with each volume
 	Node       guard.Node
-	Place      backend.Place
+	Pool       backend.PoolSpec
 	Trash      time.Duration     // for how long a removed volume can be restored; 0 = its data is deleted at once
 	Defaults   map[string]string // by option name, see BuiltinDefaults
 	Root       string            // directory that propagates to the host: mounts, the cache, marks
@@ -52,7 +52,7 @@ type Driver struct {
 	fs         backend.Filesystem
 	node       guard.Node
 	guards     *guard.Guards
-	place      backend.Place
+	pool       backend.PoolSpec
 	trash      time.Duration
 	defaults   map[string]string
 	mounts     string
@@ -86,7 +86,7 @@ func New(c Config) (*Driver, error) {
 	}
 	d := &Driver{
 		images: c.Images, records: c.Records, fences: c.Fences, secrets: c.Secrets, mapper: c.Mapper, why: c.Why, fs: c.Filesystem,
-		node: c.Node, place: c.Place, trash: c.Trash, defaults: c.Defaults,
+		node: c.Node, pool: c.Pool, trash: c.Trash, defaults: c.Defaults,
 		mounts: filepath.Join(c.Root, "volumes"),
 		frozen: filepath.Join(c.Root, "frozen"), reading: filepath.Join(c.Root, "reading"),
 		cache: openCache(filepath.Join(c.Root, "cache.json"), c.Log),

@@ -23,7 +23,7 @@ func (d *Driver) finished(ctx context.Context, h backend.Handle, p *pending) err
 	if p == nil || p.Begun == h.Image().ID {
 		return nil
 	}
-	if p.Image.From != nil && h.Image().Parent == nil {
+	if p.Image.Parent != nil && h.Image().Parent == nil {
 		return errHalfMade
 	}
 	whole, err := h.Whole(ctx)
@@ -97,7 +97,7 @@ func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 		}
 		if err == nil && !empty {
 			err = fmt.Errorf("%w: it was to be a copy, is none, and yet holds data: nothing is made in its place. If that is a filesystem "+
-				"to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype ext4; else remove the volume", backend.ErrUnexpectedContent, d.place, name)
+				"to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype ext4; else remove the volume", backend.ErrUnexpectedContent, d.pool, name)
 		}
 		if err != nil {
 			return err

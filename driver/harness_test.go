@@ -59,7 +59,7 @@ func (n *node) start() {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
 		Secrets: n.tap, Trash: n.trash, BreakLock: true, Restart: func() { n.ended++ },
-		Place: backend.Place{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
+		Pool: backend.PoolSpec{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -210,7 +210,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 	if image.Encryption, err = d.encryption(ctx, meta); err != nil {
 		return err
 	}
-	if p != nil && p.Image.From == nil && image.Encryption != nil {
+	if p != nil && p.Image.Parent == nil && image.Encryption != nil {
 		if version, err = d.encrypt(ctx, l, p, version, *image.Encryption); err != nil {
 			return err
 		}
@@ -223,7 +223,7 @@ func (d *Driver) stage(ctx context.Context, name string) (err error) {
 		l.Adopted = false
 	}
 	switch {
-	case p != nil && p.Image.From != nil:
+	case p != nil && p.Image.Parent != nil:
 		err = d.finishCopy(ctx, l, m, p, version)
 	case p != nil:
 		err = d.makeFilesystem(ctx, l, m, p, version)

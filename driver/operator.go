@@ -25,7 +25,7 @@ func (d *Driver) FenceNode(ctx context.Context, node, address string) ([]guard.S
 }
 
 // Holdings tells which node has which volume; see Driver.Holdings.
-func (p Places) Holdings(ctx context.Context) ([]guard.Status, error) {
+func (p Pools) Holdings(ctx context.Context) ([]guard.Status, error) {
 	lists, errs := make([][]guard.Status, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.Holdings(ctx) })
 	all := slices.Concat(lists...)
@@ -33,10 +33,10 @@ func (p Places) Holdings(ctx context.Context) ([]guard.Status, error) {
 	return all, together(errs)
 }
 
-// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A place where
+// FenceNode takes all volumes from a dead node; see Driver.FenceNode. A pool where
 // it has none is no error, as long as there is one where it has.
-func (p Places) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {
-	if len(p) > 1 && address == "" { // one machine may be in one place, the other in another
+func (p Pools) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {
+	if len(p) > 1 && address == "" { // one machine may be in one pool, the other in another
 		look, cancel := context.WithTimeout(ctx, 10*time.Second)
 		all, _ := p.Holdings(look)
 		cancel()

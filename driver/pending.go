@@ -43,7 +43,7 @@ func (d *Driver) findPending(ctx context.Context, image backend.Image, raw map[s
 		return nil, 0, nil
 	}
 	b, version, err := d.loadPending(ctx, image.Name)
-	switch from := b.Image.From; {
+	switch from := b.Image.Parent; {
 	case errors.Is(err, backend.ErrNotFound):
 		return nil, 0, nil
 	case err != nil:
@@ -99,7 +99,7 @@ func (d *Driver) fresh(ctx context.Context, l *guard.Held, b *pending) (bool, er
 		name, fstype := l.Image().Name, b.Meta.FSType
 		err = fmt.Errorf("%w: the volume was never mounted, yet its image holds data; it is not formatted. "+
 			"If that is %s to be kept, say so: rbd image-meta set %s/%s docker_volume.fstype %s; else remove the volume",
-			backend.ErrUnexpectedContent, fstype, d.place, name, fstype)
+			backend.ErrUnexpectedContent, fstype, d.pool, name, fstype)
 	}
 	return sure, err
 }

@@ -135,7 +135,7 @@ func (d *Driver) removeSnapshot(ctx context.Context, name, snap string) error {
 	}
 	err = h.RemoveSnapshot(ctx, snap)
 	if errors.Is(err, backend.ErrBusy) {
-		err = fmt.Errorf("%w; it is protected: rbd snap unprotect %s/%s@%s", err, d.place, name, snap)
+		err = fmt.Errorf("%w; it is protected: rbd snap unprotect %s/%s@%s", err, d.pool, name, snap)
 	}
 	return err
 }

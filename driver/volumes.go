@@ -74,7 +74,7 @@ func (d *Driver) Get(ctx context.Context, name string) (Volume, error) {
 func (d *Driver) fromCache(ctx context.Context, name string, created time.Time, key, why string) Volume {
 	return Volume{
 		Name: name, Mountpoint: d.Path(ctx, name), Created: created,
-		Status: map[string]any{"pool": d.place.Pool, key: why}, cached: true,
+		Status: map[string]any{"pool": d.pool.Pool, key: why}, cached: true,
 	}
 }
 
@@ -191,10 +191,10 @@ func (d *Driver) removable(ctx context.Context, l *guard.Held) (keep time.Durati
 		return 0, err
 	case meta.Protected:
 		return 0, fmt.Errorf("%w: the volume is protected; to take that back: rbd image-meta set %s/%s docker_volume.protected false",
-			backend.ErrBusy, d.place, l.Image().Name)
+			backend.ErrBusy, d.pool, l.Image().Name)
 	case p == nil:
 		return d.trash, nil
-	case p.Image.From != nil && l.Image().Parent != nil, p.Begun == l.Image().ID:
+	case p.Image.Parent != nil && l.Image().Parent != nil, p.Begun == l.Image().ID:
 		return 0, nil
 	}
 	// Of a pending record that was left for the name of an image with something on it.

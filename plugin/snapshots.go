@@ -54,4 +54,4 @@ func (s *Server) rollback(ctx context.Context, r SnapshotRequest) (empty, error)
 	return empty{}, s.Driver.Rollback(ctx, r.Name, r.Snapshot)
 }
 
-var _ Driver = driver.Places(nil)
+var _ Driver = driver.Pools(nil)

@@ -53,17 +53,17 @@ func New(cfg Config) *Pool {
 }
 
 // Beside returns another pool of the same cluster, by the same connection.
-func (p *Pool) Beside(place backend.Place) *Pool {
+func (p *Pool) Beside(spec backend.PoolSpec) *Pool {
 	cfg := p.cfg
-	cfg.Pool, cfg.Namespace = place.Pool, place.Namespace
+	cfg.Pool, cfg.Namespace = spec.Pool, spec.Namespace
 	return &Pool{cfg: cfg, cluster: p.cluster}
 }
 
 // Config is what the pool was made with, and what follows from that.
 func (p *Pool) Config() Config { return p.cfg }
 
-func (p *Pool) place() backend.Place {
-	return backend.Place{Pool: p.cfg.Pool, Namespace: p.cfg.Namespace}
+func (p *Pool) poolSpec() backend.PoolSpec {
+	return backend.PoolSpec{Pool: p.cfg.Pool, Namespace: p.cfg.Namespace}
 }
 
 // WithDefaults fills in what follows from the rest.
@@ -88,7 +88,7 @@ type client struct {
 	why      string    // no other could be made; "" = none was tried
 	users    int       // calls and open images; shut down when retired and 0
 	retired  bool
-	checked  map[backend.Place]bool // namespaces that are there
+	checked  map[backend.PoolSpec]bool // namespaces that are there
 }
 
 // dial is an attempt to connect that several calls may be waiting for.
@@ -152,7 +152,7 @@ func (p *Pool) newClient(dials func(mons string)) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{conn: conn, mons: monitorsOf(conn), checked: map[backend.Place]bool{}, look: time.Now().Add(keyInterval)}
+	c := &client{conn: conn, mons: monitorsOf(conn), checked: map[backend.PoolSpec]bool{}, look: time.Now().Add(keyInterval)}
 	c.key, _ = keyOf(p.cfg.client(), conn.GetConfigOption) // librados says what is wrong with it
 	dials(c.mons)
 	if err := greet(conn, p.cfg); err != nil {
@@ -179,7 +179,7 @@ func (p *Pool) take(c *client) {
 // without volumes: dockerd would forget all that it knows of them.
 func (p *Pool) checkNamespace(c *client) error {
 	p.mu.Lock()
-	checked := c.checked[p.place()]
+	checked := c.checked[p.poolSpec()]
 	p.mu.Unlock()
 	if p.cfg.Namespace == "" || checked {
 		return nil
@@ -202,7 +202,7 @@ func (p *Pool) checkNamespace(c *client) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.checked[p.place()] = true
+	c.checked[p.poolSpec()] = true
 	return nil
 }
 

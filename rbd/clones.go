@@ -33,8 +33,8 @@ func (h *handle) Whole(ctx context.Context) (whole bool, err error) {
 
 // attached tells whether the parent of a clone knows it: when the last clone of a snapshot
 // that it knows is gone, so is the snapshot.
-func (h *handle) attached(parent *backend.Origin) (bool, error) {
-	ioctx, err := h.pool.Beside(parent.Place).ioctx(h.client)
+func (h *handle) attached(parent *backend.Parent) (bool, error) {
+	ioctx, err := h.pool.Beside(parent.PoolSpec).ioctx(h.client)
 	if err != nil {
 		return false, err
 	}
@@ -58,7 +58,7 @@ func (h *handle) attach() error {
 	if known, err := h.attached(parent); err != nil || known {
 		return err
 	}
-	ioctx, err := h.pool.Beside(parent.Place).ioctx(h.client)
+	ioctx, err := h.pool.Beside(parent.PoolSpec).ioctx(h.client)
 	if err != nil {
 		return err
 	}

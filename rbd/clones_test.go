@@ -29,8 +29,8 @@ func (o *objects) copied() (parent, clone backend.Image, snap uint64) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	from := backend.Origin{Place: backend.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snaps[0].ID}
-	if err := o.pool.Create(ctx, backend.ImageSpec{Name: "b", Size: parent.Size, Features: backendtest.Features, From: &from}); err != nil {
+	from := backend.Parent{PoolSpec: backend.PoolSpec{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snaps[0].ID}
+	if err := o.pool.Create(ctx, backend.ImageSpec{Name: "b", Size: parent.Size, Features: backendtest.Features, Parent: &from}); err != nil {
 		o.t.Fatal(err)
 	}
 	b := o.open("b")
@@ -97,8 +97,8 @@ func TestWhatWasNotMadeToItsEndIsTold(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.gone(clone.ID)
-			from := backend.Origin{Place: backend.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snap}
-			if err := o.pool.Create(t.Context(), backend.ImageSpec{Name: "b", Size: parent.Size, Features: backendtest.Features, From: &from}); err != nil {
+			from := backend.Parent{PoolSpec: backend.PoolSpec{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "a", ID: parent.ID, Snap: "s", SnapID: snap}
+			if err := o.pool.Create(t.Context(), backend.ImageSpec{Name: "b", Size: parent.Size, Features: backendtest.Features, Parent: &from}); err != nil {
 				t.Fatal(err)
 			}
 			a := o.open("a")
@@ -160,8 +160,8 @@ func TestAParentIsLostWhileItsCloneIsRemoved(t *testing.T) {
 	if !errors.Is(err, backend.ErrUnusable) || errors.Is(err, backend.ErrNotFound) || !strings.Contains(err.Error(), "is it a clone whose parent") {
 		t.Errorf("remove: %v", err)
 	}
-	from := &backend.Origin{Place: backend.Place{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "b", ID: clone.ID, Snap: "none", SnapID: snap}
-	if err := o.pool.Create(t.Context(), backend.ImageSpec{Name: "c", Size: clone.Size, From: from}); !errors.Is(err, backend.ErrUnusable) {
+	from := &backend.Parent{PoolSpec: backend.PoolSpec{Pool: o.cfg.Pool, Namespace: o.cfg.Namespace}, Image: "b", ID: clone.ID, Snap: "none", SnapID: snap}
+	if err := o.pool.Create(t.Context(), backend.ImageSpec{Name: "c", Size: clone.Size, Parent: from}); !errors.Is(err, backend.ErrUnusable) {
 		t.Errorf("copy: %v", err)
 	}
 	if left := o.rados("ls"); o.inTrash(clone.ID) || !strings.Contains(left, "rbd_id.b\n") {

@@ -131,7 +131,7 @@ func current(img *rbd.Image) error {
 }
 
 // parentOf names the snapshot that an image is a clone of; nil if it is none.
-func parentOf(img *rbd.Image) (*backend.Origin, error) {
+func parentOf(img *rbd.Image) (*backend.Parent, error) {
 	p, err := img.GetParent()
 	if errno(err) == syscall.ENOENT {
 		return nil, current(img)
@@ -139,9 +139,9 @@ func parentOf(img *rbd.Image) (*backend.Origin, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &backend.Origin{
-		Place: backend.Place{Pool: p.Image.PoolName, Namespace: p.Image.PoolNamespace},
-		Image: p.Image.ImageName, ID: p.Image.ImageID, Snap: p.Snap.SnapName, SnapID: p.Snap.ID,
+	return &backend.Parent{
+		PoolSpec: backend.PoolSpec{Pool: p.Image.PoolName, Namespace: p.Image.PoolNamespace},
+		Image:    p.Image.ImageName, ID: p.Image.ImageID, Snap: p.Snap.SnapName, SnapID: p.Snap.ID,
 	}, nil
 }
 

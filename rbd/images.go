@@ -45,7 +45,7 @@ func (p *Pool) Create(ctx context.Context, spec backend.ImageSpec) error {
 			return err
 		}
 		create := func() error { return rbd.CreateImage(ioctx, spec.Name, spec.Size, opts) }
-		if spec.From != nil {
+		if spec.Parent != nil {
 			create = func() error { return p.clone(c, ioctx, spec, opts) }
 		}
 		err = create()
@@ -120,7 +120,7 @@ func imageOptions(spec backend.ImageSpec) (*rbd.ImageOptions, error) {
 	if spec.StripeCount != 0 {
 		numbers[rbd.ImageOptionStripeUnit], numbers[rbd.ImageOptionStripeCount] = spec.StripeUnit, spec.StripeCount
 	}
-	if spec.From != nil {
+	if spec.Parent != nil {
 		// Of format 2 the parent's snapshot needs no protection and can be removed at
 		// once: Ceph keeps it out of sight as long as there are clones.
 		numbers[rbd.ImageOptionCloneFormat] = 2
@@ -140,27 +140,27 @@ func imageOptions(spec backend.ImageSpec) (*rbd.ImageOptions, error) {
 
 // clone makes an image of a snapshot, which may be in another pool.
 func (p *Pool) clone(c *client, ioctx *rados.IOContext, spec backend.ImageSpec, opts *rbd.ImageOptions) error {
-	parent, err := p.Beside(spec.From.Place).ioctx(c)
+	parent, err := p.Beside(spec.Parent.PoolSpec).ioctx(c)
 	if err != nil {
 		return err
 	}
 	defer parent.Destroy()
-	img, err := rbd.OpenImageByIdReadOnly(parent, spec.From.ID, rbd.NoSnapshot)
+	img, err := rbd.OpenImageByIdReadOnly(parent, spec.Parent.ID, rbd.NoSnapshot)
 	if errno(err) == syscall.ENOENT {
-		if there, lookErr := exists(parent, headerObject(spec.From.ID)); lookErr != nil || there {
+		if there, lookErr := exists(parent, headerObject(spec.Parent.ID)); lookErr != nil || there {
 			return cmp.Or(lookErr, fmt.Errorf("%w: image %s/%s, which is to be cloned, is there, but librbd does not find all of it; try rbd info %[2]s/%[3]s",
-				backend.ErrUnusable, spec.From.Place, spec.From.Image))
+				backend.ErrUnusable, spec.Parent.PoolSpec, spec.Parent.Image))
 		}
-		return fmt.Errorf("%w: image %s/%s, which is to be cloned, is gone", backend.ErrInvalid, spec.From.Place, spec.From.Image)
+		return fmt.Errorf("%w: image %s/%s, which is to be cloned, is gone", backend.ErrInvalid, spec.Parent.PoolSpec, spec.Parent.Image)
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = img.Close() }()
-	if id, err := img.GetSnapID(spec.From.Snap); err != nil || id != spec.From.SnapID {
-		return fmt.Errorf("%w: snapshot %s of %s/%s, which is to be cloned, is gone", backend.ErrInvalid, spec.From.Snap, spec.From.Place, spec.From.Image)
+	if id, err := img.GetSnapID(spec.Parent.Snap); err != nil || id != spec.Parent.SnapID {
+		return fmt.Errorf("%w: snapshot %s of %s/%s, which is to be cloned, is gone", backend.ErrInvalid, spec.Parent.Snap, spec.Parent.PoolSpec, spec.Parent.Image)
 	}
-	return rbd.CloneImage(parent, spec.From.Image, spec.From.Snap, ioctx, spec.Name, opts)
+	return rbd.CloneImage(parent, spec.Parent.Image, spec.Parent.Snap, ioctx, spec.Name, opts)
 }
 
 // openable tells whether librbd opens an image, or has one opened that is whole;
@@ -187,7 +187,7 @@ func (p *Pool) unopened(ioctx *rados.IOContext, name string, err error) error {
 		return err
 	}
 	// Its errno must not be taken for that of a volume that could be opened.
-	return fmt.Errorf("%w: librbd does not open it: %s; try rbd info %s/%s as this user", backend.ErrUnusable, err.Error(), p.place(), name)
+	return fmt.Errorf("%w: librbd does not open it: %s; try rbd info %s/%s as this user", backend.ErrUnusable, err.Error(), p.poolSpec(), name)
 }
 
 // Exists looks for the image, and not for its name alone, which a killed create may have

@@ -57,4 +57,4 @@ func (h *handle) Layout(ctx context.Context) (backend.Layout, error) {
 }
 
 // spec names the image as Ceph's tools do.
-func (h *handle) spec() string { return h.pool.place().String() + "/" + h.image.Name }
+func (h *handle) spec() string { return h.pool.poolSpec().String() + "/" + h.image.Name }

@@ -16,7 +16,7 @@ func (p *Pool) flatten(ctx context.Context, image string) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("have the manager flatten %s/%s: %w", p.place(), image, err)
+		return fmt.Errorf("have the manager flatten %s/%s: %w", p.poolSpec(), image, err)
 	}
 	return nil
 }

@@ -36,9 +36,9 @@ func TestContracts(t *testing.T) {
 		backendtest.Images(t, func(t *testing.T) backendtest.Ceph { return connect(t, testbed.Namespace(t)) })
 	})
 	t.Run("Snapshots", func(t *testing.T) {
-		backendtest.Snapshots(t, func(t *testing.T) (backendtest.Ceph, backend.Place) {
+		backendtest.Snapshots(t, func(t *testing.T) (backendtest.Ceph, backend.PoolSpec) {
 			cfg := testbed.Namespace(t)
-			return connect(t, cfg), backend.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}
+			return connect(t, cfg), backend.PoolSpec{Pool: cfg.Pool, Namespace: cfg.Namespace}
 		})
 	})
 	t.Run("Records", func(t *testing.T) {

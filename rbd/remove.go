@@ -40,7 +40,7 @@ func (h *handle) Remove(ctx context.Context, keep time.Duration) error {
 	// others or, restored meanwhile, is not ours to delete.
 	if err := h.pool.emptyTrash(ctx, h.image.ID, due); err != nil && !errors.Is(err, backend.ErrNotFound) {
 		h.pool.cfg.Log.Warnf("the data of removed volume %s is still in the trash, delete it with rbd trash rm %s/%s: %v",
-			h.image.Name, h.pool.place(), h.image.ID, err)
+			h.image.Name, h.pool.poolSpec(), h.image.ID, err)
 	}
 	return nil
 }
@@ -69,7 +69,7 @@ func (h *handle) unmoved(err error) error {
 		return fmt.Errorf("%w (after: %s)", lookErr, err.Error())
 	case is == "":
 		return fmt.Errorf("%w: object %s has lost the image, id %s: it is whole, and rbd ls %s does not show it; its keys name_%s and id_%s are missing there",
-			backend.ErrBusy, directory, h.image.ID, h.pool.place(), h.image.Name, h.image.ID)
+			backend.ErrBusy, directory, h.image.ID, h.pool.poolSpec(), h.image.Name, h.image.ID)
 	case is != h.image.Name:
 		return fmt.Errorf("%w: Ceph lists the image as %q; if an rbd rename was cut short, the one of the two names that is not "+
 			"wanted goes with rados -p %s --namespace '%s' rm %s", backend.ErrBusy, is, h.pool.cfg.Pool, h.pool.cfg.Namespace, idObject(h.image.Name))
@@ -138,5 +138,5 @@ func (h *handle) takeBack() error {
 	case state == moving:
 		return tell(h.ioctx, trashList, "trash_remove", text(h.image.ID))
 	}
-	return fmt.Errorf("%w: the image is in the trash, and yet there under its name; see rbd trash ls --all %s", backend.ErrBusy, h.pool.place())
+	return fmt.Errorf("%w: the image is in the trash, and yet there under its name; see rbd trash ls --all %s", backend.ErrBusy, h.pool.poolSpec())
 }

@@ -85,7 +85,7 @@ func (h *handle) Clones(ctx context.Context) ([]string, error) {
 	err := h.call(ctx, "list clones", reads, func() error {
 		clones, lost, err := h.clones()
 		for _, c := range clones {
-			name := backend.Place{Pool: c.PoolName, Namespace: c.PoolNamespace}.String() + "/" + c.ImageName
+			name := backend.PoolSpec{Pool: c.PoolName, Namespace: c.PoolNamespace}.String() + "/" + c.ImageName
 			if c.Trash {
 				name += " (in the trash)"
 			}
@@ -119,7 +119,7 @@ func (h *handle) Depth(ctx context.Context) (int, error) {
 		parent := h.image.Parent
 		for depth = 0; parent != nil && depth < maxDepth; depth++ {
 			var err error
-			if parent, err = h.pool.Beside(parent.Place).grandparent(h.client, parent.ID); err != nil {
+			if parent, err = h.pool.Beside(parent.PoolSpec).grandparent(h.client, parent.ID); err != nil {
 				return err
 			}
 		}
@@ -131,7 +131,7 @@ func (h *handle) Depth(ctx context.Context) (int, error) {
 	return depth, nil
 }
 
-func (p *Pool) grandparent(c *client, id string) (*backend.Origin, error) {
+func (p *Pool) grandparent(c *client, id string) (*backend.Parent, error) {
 	ioctx, err := p.ioctx(c)
 	if err != nil {
 		return nil, err

@@ -211,7 +211,7 @@ func (p *Pool) putBack(ioctx *rados.IOContext, t traces) error {
 func (p *Pool) refuse(t traces) error {
 	if t.kind() == unopenable {
 		return fmt.Errorf("%w: image %s is there, but librbd does not find all of it; is its data pool gone, or is it a clone whose parent, or the parent's pool, is gone? "+
-			"If it is not wanted: rbd rm %s/%s", backend.ErrUnusable, t.name, p.place(), t.name)
+			"If it is not wanted: rbd rm %s/%s", backend.ErrUnusable, t.name, p.poolSpec(), t.name)
 	}
 	return fmt.Errorf("%w: image %s is there, but damaged: rbd_directory has id %q under its name, and under that the name %q; object %s has %q; "+
 		"nothing is done to it; look at it with rbd info --pool %s --namespace '%s' --image-id ID, and make these agree", backend.ErrUnusable,

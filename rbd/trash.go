@@ -92,7 +92,7 @@ func (p *Pool) Purge(ctx context.Context) (names []string, err error) {
 		switch {
 		case errors.Is(err, backend.ErrNotFound): // another node was faster
 		case err != nil:
-			errs = append(errs, fmt.Errorf("%s (%s/%s, in the trash): %w", entry.Name, p.place(), entry.Id, err))
+			errs = append(errs, fmt.Errorf("%s (%s/%s, in the trash): %w", entry.Name, p.poolSpec(), entry.Id, err))
 		case !waits:
 			names = append(names, entry.Name)
 		}
@@ -166,7 +166,7 @@ func (p *Pool) freeClones(ctx context.Context, id string) (any bool, err error) 
 		if c.Trash { // it is flattened by nobody, but its own time will come
 			continue
 		}
-		at := p.Beside(backend.Place{Pool: c.PoolName, Namespace: c.PoolNamespace})
+		at := p.Beside(backend.PoolSpec{Pool: c.PoolName, Namespace: c.PoolNamespace})
 		pending := false
 		err := at.do(ctx, "look for a pending volume", reads, func(_ *client, ioctx *rados.IOContext) (err error) {
 			if pending, err = exists(ioctx, prefix+"pending."+c.ImageName); err == nil && pending {

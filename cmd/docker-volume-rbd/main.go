@@ -149,7 +149,7 @@ func (s service) serve(ctx context.Context) (again bool, err error) {
 }
 
 // newPlaces makes a driver for each pool and namespace, all on one connection.
-func (s service) newPlaces(ctx context.Context, restart func()) (places driver.Places, err error) {
+func (s service) newPlaces(ctx context.Context, restart func()) (places driver.Pools, err error) {
 	log := s.log
 	values := read(os.Getenv)
 	level, err := parseLevel(values["LOG_LEVEL"])
@@ -204,7 +204,7 @@ func (s service) newPlaces(ctx context.Context, restart func()) (places driver.P
 			Images: pool, Records: pool, Fences: pool, Secrets: pool, Mapper: mapper,
 			Filesystem: fsys.FS{HostMounts: hosts},
 			Why:        why,
-			Node:       node, Place: place, Trash: trash,
+			Node:       node, Pool: place, Trash: trash,
 			Defaults: defaults(values), Root: filepath.Dir(mounts), Log: log, BreakLock: !kernel,
 			Restart: func() {
 				if !places.InUse(context.Background()) { // in another place

@@ -118,11 +118,11 @@ func parseTrash(value string) (time.Duration, error) {
 }
 
 // parsePlaces reads where volumes may be; the first is where they are by default.
-func parsePlaces(values map[string]string) ([]backend.Place, error) {
-	places := []backend.Place{{Pool: values["RBD_CONF_POOL"], Namespace: values["RBD_CONF_NAMESPACE"]}}
+func parsePlaces(values map[string]string) ([]backend.PoolSpec, error) {
+	places := []backend.PoolSpec{{Pool: values["RBD_CONF_POOL"], Namespace: values["RBD_CONF_NAMESPACE"]}}
 	for text := range strings.FieldsSeq(values["RBD_POOLS"]) {
 		pool, space, both := strings.Cut(text, "/")
-		place := backend.Place{Pool: pool, Namespace: space}
+		place := backend.PoolSpec{Pool: pool, Namespace: space}
 		if pool == "" || both && space == "" || strings.ContainsAny(space, "/,") || strings.Contains(pool, ",") {
 			return nil, fmt.Errorf("setting RBD_POOLS=%q: %q is neither POOL nor POOL/NAMESPACE", values["RBD_POOLS"], text)
 		}

@@ -305,8 +305,8 @@ func TestTrash(t *testing.T) {
 }
 
 func TestPlaces(t *testing.T) {
-	home := backend.Place{Pool: "rbd", Namespace: "home"}
-	for pools, want := range map[string][]backend.Place{
+	home := backend.PoolSpec{Pool: "rbd", Namespace: "home"}
+	for pools, want := range map[string][]backend.PoolSpec{
 		"":                        {home},
 		"ssd  ssd/x rbd/home ssd": {home, {Pool: "ssd"}, {Pool: "ssd", Namespace: "x"}},
 		"rbd":                     {home, {Pool: "rbd"}},

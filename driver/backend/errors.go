@@ -19,7 +19,7 @@ var (
 	ErrUnusable = errors.New("the image cannot be used as it is")
 	// ErrExists: the name is taken.
 	ErrExists = errors.New("already exists")
-	// ErrAmbiguous: two places have a volume of the name, so it cannot be said which is meant.
+	// ErrAmbiguous: two pools have a volume of the name, so it cannot be said which is meant.
 	ErrAmbiguous = errors.New("there are two volumes of this name")
 	// ErrInvalid: the request itself is wrong; the text says what is allowed.
 	ErrInvalid = errors.New("invalid")

@@ -9,7 +9,7 @@ type Image struct {
 	Size     uint64    // bytes
 	Created  time.Time // by the cluster's clock
 	Features []string  // librbd's names, for example "exclusive-lock"
-	Parent   *Origin   // of a clone; nil = it is none, or is one no longer
+	Parent   *Parent   // of a clone; nil = it is none, or is one no longer
 	Snap     string    // a snapshot of the image; "" = the image itself
 
 	// Encryption opens the image for Map. Ceph does not know of it; nil = it is
@@ -17,23 +17,23 @@ type Image struct {
 	Encryption *Encryption
 }
 
-// Place is where images lie: a pool, and in it a namespace, "" = none.
-type Place struct {
+// PoolSpec is a pool, and in it a namespace, "" = none: rbd's pool-spec.
+type PoolSpec struct {
 	Pool      string `json:"pool"`
 	Namespace string `json:"namespace,omitempty"`
 }
 
 // String is as Ceph's tools write it: "pool" or "pool/namespace".
-func (p Place) String() string {
+func (p PoolSpec) String() string {
 	if p.Namespace == "" {
 		return p.Pool
 	}
 	return p.Pool + "/" + p.Namespace
 }
 
-// Origin is a snapshot of which clones are made.
-type Origin struct {
-	Place
+// Parent is a snapshot of which clones are made, and of which image.
+type Parent struct {
+	PoolSpec
 	Image  string `json:"image"`
 	ID     string `json:"id"` // of the image
 	Snap   string `json:"snap"`
@@ -42,8 +42,8 @@ type Origin struct {
 
 // Same tells whether two are one snapshot, however it is called by now: that of
 // a clone is renamed when it is removed.
-func (o *Origin) Same(other *Origin) bool {
-	return o != nil && other != nil && o.Place == other.Place && o.ID == other.ID && o.SnapID == other.SnapID
+func (p *Parent) Same(other *Parent) bool {
+	return p != nil && other != nil && p.PoolSpec == other.PoolSpec && p.ID == other.ID && p.SnapID == other.SnapID
 }
 
 // Encryption opens an encrypted image: LUKS, as both librbd and dm-crypt have it.
@@ -84,9 +84,9 @@ type ImageSpec struct {
 	StripeUnit  uint64 `json:"stripeUnit,omitempty"`
 	StripeCount uint64 `json:"stripeCount,omitempty"`
 
-	// From makes it a clone of that snapshot, and as large, at once and without
+	// Parent makes it a clone of that snapshot, and as large, at once and without
 	// a copy; Size then is what it is to become. nil = an empty image.
-	From *Origin `json:"from,omitempty"`
+	Parent *Parent `json:"parent,omitempty"`
 }
 
 // Layout is how an image lies on the cluster.

@@ -20,7 +20,7 @@ func (o *Spec) headerSize() uint64 {
 
 // parseEncryption reads how a new volume is encrypted. A copy is as its original.
 func (o *Spec) parseEncryption(defaults map[string]string) error {
-	if o.From.Volume != "" {
+	if o.Source.Volume != "" {
 		return nil
 	}
 	o.Encryption = cmp.Or(o.Given[OptEncryption], defaults[OptEncryption], "none")

@@ -7,8 +7,8 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Accepts tells whether a volume that is asked for can be in this place.
-func Accepts(p backend.Place, given map[string]string) error {
+// Accepts tells whether a volume that is asked for can be in this pool.
+func Accepts(p backend.PoolSpec, given map[string]string) error {
 	pool, space := strings.TrimSpace(given[OptPool]), strings.TrimSpace(given[OptNamespace])
 	switch {
 	case pool != "" && pool != p.Pool:
@@ -28,7 +28,7 @@ func (o *Spec) parseSource(given map[string]string) (err error) {
 		}
 		option, value, o.ReadOnly = OptSnapshot, snapshot, true
 	}
-	if o.From, err = parseVolumeAt(option, value); err != nil {
+	if o.Source, err = parseVolumeAt(option, value); err != nil {
 		return err
 	}
 	readOnly, err := parseBool(OptReadOnly, given[OptReadOnly])
@@ -39,7 +39,7 @@ func (o *Spec) parseSource(given map[string]string) (err error) {
 	if o.Protected, err = parseBool(OptProtected, given[OptProtected]); err != nil {
 		return err
 	}
-	if o.From.Volume == "" {
+	if o.Source.Volume == "" {
 		if o.ReadOnly {
 			return backend.Invalidf("option %s=%q: a new volume must be written once; give %s=VOLUME too, or fill it and say "+
 				"rbd image-meta set POOL/VOLUME docker_volume.readonly true", OptReadOnly, given[OptReadOnly], OptFrom)

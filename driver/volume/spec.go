@@ -73,7 +73,7 @@ type Spec struct {
 	StripeCount  uint64
 	DataPool     string
 	Features     []string
-	From         Source
+	Source       Source
 	ReadOnly     bool
 	Protected    bool
 	Encryption   string // "" = none, or as that of which it is a clone
@@ -92,7 +92,7 @@ type Source struct {
 // ParseSpec fills in defaults (by option name) and checks everything. mkfs
 // and mount options of the defaults are meant for the default filesystem and
 // reach no other: "-O mmp" must never come to mkfs.xfs.
-func ParseSpec(place backend.Place, defaults, given map[string]string) (o Spec, err error) {
+func ParseSpec(pool backend.PoolSpec, defaults, given map[string]string) (o Spec, err error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(OptionNames, name) {
 			return o, backend.Invalidf("option %.40q: allowed are %s", name, strings.Join(OptionNames, ", "))
@@ -116,7 +116,7 @@ func ParseSpec(place backend.Place, defaults, given map[string]string) (o Spec, 
 		return ""
 	}
 	o.Given = given
-	if err = Accepts(place, given); err != nil {
+	if err = Accepts(pool, given); err != nil {
 		return o, err
 	}
 	if err = o.parseSource(given); err != nil {
@@ -137,11 +137,11 @@ func ParseSpec(place backend.Place, defaults, given map[string]string) (o Spec, 
 	if o.Size, err = parseSize(OptSize, get(OptSize)); err != nil {
 		return o, err
 	}
-	if o.From.Volume != "" && strings.TrimSpace(given[OptSize]) == "" {
+	if o.Source.Volume != "" && strings.TrimSpace(given[OptSize]) == "" {
 		o.Size = 0 // as large as what it is a copy of
 	}
 	o.MkfsOptions = given[OptMkfsOptions]
-	if o.From.Volume != "" {
+	if o.Source.Volume != "" {
 		if strings.TrimSpace(given[OptFSType]) == "" {
 			o.FSType = ""
 		}
@@ -194,7 +194,7 @@ func (o *Spec) checkSize(said string) error {
 	if o.Encryption != "" {
 		least += o.headerSize()
 	}
-	if o.Size < least && o.From.Volume == "" {
+	if o.Size < least && o.Source.Volume == "" {
 		return backend.Invalidf("option %s=%q: %s needs at least %s", OptSize, said, o.FSType, FormatSize(least))
 	}
 	return nil
@@ -203,7 +203,7 @@ func (o *Spec) checkSize(said string) error {
 // CheckDefaults checks the settings that are defaults of options, as they will
 // be used by every Create.
 func CheckDefaults(defaults map[string]string) error {
-	_, err := ParseSpec(backend.Place{}, defaults, nil)
+	_, err := ParseSpec(backend.PoolSpec{}, defaults, nil)
 	if err == nil {
 		_, err = parseMountOptions(OptMountOptions, defaults[OptMountOptions])
 	}

@@ -76,7 +76,7 @@ func TestOptionsAndTheirDefaults(t *testing.T) {
 		{"smallest btrfs", nil, opts{OptSize: "128", OptFSType: "btrfs"}, Spec{Size: 128 * mib, FSType: "btrfs"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := ParseSpec(backend.Place{Pool: "rbd"}, row.defaults, row.given)
+			got, err := ParseSpec(backend.PoolSpec{Pool: "rbd"}, row.defaults, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,7 +142,7 @@ func TestOptionsRefused(t *testing.T) {
 			`invalid option image-feature="exclusive-lock,fast-diff": fast-diff needs object-map`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := ParseSpec(backend.Place{Pool: "rbd"}, row.defaults, row.given)
+			_, err := ParseSpec(backend.PoolSpec{Pool: "rbd"}, row.defaults, row.given)
 			backendtest.Invalid(t, err, row.want)
 		})
 	}
@@ -267,7 +267,7 @@ func TestMountOptionsReachOnlyTheirFilesystem(t *testing.T) {
 
 // What Create leaves in Ceph is all that the node of the first mount knows.
 func TestOptionsSurviveAsMetadata(t *testing.T) {
-	o, err := ParseSpec(backend.Place{Pool: "rbd"}, nil, opts{
+	o, err := ParseSpec(backend.PoolSpec{Pool: "rbd"}, nil, opts{
 		OptFSType: "xfs", OptMkfsOptions: "-m reflink=0", OptMountOptions: "-o noatime", OptUID: "999", OptGID: "0", OptMode: "750",
 	})
 	if err != nil {
@@ -301,7 +301,7 @@ func TestAnExistingImageAgreesUnlessTheRequestSaysOtherwise(t *testing.T) {
 			"already exists with fstype ext4, but xfs was asked for; remove that volume or leave the option out"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			o, err := ParseSpec(backend.Place{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
+			o, err := ParseSpec(backend.PoolSpec{Pool: "rbd"}, opts{OptSize: "1G"}, row.given)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -369,7 +369,7 @@ func FuzzOptions(f *testing.F) {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, given, defaults string) {
-		o, err := ParseSpec(backend.Place{Pool: "rbd"}, optsOf(defaults), optsOf(given))
+		o, err := ParseSpec(backend.PoolSpec{Pool: "rbd"}, optsOf(defaults), optsOf(given))
 		if err != nil {
 			backendtest.OneInvalidLine(t, err)
 			return

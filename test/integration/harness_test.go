@@ -48,7 +48,7 @@ func newNodeWith(tb testing.TB, cfg rbd.Config, name string, set func(*driver.Co
 		Mapper:     &fuse.Mapper{Ceph: cfg, Dir: n.dir, Command: testbed.ImageServer(tb), Log: cfg.Log},
 		Filesystem: fsys.FS{HostMounts: table(tb, "/proc/1/mountinfo")},
 		Node:       guard.Node{Name: name, Boot: "boot of " + name, Hosts: hosts},
-		Place:      backend.Place{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, BreakLock: true,
+		Pool:       backend.PoolSpec{Pool: cfg.Pool, Namespace: cfg.Namespace}, Root: n.root, Log: cfg.Log, BreakLock: true,
 	}
 	set(&config)
 	var err error

@@ -125,11 +125,11 @@ func TestPlaces(t *testing.T) {
 	first, second := testbed.Namespace(t), testbed.Namespace(t)
 	third := first
 	third.Pool, third.Namespace = testbed.Pool(t), ""
-	place := func(n *node) backend.Place { return backend.Place{Pool: n.cfg.Pool, Namespace: n.cfg.Namespace} }
+	place := func(n *node) backend.PoolSpec { return backend.PoolSpec{Pool: n.cfg.Pool, Namespace: n.cfg.Namespace} }
 	a := newNode(t, first, "one")
-	all := driver.Places{a.Driver}
+	all := driver.Pools{a.Driver}
 	nodes := []*node{a}
-	for _, cfg := range []backend.Place{{Pool: second.Pool, Namespace: second.Namespace}, {Pool: third.Pool}} {
+	for _, cfg := range []backend.PoolSpec{{Pool: second.Pool, Namespace: second.Namespace}, {Pool: third.Pool}} {
 		pool := a.pool.Beside(cfg)
 		at := first
 		at.Pool, at.Namespace = cfg.Pool, cfg.Namespace

@@ -29,9 +29,9 @@ func snapNames(t *testing.T, h backend.Handle) (names []string) {
 }
 
 // Snapshots is the contract of what backend.Handle promises of snapshots, clones and
-// the trash. connect returns a new client of an empty pool, which is this place.
-func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
-	origin := func(t *testing.T, c Ceph, place backend.Place, snap string) backend.Origin {
+// the trash. connect returns a new client of an empty pool, which is this one.
+func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.PoolSpec)) {
+	parentOf := func(t *testing.T, c Ceph, pool backend.PoolSpec, snap string) backend.Parent {
 		t.Helper()
 		ctx, image := testContext(t), Create(t, c, "a", 8*mib)
 		h := opened(t, c, "a", backend.ReadWrite)
@@ -43,11 +43,11 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 			t.Fatalf("snapshots: %+v", all)
 		}
 		must(t, h.Close(ctx))
-		return backend.Origin{Place: place, Image: "a", ID: image.ID, Snap: snap, SnapID: all[0].ID}
+		return backend.Parent{PoolSpec: pool, Image: "a", ID: image.ID, Snap: snap, SnapID: all[0].ID}
 	}
 	t.Run("snapshots are made once, listed and removed", func(t *testing.T) {
-		c, place := connect(t)
-		origin(t, c, place, "one")
+		c, pool := connect(t)
+		parentOf(t, c, pool, "one")
 		ctx, h := testContext(t), opened(t, c, "a", backend.ReadWrite)
 		want(t, h.CreateSnapshot(ctx, "one"), backend.ErrExists)
 		must(t, h.CreateSnapshot(ctx, "two"))
@@ -66,13 +66,13 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 		must(t, h.Remove(ctx, 0))
 	})
 	t.Run("a clone has its parent's metadata, and outlives the snapshot", func(t *testing.T) {
-		c, place := connect(t)
-		from := origin(t, c, place, "one")
+		c, pool := connect(t)
+		from := parentOf(t, c, pool, "one")
 		ctx := testContext(t)
-		must(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, From: &from}))
-		want(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, From: &from}), backend.ErrExists)
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, Parent: &from}))
+		want(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 16 * mib, Features: Features, Parent: &from}), backend.ErrExists)
 		b := opened(t, c, "b", backend.ReadWrite)
-		if p := b.Image().Parent; b.Image().Size != 8*mib || p == nil || p.Place != place || p.ID != from.ID || p.SnapID != from.SnapID || p.Image != "a" {
+		if p := b.Image().Parent; b.Image().Size != 8*mib || p == nil || p.PoolSpec != pool || p.ID != from.ID || p.SnapID != from.SnapID || p.Image != "a" {
 			t.Errorf("the clone is %+v, its parent %+v", b.Image(), b.Image().Parent)
 		}
 		if whole, err := b.Whole(ctx); err != nil || !whole {
@@ -90,7 +90,7 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 		}
 		clones, err := a.Clones(ctx)
 		must(t, err)
-		if !slices.Equal(clones, []string{place.String() + "/b"}) {
+		if !slices.Equal(clones, []string{pool.String() + "/b"}) {
 			t.Errorf("clones: %v", clones)
 		}
 		for h, want := range map[backend.Handle]int{a: 0, b: 1} {
@@ -105,16 +105,16 @@ func Snapshots(t *testing.T, connect func(*testing.T) (Ceph, backend.Place)) {
 			t.Errorf("size after resize: %d", b.Image().Size)
 		}
 		from.SnapID++
-		want(t, c.Create(ctx, backend.ImageSpec{Name: "c", Size: 8 * mib, Features: Features, From: &from}), backend.ErrInvalid)
+		want(t, c.Create(ctx, backend.ImageSpec{Name: "c", Size: 8 * mib, Features: Features, Parent: &from}), backend.ErrInvalid)
 	})
 	t.Run("what is removed is kept in the trash for its time, and as long as there are clones", func(t *testing.T) {
-		c, place := connect(t)
+		c, pool := connect(t)
 		if names, err := c.Purge(testContext(t)); err != nil || len(names) != 0 {
 			t.Errorf("purge of a trash that was never used: %v, %v", names, err)
 		}
-		from := origin(t, c, place, "one")
+		from := parentOf(t, c, pool, "one")
 		ctx := testContext(t)
-		must(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 8 * mib, Features: Features, From: &from}))
+		must(t, c.Create(ctx, backend.ImageSpec{Name: "b", Size: 8 * mib, Features: Features, Parent: &from}))
 		for name, keep := range map[string]time.Duration{"hour": time.Hour, "second": time.Second, "none": 0} {
 			Create(t, c, name, 8*mib)
 			must(t, opened(t, c, name, backend.ReadWrite).Remove(ctx, keep))

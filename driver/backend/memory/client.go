@@ -74,10 +74,10 @@ func (c *Client) Create(ctx context.Context, spec backend.ImageSpec) error {
 		},
 		spec: spec, meta: map[string]string{}, watchers: map[string]int{},
 	}
-	if spec.From == nil {
+	if spec.Parent == nil {
 		return c.cluster.make(made, nil, nil)
 	}
-	return c.cluster.clone(made, *spec.From)
+	return c.cluster.clone(made, *spec.Parent)
 }
 
 // Purge empties the trash; see backend.Images.
@@ -150,7 +150,7 @@ func (c *Client) HasID(ctx context.Context, id string) (bool, error) {
 		return false, err
 	}
 	defer leave()
-	return c.cluster.byID(c.cluster.place, id) != nil, nil
+	return c.cluster.byID(c.cluster.spec, id) != nil, nil
 }
 
 // Names lists the images; see backend.Images.

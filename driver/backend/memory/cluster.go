@@ -12,7 +12,7 @@ import (
 // Cluster is one pool of a Ceph cluster.
 type Cluster struct {
 	*shared
-	place   backend.Place
+	spec    backend.PoolSpec
 	images  map[string]*image // by name
 	names   map[string]bool   // taken, and no image has them
 	trash   []trashed
@@ -22,7 +22,7 @@ type Cluster struct {
 // shared is what all pools of a cluster have in common.
 type shared struct {
 	mu      sync.Mutex
-	pools   map[backend.Place]*Cluster
+	pools   map[backend.PoolSpec]*Cluster
 	fenced  map[string]bool
 	secrets map[string]string
 	next    uint64 // ids, versions and nonces
@@ -68,16 +68,16 @@ type entry struct {
 
 // NewCluster returns an empty cluster with the pool "rbd".
 func NewCluster() *Cluster {
-	c := &Cluster{shared: &shared{pools: map[backend.Place]*Cluster{}, fenced: map[string]bool{}, secrets: map[string]string{}}}
-	return c.Beside(backend.Place{Pool: "rbd"})
+	c := &Cluster{shared: &shared{pools: map[backend.PoolSpec]*Cluster{}, fenced: map[string]bool{}, secrets: map[string]string{}}}
+	return c.Beside(backend.PoolSpec{Pool: "rbd"})
 }
 
 // Beside makes another pool of the cluster.
-func (c *Cluster) Beside(place backend.Place) *Cluster {
+func (c *Cluster) Beside(spec backend.PoolSpec) *Cluster {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pools[place] = &Cluster{shared: c.shared, place: place, images: map[string]*image{}, names: map[string]bool{}, records: map[string]entry{}}
-	return c.pools[place]
+	c.pools[spec] = &Cluster{shared: c.shared, spec: spec, images: map[string]*image{}, names: map[string]bool{}, records: map[string]entry{}}
+	return c.pools[spec]
 }
 
 // Flattened names the images that the manager was asked to make independent, and
@@ -116,8 +116,8 @@ func (c *Cluster) unwatch(addr string) {
 	}
 }
 
-func (c *Cluster) clone(made *image, from backend.Origin) error {
-	parent := c.byID(from.Place, from.ID)
+func (c *Cluster) clone(made *image, from backend.Parent) error {
+	parent := c.byID(from.PoolSpec, from.ID)
 	if parent == nil {
 		return fmt.Errorf("%w: the image to be cloned is gone", backend.ErrInvalid)
 	}
@@ -130,8 +130,8 @@ func (c *Cluster) clone(made *image, from backend.Origin) error {
 }
 
 // byID finds an image, be it in the trash.
-func (c *Cluster) byID(place backend.Place, id string) *image {
-	pool := c.pools[place]
+func (c *Cluster) byID(spec backend.PoolSpec, id string) *image {
+	pool := c.pools[spec]
 	if pool == nil {
 		return nil
 	}
@@ -150,10 +150,10 @@ func (c *Cluster) byID(place backend.Place, id string) *image {
 
 // clones are the images that have this one as their parent.
 func (c *Cluster) clones(of *image) (names []string) {
-	for place, pool := range c.pools {
+	for spec, pool := range c.pools {
 		for _, i := range pool.images {
-			if i.Parent != nil && i.attached && c.byID(i.Parent.Place, i.Parent.ID) == of {
-				names = append(names, place.String()+"/"+i.Name)
+			if i.Parent != nil && i.attached && c.byID(i.Parent.PoolSpec, i.Parent.ID) == of {
+				names = append(names, spec.String()+"/"+i.Name)
 			}
 		}
 	}

@@ -62,7 +62,7 @@ func (c *Cluster) make(made *image, parent *image, s *snapshot) error {
 		made.Size = s.Size
 		steps = append(steps,
 			func() {
-				made.Parent, made.attached, made.disk, made.locked = made.spec.From, false, s.disk, parent.locked
+				made.Parent, made.attached, made.disk, made.locked = made.spec.Parent, false, s.disk, parent.locked
 			},
 			func() { made.attached = true },
 			func() { maps.Copy(made.meta, parent.meta) },
@@ -78,7 +78,7 @@ func (c *Cluster) lost(i *image) bool {
 	if i.Parent == nil || i.attached {
 		return false
 	}
-	parent := c.byID(i.Parent.Place, i.Parent.ID)
+	parent := c.byID(i.Parent.PoolSpec, i.Parent.ID)
 	if parent == nil {
 		return true
 	}

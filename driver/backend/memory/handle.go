@@ -222,7 +222,7 @@ func (h *handle) Clones(ctx context.Context) (names []string, err error) {
 func (h *handle) Depth(ctx context.Context) (depth int, err error) {
 	return depth, h.do(ctx, func(i *image) error {
 		for i != nil && i.Parent != nil {
-			i = h.client.cluster.byID(i.Parent.Place, i.Parent.ID)
+			i = h.client.cluster.byID(i.Parent.PoolSpec, i.Parent.ID)
 			depth++
 		}
 		return nil
@@ -232,7 +232,7 @@ func (h *handle) Depth(ctx context.Context) (depth int, err error) {
 func (h *handle) Flatten(ctx context.Context) error {
 	return h.do(ctx, func(i *image) error {
 		c := h.client.cluster
-		c.flatten = append(c.flatten, c.place.String()+"/"+i.Name)
+		c.flatten = append(c.flatten, c.spec.String()+"/"+i.Name)
 		return nil
 	})
 }

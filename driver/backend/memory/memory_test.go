@@ -21,9 +21,9 @@ func TestContracts(t *testing.T) {
 		backendtest.Fences(t, func(*testing.T) backendtest.Ceph { return c.Connect("10.0.0.1") })
 	})
 	t.Run("Snapshots", func(t *testing.T) {
-		backendtest.Snapshots(t, func(*testing.T) (backendtest.Ceph, backend.Place) {
+		backendtest.Snapshots(t, func(*testing.T) (backendtest.Ceph, backend.PoolSpec) {
 			c := NewCluster()
-			return c.Connect("10.0.0.1"), c.place
+			return c.Connect("10.0.0.1"), c.spec
 		})
 	})
 	t.Run("Encrypted", func(t *testing.T) {

@@ -18,16 +18,16 @@ import (
 
 // twoPlaces is a plugin with the pools rbd and ssd, the tap on the first and the client
 // of the second.
-func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
-	var places driver.Places
+func twoPlaces(t *testing.T) (driver.Pools, *tap, *memory.Client) {
+	var places driver.Pools
 	var taps []*tap
 	c := memory.NewCluster()
-	for _, pool := range []*memory.Cluster{c, c.Beside(backend.Place{Pool: "ssd"})} {
+	for _, pool := range []*memory.Cluster{c, c.Beside(backend.PoolSpec{Pool: "ssd"})} {
 		p := &tap{client: pool.Connect("10.0.0.1"), host: memory.NewHost(pool, "10.0.0.1")}
 		taps = append(taps, p)
 		log := logrus.New()
 		log.SetOutput(&safeBuffer{})
-		place := backend.Place{Pool: "rbd"}
+		place := backend.PoolSpec{Pool: "rbd"}
 		if len(places) > 0 {
 			place.Pool = "ssd"
 		}
@@ -36,7 +36,7 @@ func twoPlaces(t *testing.T) (driver.Places, *tap, *memory.Client) {
 			Node: guard.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
 				return []netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil
 			}},
-			BreakLock: true, Place: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 200 * time.Millisecond,
+			BreakLock: true, Pool: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 200 * time.Millisecond,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -10,29 +10,29 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// Places is all that this node may use: a Driver for each pool and namespace. A
-// volume is in one of them, and its name is unique over all. The first place is
+// Pools is all that this node may use: a Driver for each pool and namespace. A
+// volume is in one of them, and its name is unique over all. The first pool is
 // where new volumes go unless somebody says otherwise.
-type Places []*Driver
+type Pools []*Driver
 
 // Create makes a volume; see Driver.Create.
-func (p Places) Create(ctx context.Context, name string, opts map[string]string) error {
-	at, origin, err := p.choose(ctx, name, opts)
+func (p Pools) Create(ctx context.Context, name string, opts map[string]string) error {
+	at, source, err := p.choose(ctx, name, opts)
 	if err != nil {
 		return wrap("create", name, err)
 	}
-	if err := at.CreateFrom(ctx, name, opts, origin); err != nil || len(p) == 1 {
+	if err := at.CreateFrom(ctx, name, opts, source); err != nil || len(p) == 1 {
 		return err
 	}
 	_, err = p.where(ctx, name) // another node may have made it elsewhere at the same time
 	return wrap("create", name, err)
 }
 
-// Get describes a volume; see Driver.Get. Each place answers for itself, from its
+// Get describes a volume; see Driver.Get. Each pool answers for itself, from its
 // record where its part of Ceph is away; what Ceph says comes before what is cached.
 // Of two volumes the answer is one, with an error that names both: were it an error
 // itself, dockerd would forget them.
-func (p Places) Get(ctx context.Context, name string) (Volume, error) {
+func (p Pools) Get(ctx context.Context, name string) (Volume, error) {
 	if len(p) == 1 {
 		return p[0].Get(ctx, name)
 	}
@@ -65,8 +65,8 @@ func (p Places) Get(ctx context.Context, name string) (Volume, error) {
 	return Volume{}, err
 }
 
-// List names the volumes of all places; see Driver.List.
-func (p Places) List(ctx context.Context) ([]Volume, error) {
+// List names the volumes of all pools; see Driver.List.
+func (p Pools) List(ctx context.Context) ([]Volume, error) {
 	lists, errs := make([][]Volume, len(p)), make([]error, len(p))
 	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.List(ctx) })
 	all := map[string]Volume{}
@@ -84,7 +84,7 @@ func (p Places) List(ctx context.Context) ([]Volume, error) {
 }
 
 // Path asks the kernel; see Driver.Path.
-func (p Places) Path(ctx context.Context, name string) string {
+func (p Pools) Path(ctx context.Context, name string) string {
 	for _, d := range p {
 		if path := d.Path(ctx, name); path != "" {
 			return path
@@ -94,7 +94,7 @@ func (p Places) Path(ctx context.Context, name string) string {
 }
 
 // Mount mounts a volume; see Driver.Mount.
-func (p Places) Mount(ctx context.Context, name, id string) (string, error) {
+func (p Pools) Mount(ctx context.Context, name, id string) (string, error) {
 	d, err := p.at(ctx, "mount", name)
 	if err != nil {
 		return "", err
@@ -103,7 +103,7 @@ func (p Places) Mount(ctx context.Context, name, id string) (string, error) {
 }
 
 // Keep keeps a mount that nobody has heard of; see Driver.Keep.
-func (p Places) Keep(ctx context.Context, name, id string) {
+func (p Pools) Keep(ctx context.Context, name, id string) {
 	for _, d := range p {
 		if d.refs.count(name) > 0 {
 			d.Keep(ctx, name, id)
@@ -113,7 +113,7 @@ func (p Places) Keep(ctx context.Context, name, id string) {
 
 // Unmount takes one user of a volume away; see Driver.Unmount. What is mounted here
 // is known without Ceph.
-func (p Places) Unmount(ctx context.Context, name, id string) error {
+func (p Pools) Unmount(ctx context.Context, name, id string) error {
 	var errs []error
 	for _, d := range p {
 		if len(p) == 1 || d.refs.count(name) > 0 || d.Path(ctx, name) != "" {
@@ -124,7 +124,7 @@ func (p Places) Unmount(ctx context.Context, name, id string) error {
 }
 
 // Remove deletes a volume; see Driver.Remove.
-func (p Places) Remove(ctx context.Context, name string) error {
+func (p Pools) Remove(ctx context.Context, name string) error {
 	d, err := p.at(ctx, "remove", name)
 	if errors.Is(err, backend.ErrNotFound) {
 		d, err = p[0], nil // says that it is done
@@ -136,7 +136,7 @@ func (p Places) Remove(ctx context.Context, name string) error {
 }
 
 // Snapshots lists those of a volume; see Driver.Snapshots.
-func (p Places) Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error) {
+func (p Pools) Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error) {
 	d, err := p.at(ctx, "list snapshots of", name)
 	if err != nil {
 		return nil, err
@@ -145,7 +145,7 @@ func (p Places) Snapshots(ctx context.Context, name string) ([]backend.Snapshot,
 }
 
 // CreateSnapshot makes a snapshot; see Driver.CreateSnapshot.
-func (p Places) CreateSnapshot(ctx context.Context, name, snap string) (frozen bool, err error) {
+func (p Pools) CreateSnapshot(ctx context.Context, name, snap string) (frozen bool, err error) {
 	d, err := p.at(ctx, "make a snapshot of", name)
 	if err != nil {
 		return false, err
@@ -154,7 +154,7 @@ func (p Places) CreateSnapshot(ctx context.Context, name, snap string) (frozen b
 }
 
 // RemoveSnapshot removes a snapshot; see Driver.RemoveSnapshot.
-func (p Places) RemoveSnapshot(ctx context.Context, name, snap string) error {
+func (p Pools) RemoveSnapshot(ctx context.Context, name, snap string) error {
 	d, err := p.at(ctx, "remove a snapshot of", name)
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (p Places) RemoveSnapshot(ctx context.Context, name, snap string) error {
 }
 
 // Rollback gives a volume the content of a snapshot; see Driver.Rollback.
-func (p Places) Rollback(ctx context.Context, name, snap string) error {
+func (p Pools) Rollback(ctx context.Context, name, snap string) error {
 	d, err := p.at(ctx, "roll back", name)
 	if err != nil {
 		return err
@@ -171,19 +171,19 @@ func (p Places) Rollback(ctx context.Context, name, snap string) error {
 	return d.Rollback(ctx, name, snap)
 }
 
-// Watch is Driver.Watch for all places, and Driver.Follow.
-func (p Places) Watch(ctx context.Context, interval, follow time.Duration) {
+// Watch is Driver.Watch for all pools, and Driver.Follow.
+func (p Pools) Watch(ctx context.Context, interval, follow time.Duration) {
 	p.each(func(_ int, d *Driver) {
 		go d.survive("grow", "", func() { d.Follow(ctx, follow) })
 		d.Watch(ctx, interval)
 	})
 }
 
-// Shutdown is Driver.Shutdown for all places.
-func (p Places) Shutdown(ctx context.Context) { p.each(func(_ int, d *Driver) { d.Shutdown(ctx) }) }
+// Shutdown is Driver.Shutdown for all pools.
+func (p Pools) Shutdown(ctx context.Context) { p.each(func(_ int, d *Driver) { d.Shutdown(ctx) }) }
 
 // InUse tells whether any volume is mapped on this node, as far as can be told.
-func (p Places) InUse(ctx context.Context) bool {
+func (p Pools) InUse(ctx context.Context) bool {
 	for _, d := range p {
 		if all, err := d.mapper.Mappings(ctx); err != nil || len(all) > 0 {
 			return true

@@ -136,10 +136,10 @@ func (d *Driver) describeLayout(ctx context.Context, h backend.Handle, v Volume)
 	if err != nil {
 		return err
 	}
-	v.Status["object size"] = volume.FormatSize(layout.ObjectSize)
-	v.show("data pool", layout.DataPool)
+	v.Status["object-size"] = volume.FormatSize(layout.ObjectSize)
+	v.show("data-pool", layout.DataPool)
 	if layout.StripeCount > 1 {
-		v.Status["stripe unit"], v.Status["stripe count"] = volume.FormatSize(layout.StripeUnit), layout.StripeCount
+		v.Status["stripe-unit"], v.Status["stripe-count"] = volume.FormatSize(layout.StripeUnit), layout.StripeCount
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (d *Driver) describeHere(ctx context.Context, v Volume) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if size, used, err := d.fs.Usage(ctx, mount.Path); err == nil {
-		v.Status["filesystem size"], v.Status["filesystem used"] = volume.FormatSize(size), volume.FormatSize(used)
+		v.Status["filesystem-size"], v.Status["filesystem-used"] = volume.FormatSize(size), volume.FormatSize(used)
 	}
 }
 

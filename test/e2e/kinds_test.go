@@ -69,7 +69,7 @@ func TestCopies(t *testing.T) {
 	equal(t, "snapshots", fmt.Sprint(v.Status["snapshots"]), "[monday]")
 	equal(t, "labels", fmt.Sprint(v.Status["labels"]), "map[team:blue tier:db]")
 	equal(t, "description", v.Status["description"], any("the first one"))
-	for _, key := range []string{"features", "object size", "trash", "filesystem size", "filesystem used"} {
+	for _, key := range []string{"features", "object-size", "trash", "filesystem-size", "filesystem-used"} {
 		if s, _ := v.Status[key].(string); s == "" {
 			t.Errorf("status %s is missing: %v", key, v.Status)
 		}
@@ -368,7 +368,7 @@ func TestAnErasureCodedPoolAndAKeyOfOneNamespace(t *testing.T) {
 		contains(t, "read from "+v, once(t, v, "md5sum -c /data/sum"), "/data/file: OK")
 	}
 	status := inspect(t, name).Status
-	for key, want := range map[string]string{"namespace": "home", "data pool": "ec", "object size": "2MiB", "stripe unit": "1MiB", "stripe count": "2"} {
+	for key, want := range map[string]string{"namespace": "home", "data-pool": "ec", "object-size": "2MiB", "stripe-unit": "1MiB", "stripe-count": "2"} {
 		equal(t, "status "+key, fmt.Sprint(status[key]), want)
 	}
 	if objects := run("rados", "-c", conf, "-p", "ec", "-N", "home", "ls"); !strings.Contains(objects, "rbd_data") {

@@ -49,7 +49,7 @@
 // image of this id is sealed, and from then on it is mapped and mounted read-only,
 // anywhere. The control client watches it for as long, and the node is noted among its
 // readers (readers.go), so that whoever wants to remove it, or to write to it, sees that
-// it is in use, and by whom, even while that one's plugin is away. See shared.go.
+// it is in use, and by whom, even while that one's plugin is away. See readonly.go.
 //
 // # When Ceph is away
 //

@@ -255,25 +255,3 @@ func (d *Driver) rollbackImage(ctx context.Context, l *guard.Held, snap string) 
 	}
 	return l.SetMeta(ctx, map[string]string{volume.KeyRollback: ""})
 }
-
-// idle gets the guard of a volume that nobody uses, or says who does.
-func (d *Driver) idle(ctx context.Context, name string) (*guard.Held, error) {
-	d.unkeep(name)
-	if n := d.refs.count(name); n > 0 {
-		return nil, fmt.Errorf("%w: %d containers use it on this node (%s)", backend.ErrBusy, n, d.node.Name)
-	}
-	if err := d.unstage(ctx, name); err != nil { // what a crash may have left mapped
-		return nil, err
-	}
-	wait, cancel := context.WithTimeout(ctx, removePatience)
-	defer cancel()
-	l, err := d.guards.Acquire(wait, name, guard.ToChange)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.guards.RefuseReaders(ctx, l.Image().ID); err != nil {
-		defer d.closeHandle(ctx, l)
-		return nil, l.Undo(ctx, err)
-	}
-	return l, nil
-}

@@ -162,3 +162,31 @@ func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mappin
 	}
 	return nil
 }
+
+// another corrects the pending record of a copy that two nodes made at the same time, each of
+// a snapshot of its own: that of the one whose image it became.
+func (d *Driver) another(ctx context.Context, b pending) error {
+	from := b.Image.Parent
+	if from == nil {
+		return nil
+	}
+	h, err := d.images.Open(ctx, b.Image.Name, backend.ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer d.closeHandle(ctx, h)
+	parent := h.Image().Parent
+	there, version, err := d.loadPending(ctx, b.Image.Name)
+	if errors.Is(err, backend.ErrNotFound) || err == nil && (parent == nil || parent.Same(there.Image.Parent) || parent.PoolSpec != from.PoolSpec || parent.ID != from.ID) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	there.Image.Parent = parent
+	_, err = d.records.CompareAndSwap(ctx, pendingKey(b.Image.Name), version, there)
+	if errors.Is(err, backend.ErrConflict) {
+		return nil
+	}
+	return err
+}

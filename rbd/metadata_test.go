@@ -85,7 +85,7 @@ func TestMetadataGoesThroughTheJournal(t *testing.T) {
 func TestMetadataWaitsForNoLock(t *testing.T) {
 	cfg := testbed.Namespace(t)
 	p := connect(t, cfg)
-	image := backendtest.Create(t, p, "a", 64<<20)
+	image := backendtest.Create(t, p, "a", 8<<20)
 	lockedByASleeper(t, image.Name, cfg)
 	h, err := p.Open(t.Context(), image.Name, backend.ReadWrite)
 	if err != nil {

@@ -201,8 +201,9 @@ func (a *admin) objects(prefix string) (names []string, err error) {
 // restore is rbd trash restore.
 func (a *admin) restore(id, name string) error { return crbd.TrashRestore(a.ioctx, id, name) }
 
-// unsnap is rbd snap purge of an image in the trash; it returns the snapshots that are gone.
-func (a *admin) unsnap(id string) (gone []string, err error) {
+// unsnap is rbd snap purge of an image, which may be in the trash, or rbd snap rm of one of its
+// snapshots; it returns those that are gone.
+func (a *admin) unsnap(id, name string) (gone []string, err error) {
 	img, err := crbd.OpenImageById(a.ioctx, id, crbd.NoSnapshot)
 	if err != nil {
 		return nil, err
@@ -210,6 +211,9 @@ func (a *admin) unsnap(id string) (gone []string, err error) {
 	defer func() { err = errors.Join(err, img.Close()) }()
 	snaps, err := img.GetSnapshotNames()
 	for _, s := range snaps { // those that are kept for copies only have no name here
+		if name != "" && s.Name != name {
+			continue
+		}
 		if err = img.GetSnapshot(s.Name).Remove(); err != nil {
 			break
 		}

@@ -94,6 +94,9 @@ func (m *mix) ask(r *rand.Rand, s *slot, n *mixNode, method string, request map[
 			first = err.Error()
 		}
 		isCut = isCut || answer == nil
+		if answer == nil && path == "Snapshot.Create" {
+			s.image.cut = append(s.image.cut, request["snapshot"].(string))
+		}
 		what := again
 		if answer != nil {
 			what = is(err.Error(), isCut)

@@ -32,6 +32,18 @@ func (m *mix) snapshot(r *rand.Rand, s *slot) {
 	}
 }
 
+// mayComeBack removes what has come back of snapshots whose making was cut short and that
+// were removed since. The owner of the exclusive lock makes a snapshot for who asks for it,
+// when all watchers have agreed, or some seconds later, as one of them was killed: also
+// for one that was killed itself, after the snapshot of another request for it is gone.
+func (m *mix) mayComeBack(s *slot) {
+	for _, snap := range s.image.cut {
+		if gone, err := m.admin.unsnap(s.image.id, snap); len(gone) > 0 || err != nil {
+			m.note(s, "snapshot %s came back and is removed: %v", snap, err)
+		}
+	}
+}
+
 func (i *image) someSnapshot(r *rand.Rand) string {
 	all := slices.Sorted(maps.Keys(i.snaps))
 	return all[r.IntN(len(all))]
@@ -77,6 +89,9 @@ func (m *mix) remove(r *rand.Rand, s *slot) {
 	}
 	n, began, i := m.node(r), time.Now(), s.image
 	_, err := m.ask(r, s, n, "Remove", map[string]any{"Name": s.name}, func(text string, _ bool) verdict {
+		if len(i.snaps) == 0 && strings.Contains(text, "snapshots") {
+			m.mayComeBack(s)
+		}
 		if !i.healthy() || len(i.snaps) > 0 && strings.Contains(text, "snapshots") {
 			return refused
 		}
@@ -126,7 +141,7 @@ func (m *mix) empty(r *rand.Rand, _ *slot) {
 		return
 	}
 	i := m.fromTrash(r)
-	gone, err := m.admin.unsnap(i.id)
+	gone, err := m.admin.unsnap(i.id, "")
 	m.note(nil, "rbd snap purge --image-id %s: %v, %v", i.id, gone, err)
 	for _, snap := range gone {
 		delete(i.snaps, snap)

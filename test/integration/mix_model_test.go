@@ -21,6 +21,7 @@ type image struct {
 	may    []int64
 	used   bool               // it was mounted, so that something may be lost
 	snaps  map[string][]int64 // by name: the numbers that may be the last on each
+	cut    []string           // snapshots whose making was cut short: see mayComeBack
 	user   *user              // who has it mounted
 	hurt   string             // the damage that was done to it, until it is repaired
 	moved  bool               // by an admin, while it was mounted

@@ -40,7 +40,7 @@ func TestACrashAtAnyStep(t *testing.T) {
 	}
 	for name, successor := range successors {
 		for _, after := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, effect %v", name, after), func(t *testing.T) {
+			virtual(t, fmt.Sprintf("%s, effect %v", name, after), func(t *testing.T) {
 				for stopAt, crashed := 1, true; crashed; stopAt++ {
 					c := memory.NewCluster()
 					one, two := newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
@@ -118,7 +118,7 @@ func TestAPauseAtAnyStep(t *testing.T) {
 		{"reconcile", func(n *node) error { n.Reconcile(within(n.t, ever)); return nil }},
 	}
 	for name, stays := range map[string]bool{"the other has it": true, "the other had it": false} {
-		t.Run(name, func(t *testing.T) {
+		virtual(t, name, func(t *testing.T) {
 			for pauseAt, paused := 1, true; paused; pauseAt++ {
 				c := memory.NewCluster()
 				one, two := newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
@@ -220,7 +220,9 @@ func TestAHangUpAtAnyStepOfMount(t *testing.T) {
 
 // The same for Remove: the volume is there and whole, or it is gone and can be
 // made again.
-func TestACrashInRemove(t *testing.T) {
+func TestACrashInRemove(t *testing.T) { inVirtualTime(t, testACrashInRemove) }
+
+func testACrashInRemove(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for stopAt, crashed := 1, true; crashed; stopAt++ {
 			c := memory.NewCluster()

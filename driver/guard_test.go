@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
@@ -18,6 +19,10 @@ func twoNodes(t *testing.T) (c *memory.Cluster, one, two *node) {
 }
 
 func TestALiveHolderIsNamedAndLeftAlone(t *testing.T) {
+	synctest.Test(t, testALiveHolderIsNamedAndLeftAlone)
+}
+
+func testALiveHolderIsNamedAndLeftAlone(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
@@ -72,7 +77,9 @@ func TestWhoLetsGoWhileItIsLookedAtIsNotFenced(t *testing.T) {
 	}
 }
 
-func TestADeadHolderIsFencedForGood(t *testing.T) {
+func TestADeadHolderIsFencedForGood(t *testing.T) { inVirtualTime(t, testADeadHolderIsFencedForGood) }
+
+func testADeadHolderIsFencedForGood(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
@@ -197,7 +204,9 @@ func TestTheSameNodeAfterARebootDoesNotWait(t *testing.T) {
 	one.holds("v", "ext4 data")
 }
 
-func TestAClonedMachineIsAnotherNode(t *testing.T) {
+func TestAClonedMachineIsAnotherNode(t *testing.T) { inVirtualTime(t, testAClonedMachineIsAnotherNode) }
+
+func testAClonedMachineIsAnotherNode(t *testing.T) {
 	c, one, _ := twoNodes(t)
 	clone := newNode(t, c, "one", "10.0.0.9")
 	clone.boot = one.boot
@@ -211,6 +220,10 @@ func TestAClonedMachineIsAnotherNode(t *testing.T) {
 }
 
 func TestAWatcherThatIsNotOursIsInUse(t *testing.T) {
+	synctest.Test(t, testAWatcherThatIsNotOursIsInUse)
+}
+
+func testAWatcherThatIsNotOursIsInUse(t *testing.T) {
 	c, one, two := twoNodes(t)
 	one.create("v", nil)
 	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", backend.ReadWrite)
@@ -229,6 +242,10 @@ func TestAWatcherThatIsNotOursIsInUse(t *testing.T) {
 }
 
 func TestAGuardDeletedByHandIsPutBack(t *testing.T) {
+	synctest.Test(t, testAGuardDeletedByHandIsPutBack)
+}
+
+func testAGuardDeletedByHandIsPutBack(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
@@ -249,6 +266,10 @@ func TestAGuardDeletedByHandIsPutBack(t *testing.T) {
 }
 
 func TestAMountWithoutReferencesIsLetGo(t *testing.T) {
+	synctest.Test(t, testAMountWithoutReferencesIsLetGo)
+}
+
+func testAMountWithoutReferencesIsLetGo(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")
@@ -271,6 +292,10 @@ func TestAMountWithoutReferencesIsLetGo(t *testing.T) {
 }
 
 func TestALateUnmountOfBeforeARestartDoesNoHarm(t *testing.T) {
+	synctest.Test(t, testALateUnmountOfBeforeARestartDoesNoHarm)
+}
+
+func testALateUnmountOfBeforeARestartDoesNoHarm(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "old")
@@ -425,6 +450,10 @@ func TestNobodyWaitsForAGuardWithoutAWatcher(t *testing.T) {
 
 // An image of wetopi's plugin, say.
 func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
+	synctest.Test(t, testAnImageWithoutExclusiveLockGetsIt)
+}
+
+func testAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
 	c, one, two := twoNodes(t)
 	maker := c.Connect("10.9.9.9")
 	if err := maker.Create(within(t, ever), backend.ImageSpec{Name: "v", Size: 8 << 20, Features: []string{"layering"}}); err != nil {
@@ -473,6 +502,10 @@ func TestAnImageWithoutExclusiveLockGetsIt(t *testing.T) {
 // While it waits for somebody else's watch, a node loses the guard that it had.
 // It must see that: two could else wait for each other's watch.
 func TestTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
+	synctest.Test(t, testTheGuardIsLostWhileWaitingForWatchers)
+}
+
+func testTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 	c, one, two := twoNodes(t)
 	one.create("v", nil)
 	vm, err := c.Connect("10.9.9.9").Open(within(t, ever), "v", backend.ReadWrite)
@@ -579,6 +612,10 @@ func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
 // A mount that errors have made read-only is seen in the status, and made anew
 // for the next container, unless others still have it.
 func TestAMountThatErrorsHaveMadeReadOnlyIsMadeAnew(t *testing.T) {
+	synctest.Test(t, testAMountThatErrorsHaveMadeReadOnlyIsMadeAnew)
+}
+
+func testAMountThatErrorsHaveMadeReadOnlyIsMadeAnew(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.mount("v", "1")

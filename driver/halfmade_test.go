@@ -28,7 +28,7 @@ func TestACreateThatIsKilledWithinCephsCall(t *testing.T) {
 	for kind, row := range kinds {
 		for _, creates := range []bool{true, false} {
 			for steps := range row.steps {
-				t.Run(fmt.Sprintf("%s, created again %v, killed after %d", kind, creates, steps), func(t *testing.T) {
+				virtual(t, fmt.Sprintf("%s, created again %v, killed after %d", kind, creates, steps), func(t *testing.T) {
 					c, one, two := origin(t)
 					c.Cut(steps)
 					if err := one.Create(within(t, ever), "w", row.options); !errors.Is(err, errCrashed) {
@@ -61,8 +61,9 @@ func TestACreateThatIsKilledWithinCephsCall(t *testing.T) {
 }
 
 // Who died while it made a copy watches that until Ceph misses it.
-func TestAKilledCopyIsStillWatched(t *testing.T) {
-	t.Parallel()
+func TestAKilledCopyIsStillWatched(t *testing.T) { inVirtualTime(t, testAKilledCopyIsStillWatched) }
+
+func testAKilledCopyIsStillWatched(t *testing.T) {
 	c, one, two := origin(t)
 	c.Cut(4)
 	if err := one.Create(within(t, ever), "w", map[string]string{"from": "v@s"}); !errors.Is(err, errCrashed) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
@@ -116,6 +117,20 @@ func within(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// inVirtualTime runs a test in which time passes only when everybody waits for it. What the
+// plugin still does afterwards, as it keeps a mount for a while, comes to its end.
+func inVirtualTime(t *testing.T, test func(t *testing.T)) {
+	synctest.Test(t, func(t *testing.T) {
+		t.Cleanup(func() { time.Sleep(2 * time.Hour) })
+		test(t)
+	})
+}
+
+// virtual is a subtest of that kind.
+func virtual(t *testing.T, name string, test func(t *testing.T)) bool {
+	return t.Run(name, func(t *testing.T) { inVirtualTime(t, test) })
 }
 
 const (

@@ -22,7 +22,7 @@ func TestAnImageThatWasReplacedUnderItsMountIsRefused(t *testing.T) {
 		{"read-only, renamed, and made anew", map[string]string{"snapshot": "v@s"}, true},
 	} {
 		for _, restarted := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, restarted %v", row.what, restarted), func(t *testing.T) {
+			virtual(t, fmt.Sprintf("%s, restarted %v", row.what, restarted), func(t *testing.T) {
 				c, one, two := origin(t)
 				one.create("db", row.options)
 				one.mount("db", "1")
@@ -131,7 +131,7 @@ func TestAnImageThatIsReplacedDuringAMountIsRefused(t *testing.T) {
 // lease, NAT): the kernel knows what is this node's.
 func TestAGuardOfWhatIsMappedHereIsOwn(t *testing.T) {
 	for _, row := range []struct{ name, ip string }{{"uno", "10.0.0.1"}, {"one", "10.0.0.77"}, {"uno", "10.0.0.77"}} {
-		t.Run(row.name+" "+row.ip, func(t *testing.T) {
+		virtual(t, row.name+" "+row.ip, func(t *testing.T) {
 			_, one, two := twoNodes(t)
 			one.create("v", nil)
 			one.mount("v", "1")

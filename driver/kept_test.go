@@ -25,7 +25,9 @@ func (n *node) letsGo(volume string) {
 }
 
 // The same id finds what was mounted when nobody waited for it any more, and counts once.
-func TestAKeptMountIsFound(t *testing.T) {
+func TestAKeptMountIsFound(t *testing.T) { inVirtualTime(t, testAKeptMountIsFound) }
+
+func testAKeptMountIsFound(t *testing.T) {
 	one, _ := keeper(t, 3*time.Second)
 	one.mount("v", "1")
 	one.Keep(t.Context(), "v", "1")
@@ -40,7 +42,9 @@ func TestAKeptMountIsFound(t *testing.T) {
 }
 
 // What nobody asks for again is unmounted, and only that: the id may have it twice.
-func TestAKeptMountEnds(t *testing.T) {
+func TestAKeptMountEnds(t *testing.T) { inVirtualTime(t, testAKeptMountEnds) }
+
+func testAKeptMountEnds(t *testing.T) {
 	one, two := keeper(t, 50*time.Millisecond)
 	one.mount("v", "1")
 	one.mount("v", "1") // as docker cp does
@@ -65,12 +69,13 @@ func TestAMountIsKeptTwice(t *testing.T) {
 // What is left of a node that died while it waited, and of this node's own waiting, wants
 // nothing any more.
 func TestAStaleWishEndsNoKeeping(t *testing.T) {
-	for name, wish := range map[string]map[string]any{
-		"old": {"node": "two", "since": time.Now().Add(-time.Hour)},
-		"own": {"node": "one", "since": time.Now()},
-	} {
-		t.Run(name, func(t *testing.T) {
+	for name, row := range map[string]struct {
+		node string
+		age  time.Duration
+	}{"old": {"two", time.Hour}, "own": {"one", 0}} {
+		virtual(t, name, func(t *testing.T) {
 			one, _ := keeper(t, 6*time.Second)
+			wish := map[string]any{"node": row.node, "since": time.Now().Add(-row.age)}
 			one.mount("v", "1")
 			mappings, _ := one.Mappings(t.Context())
 			if _, err := one.client.CompareAndSwap(t.Context(), "wish."+mappings[0].ID, 0, wish); err != nil {
@@ -87,7 +92,9 @@ func TestAStaleWishEndsNoKeeping(t *testing.T) {
 
 // What was taken over meanwhile is gone, and with it who it was kept for: who asks now is
 // a user of the new mount.
-func TestAKeptMountThatIsLost(t *testing.T) {
+func TestAKeptMountThatIsLost(t *testing.T) { inVirtualTime(t, testAKeptMountThatIsLost) }
+
+func testAKeptMountThatIsLost(t *testing.T) {
 	one, two := keeper(t, time.Hour)
 	one.mount("v", "1")
 	one.Keep(t.Context(), "v", "1")
@@ -114,13 +121,13 @@ func TestAKeptMountIsUnmounted(t *testing.T) {
 
 // Nobody has a kept mount, so nobody is kept from the volume by it.
 func TestAKeptMountIsInNobodysWay(t *testing.T) {
-	t.Run("another node's", func(t *testing.T) {
+	virtual(t, "another node's", func(t *testing.T) {
 		one, two := keeper(t, time.Minute) // it looks each twelfth of that
 		one.mount("v", "1")
 		one.Keep(t.Context(), "v", "1")
 		two.mount("v", "2")
 	})
-	t.Run("a roll-back's, and a removal's", func(t *testing.T) {
+	virtual(t, "a roll-back's, and a removal's", func(t *testing.T) {
 		one, _ := keeper(t, time.Hour)
 		one.mount("v", "0")
 		if _, err := one.CreateSnapshot(t.Context(), "v", "s"); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
@@ -56,7 +57,7 @@ func TestACrashAtAnyStepOfAVolumeOfAnotherKind(t *testing.T) {
 	for kind, k := range kinds {
 		for _, after := range []bool{false, true} {
 			for _, successor := range []string{"one", "two"} {
-				t.Run(fmt.Sprintf("%s, effect %v, %s", kind, after, successor), func(t *testing.T) {
+				virtual(t, fmt.Sprintf("%s, effect %v, %s", kind, after, successor), func(t *testing.T) {
 					for stopAt, crashed := 1, true; crashed; stopAt++ {
 						_, one, two := origin(t)
 						one.tap.stopAt, one.tap.after = stopAt, after
@@ -112,6 +113,10 @@ func TestACrashAtAnyStepOfAVolumeOfAnotherKind(t *testing.T) {
 
 // A step that fails leaves nothing mapped, and the next who asks has the volume.
 func TestAFailureOnTheWayToAVolumeOfAnotherKind(t *testing.T) {
+	synctest.Test(t, testAFailureOnTheWayToAVolumeOfAnotherKind)
+}
+
+func testAFailureOnTheWayToAVolumeOfAnotherKind(t *testing.T) {
 	failure := errors.New("it does not work today")
 	for kind, k := range kinds {
 		for failAt, failed := 1, true; failed; failAt++ {
@@ -225,7 +230,9 @@ func TestTheTrash(t *testing.T) {
 }
 
 // A manager that flattens is a watcher, and no user.
-func TestAManagerHindersNobody(t *testing.T) {
+func TestAManagerHindersNobody(t *testing.T) { inVirtualTime(t, testAManagerHindersNobody) }
+
+func testAManagerHindersNobody(t *testing.T) {
 	c, one, _ := origin(t)
 	for addr, kind := range map[string]error{memory.Manager: nil, "10.0.0.99:0/1": backend.ErrInUse} {
 		stop := c.Watch("v", addr)

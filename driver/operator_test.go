@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
@@ -34,6 +35,10 @@ func TestWhoHoldsWhat(t *testing.T) {
 
 // The operator knows that a node is dead; Ceph does not yet.
 func TestAnOperatorsFenceTakesEverythingAtOnce(t *testing.T) {
+	synctest.Test(t, testAnOperatorsFenceTakesEverythingAtOnce)
+}
+
+func testAnOperatorsFenceTakesEverythingAtOnce(t *testing.T) {
 	_, one, two := twoNodes(t)
 	stale := map[string]string{}
 	for _, v := range []string{"v", "w"} {

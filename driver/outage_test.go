@@ -240,7 +240,7 @@ func TestASlowCephIsNotAway(t *testing.T) {
 			return nil
 		}
 	}
-	t.Run("the plugin has just started", func(t *testing.T) {
+	virtual(t, "the plugin has just started", func(t *testing.T) {
 		_, one, _ := twoNodes(t)
 		one.create("v", nil)
 		listed, list := make(chan struct{}), make(chan struct{})
@@ -262,7 +262,7 @@ func TestASlowCephIsNotAway(t *testing.T) {
 		stop()
 		watch.Wait()
 	})
-	t.Run("one of two places", func(t *testing.T) {
+	virtual(t, "one of two places", func(t *testing.T) {
 		places, rbd, _ := twoPlaces(t)
 		ctx := within(t, ever)
 		if err := places.Create(ctx, "v", nil); err != nil {
@@ -276,7 +276,9 @@ func TestASlowCephIsNotAway(t *testing.T) {
 }
 
 // If Ceph has no answer at all, who mounts hears why, and not that a question was cut short.
-func TestAMountHearsWhyCephIsAway(t *testing.T) {
+func TestAMountHearsWhyCephIsAway(t *testing.T) { inVirtualTime(t, testAMountHearsWhyCephIsAway) }
+
+func testAMountHearsWhyCephIsAway(t *testing.T) {
 	places, rbd, _ := twoPlaces(t)
 	ctx := within(t, ever)
 	if err := places.Create(ctx, "v", nil); err != nil {

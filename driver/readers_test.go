@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
@@ -130,7 +131,7 @@ func TestAllReadersAreNoted(t *testing.T) {
 func TestNoNoteOfACrashIsLeft(t *testing.T) {
 	for name, comes := range map[string]func(n *node){"restart": (*node).restart, "reboot": (*node).reboot} {
 		for _, after := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, effect %v", name, after), func(t *testing.T) {
+			virtual(t, fmt.Sprintf("%s, effect %v", name, after), func(t *testing.T) {
 				for stopAt, crashed := 1, true; crashed; stopAt++ {
 					_, one, two := shared(t)
 					two.tap.calls, two.tap.stopAt, two.tap.after = 0, stopAt, after
@@ -166,7 +167,7 @@ func TestAReaderAndAWriterSeeEachOther(t *testing.T) {
 			return err == nil
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
+		virtual(t, name, func(t *testing.T) {
 			for at, reached := 1, true; reached; at++ {
 				_, one, two := shared(t)
 				calls, done := 0, false
@@ -198,6 +199,10 @@ func TestAReaderAndAWriterSeeEachOther(t *testing.T) {
 // A node is about to remove the volume, and has seen no reader, when one comes that
 // has seen no guard.
 func TestAReaderThatComesDuringARemovalIsRefused(t *testing.T) {
+	synctest.Test(t, testAReaderThatComesDuringARemovalIsRefused)
+}
+
+func testAReaderThatComesDuringARemovalIsRefused(t *testing.T) {
 	_, one, two := shared(t)
 	reached, goOn, removed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	one.tap.on(func(call string) error {

@@ -4,12 +4,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-func TestSharedVolumes(t *testing.T) {
+func TestSharedVolumes(t *testing.T) { inVirtualTime(t, testSharedVolumes) }
+
+func testSharedVolumes(t *testing.T) {
 	c, one, two := origin(t)
 	one.create("w", map[string]string{"snapshot": "v@s"})
 	one.mount("w", "1")
@@ -123,6 +126,10 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 
 // Whoever waits for a volume whose holder is no watcher takes that for dead.
 func TestWhoSealsAVolumeIsAWatcherThroughout(t *testing.T) {
+	synctest.Test(t, testWhoSealsAVolumeIsAWatcherThroughout)
+}
+
+func testWhoSealsAVolumeIsAWatcherThroughout(t *testing.T) {
 	for name, options := range map[string]map[string]string{"w": {"snapshot": "v@s"}, "x": {"from": "v", "readonly": "true"}} {
 		_, one, two := origin(t)
 		one.create(name, options)
@@ -154,6 +161,10 @@ func TestWhoSealsAVolumeIsAWatcherThroughout(t *testing.T) {
 
 // Made read-only while a container writes to it, it stays as it is, and so does its guard.
 func TestAVolumeIsNotSealedUnderAContainer(t *testing.T) {
+	synctest.Test(t, testAVolumeIsNotSealedUnderAContainer)
+}
+
+func testAVolumeIsNotSealedUnderAContainer(t *testing.T) {
 	_, one, _ := origin(t)
 	one.create("x", map[string]string{"from": "v"})
 	one.mount("x", "1")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
@@ -71,6 +72,10 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 // The plugin is told to end when a snapshot is about to freeze, and is killed when it
 // has: the next one must know.
 func TestWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
+	synctest.Test(t, testWhatIsFrozenWhileThePluginEndsIsThawedByTheNext)
+}
+
+func testWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
 	_, one, _ := origin(t)
 	one.mount("v", "1")
 	one.tap.on(func(call string) error {
@@ -131,6 +136,10 @@ func TestNothingIsThawedThatWasNotFrozen(t *testing.T) {
 }
 
 func TestARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
+	synctest.Test(t, testARollBackThatIsCutShortIsDoneAgain)
+}
+
+func testARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	_, one, two := origin(t)
 	one.mount("v", "1")
 	if err := one.write("v", "ext4 later"); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
@@ -14,7 +15,7 @@ import (
 // up just when it had been answered.
 func TestWhatNoContainerHasIsLetGoAfterAWhile(t *testing.T) {
 	for name, options := range map[string]map[string]string{"writable": nil, "read-only": {"snapshot": "v@s"}} {
-		t.Run(name, func(t *testing.T) {
+		virtual(t, name, func(t *testing.T) {
 			_, one, two := origin(t)
 			one.unheld = 200 * time.Millisecond
 			one.start()
@@ -59,6 +60,10 @@ func TestWhatNoContainerHasIsLetGoAfterAWhile(t *testing.T) {
 
 // Another node waits for it: it need not wait for as long.
 func TestWhatNoContainerHasIsLetGoEarlierIfAnotherNodeAsks(t *testing.T) {
+	synctest.Test(t, testWhatNoContainerHasIsLetGoEarlierIfAnotherNodeAsks)
+}
+
+func testWhatNoContainerHasIsLetGoEarlierIfAnotherNodeAsks(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.unheld = 2 * ever
 	one.start()
@@ -90,7 +95,7 @@ func TestWhatNoContainerHasIsLetGoEarlierIfAnotherNodeAsks(t *testing.T) {
 // Not even for a moment: what a container has is looked up.
 func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 	for name, options := range map[string]map[string]string{"writable": nil, "read-only": {"snapshot": "v@s"}} {
-		t.Run(name, func(t *testing.T) {
+		virtual(t, name, func(t *testing.T) {
 			_, one, _ := origin(t)
 			one.create("w", options)
 			one.mount("w", "1")
@@ -154,6 +159,10 @@ func TestContainersAreLookedForOnceForAllVolumes(t *testing.T) {
 
 // Where nothing can be known of containers Docker is believed, and else the kernel asked.
 func TestWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
+	synctest.Test(t, testWhereContainersAreNotSeenTheKernelIsAsked)
+}
+
+func testWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.unheld = time.Nanosecond
 	one.start()

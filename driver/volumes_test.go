@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
@@ -334,6 +335,10 @@ func (n *node) answers(volume string) {
 
 // dockerd asks for all its volumes, one after the other, when it starts.
 func TestOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
+	synctest.Test(t, testOnlyTheFirstQuestionWaitsForACephThatIsAway)
+}
+
+func testOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	var asked atomic.Int64
@@ -459,6 +464,10 @@ func namesOf(volumes []driver.Volume) (names []string) {
 }
 
 func TestAVolumeThatHangsDelaysNoOther(t *testing.T) {
+	synctest.Test(t, testAVolumeThatHangsDelaysNoOther)
+}
+
+func testAVolumeThatHangsDelaysNoOther(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("stuck", nil)
 	one.create("v", nil)
@@ -548,7 +557,9 @@ func mapsWith(m map[string]string, key, value string) map[string]string {
 	return out
 }
 
-func TestLetGoAtTheEndOfThePlugin(t *testing.T) {
+func TestLetGoAtTheEndOfThePlugin(t *testing.T) { inVirtualTime(t, testLetGoAtTheEndOfThePlugin) }
+
+func testLetGoAtTheEndOfThePlugin(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("free", nil)
 	one.create("held", nil)

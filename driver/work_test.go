@@ -47,7 +47,7 @@ func TestALongStepOutlivesItsRequest(t *testing.T) {
 		{"check", "checking its ext4", func(n *node) { n.mount("v", "0"); n.unmount("v", "0") }},
 	} {
 		for _, joined := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, the next waits for its end: %v", row.call, joined), func(t *testing.T) {
+			virtual(t, fmt.Sprintf("%s, the next waits for its end: %v", row.call, joined), func(t *testing.T) {
 				one, two := keeper(t, 300*time.Millisecond)
 				row.before(one)
 				calls, release := slow(one, row.call)
@@ -97,7 +97,9 @@ func TestALongStepOutlivesItsRequest(t *testing.T) {
 }
 
 // What fails after its request has ended is undone, and told by the log.
-func TestALongStepThatFailsAlone(t *testing.T) {
+func TestALongStepThatFailsAlone(t *testing.T) { inVirtualTime(t, testALongStepThatFailsAlone) }
+
+func testALongStepThatFailsAlone(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	end := make(chan struct{})

@@ -15,10 +15,17 @@ OTHER   := $(filter-out $(OWN),$(ARCH))
 OUTPUT  := build/plugin$(addprefix -,$(OTHER))
 LINTER   := build/bin/golangci-lint-v2.15.0
 
-.PHONY: help deps build lint test test-krbd mix matrix nightly fuzz bench plugin install uninstall push demo demo-clean clean
+# What needs neither root nor Ceph, nor its headers.
+UNIT     = ./driver/... ./plugin/... ./test/workload/... ./test/faults/... ./test/guest/...
+
+.PHONY: help check deps build lint test test-unit test-ceph test-engine test-swarm test-krbd model mix matrix nightly fuzz bench plugin install uninstall push demo demo-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+check: $(LINTER) ## formatting, vet, the rule of layers, and what needs neither root nor Ceph: in a minute, after every change
+	$(LINTER) run --build-tags "$(TAGS)" $(if $(HEADERS),,$(UNIT))
+	go test $(UNIT)
 
 deps: ## install what Debian has of what building and testing need
 	@test/deps.sh
@@ -39,6 +46,21 @@ $(LINTER):
 
 test: deps ## everything, on a throw-away cluster and engine (as root)
 	@TAGS="$(TAGS)" test/run.sh
+
+test-unit: ## the part that needs neither root nor Ceph, with the race detector
+	go test -race $(UNIT)
+
+test-ceph: deps ## the part with librbd, the mappers and the filesystems (as root)
+	@PART=ceph TAGS="$(TAGS)" test/run.sh
+
+test-engine: deps ## the part with the managed plugin in a real engine (as root)
+	@PART=engine TAGS="$(TAGS)" test/run.sh
+
+test-swarm: deps ## the part with a swarm of three nodes (as root)
+	@PART=swarm TAGS="$(TAGS)" test/run.sh
+
+model: deps ## the part that checks the model of the guard, with spin (as root)
+	@PART=model TAGS="$(TAGS)" test/run.sh
 
 test-krbd: deps ## the kernel's client, in guests with Debian's kernel (as root)
 	@TAGS="$(TAGS)" test/krbd.sh

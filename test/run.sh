@@ -5,6 +5,7 @@
 #
 # Usage: TAGS=pacific test/run.sh [arguments of go test]
 #
+# PART           only one part of it: ceph, engine, swarm or model; make test-unit and make test-krbd are the others
 # FAULTS, SEED   how many random faults the swarm has (4), and which (0 = other ones each time)
 #
 # What takes longer than a day's run may is in test/nightly.sh and test/matrix.sh.
@@ -55,25 +56,58 @@ engine_tests() {
 	test/cluster.sh start "$work/c2"
 	TEST_CLUSTER=$work/c2 TEST_ENGINE=$engine go test -count 1 -tags "$TAGS" -timeout 25m -parallel 4 ./test/e2e/...
 	go test -count 1 -timeout 30m -v ./test/rootfs/
+}
+
+engine_and_sabotage() {
+	engine_tests
 	BUILD_TAGS=sabotage cmd/plugin.sh "$TEST_SABOTAGED_PLUGIN"
 }
 
-test/cluster.sh start "$TEST_CLUSTER"
+ceph_tests() {
+	test/cluster.sh start "$TEST_CLUSTER"
+	go test -count 1 -p 1 -tags "$TAGS" -timeout 15m ./cmd/... ./rbd/... ./test/integration/...
+}
+
+model_tests() { go test -timeout 15m ./test/model/; }
+
+swarm_tests() {
+	TMPDIR=$work go test -timeout $((20 + ${FAULTS:-4} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-4}" -v -skip TestUpgradeOfTheEngine |
+		told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
+}
+
 if (($#)); then
+	test/cluster.sh start "$TEST_CLUSTER"
 	go test -tags "$TAGS" "$@"
 	exit
 fi
 
 export TEST_PLUGIN=$work/plugin TEST_SABOTAGED_PLUGIN=$work/sabotaged
+case ${PART-} in
+'') ;;
+ceph) ceph_tests; exit ;;
+model) model_tests; exit ;;
+engine)
+	test/engine.sh start "$engine"
+	engine_tests
+	exit
+	;;
+swarm)
+	cmd/plugin.sh "$TEST_PLUGIN"
+	BUILD_TAGS=sabotage cmd/plugin.sh "$TEST_SABOTAGED_PLUGIN"
+	swarm_tests
+	exit
+	;;
+*) echo "$0: there is no part $PART: it is one of ceph, engine, swarm, model" >&2 && exit 2 ;;
+esac
 test/engine.sh start "$engine"
 echo "==> a real engine running the managed plugin, in the background (log: $work/engine.log)"
-begin engine engine_tests
+begin engine engine_and_sabotage
 echo "==> policy, protocol and settings, with the race detector"
-go test -race ./driver/... ./plugin/... ./test/workload/... ./test/faults/... ./test/guest/...
+make -s test-unit
 echo "==> the model of the guard, with spin, in the background"
-begin model go test -timeout 15m ./test/model/
+begin model model_tests
 echo "==> librbd, the mappers and the filesystems, on a real cluster"
-go test -count 1 -p 1 -tags "$TAGS" -timeout 15m ./cmd/... ./rbd/... ./test/integration/...
+ceph_tests
 echo "==> waiting for the model, and for the engine"
 done_with model
 cat "$work/model.log"
@@ -85,8 +119,7 @@ begin smoke test/suite.sh forky -- go test -count 1 -v ./test/smoke
 export TEST_GUESTS=$work/guests
 begin guests nice test/krbd.sh build "$TEST_GUESTS"
 echo "==> a swarm of three nodes, and what can happen to them"
-TMPDIR=$work go test -timeout $((20 + ${FAULTS:-4} / 3))m ./test/swarm/ -seed "${SEED:-0}" -faults "${FAULTS:-4}" -v -skip TestUpgradeOfTheEngine |
-	told "$work/swarm.log" || { cat "$work/swarm.log" >&2; exit 1; }
+swarm_tests
 done_with guests
 done_with smoke
 told /dev/null <"$work/smoke.log"

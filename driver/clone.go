@@ -143,7 +143,7 @@ func (d *Driver) finishCopy(ctx context.Context, l *guard.Held, m backend.Mappin
 	for _, key := range volume.KeptKeys { // empty, too: those of the original are there already
 		meta[key] = kept[key]
 	}
-	// For each key that is set, Ceph's exclusive lock comes from the mapping, and goes back.
+	// What the image does not have need not be taken from it.
 	has, err := l.Meta(ctx)
 	if err != nil {
 		return err

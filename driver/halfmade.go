@@ -79,7 +79,7 @@ func (d *Driver) halfMade(ctx context.Context, name string) error {
 	return d.finished(ctx, h, p)
 }
 
-// discardUnder does it under the guard of a lease.
+// discardUnder does it under a guard that is held.
 func (d *Driver) discardUnder(ctx context.Context, l *guard.Held) error {
 	name := l.Image().Name
 	_, p, _, err := d.metaOf(ctx, l)

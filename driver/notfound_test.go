@@ -149,7 +149,7 @@ func TestAPanicEndsNothing(t *testing.T) {
 		}
 		return nil
 	})
-	_, listErr := one.Holdings(within(t, ever))
+	_, listErr := one.GuardStatus(within(t, ever))
 	one.tap.on(nil)
 	if met := new(backend.PanicError); !errors.As(listErr, &met) || !strings.Contains(listErr.Error(), "volume v: ") {
 		t.Errorf("who has what: %v", listErr)

@@ -21,7 +21,7 @@ func TestWhoHoldsWhat(t *testing.T) {
 	one.mount("b", "1")
 	two.mount("a", "2")
 	two.Host.Cut() // Ceph has missed it
-	all, err := one.Holdings(within(t, ever))
+	all, err := one.GuardStatus(within(t, ever))
 	if err != nil || len(all) != 2 {
 		t.Fatal(all, err)
 	}

@@ -156,7 +156,7 @@ func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
 		}
 		return nil
 	})
-	all, err := one.Holdings(within(t, ever))
+	all, err := one.GuardStatus(within(t, ever))
 	if len(all) != 2 {
 		t.Errorf("%v", all)
 	}

@@ -171,10 +171,8 @@ func (d *Driver) commit(ctx context.Context, l *guard.Held, m backend.Mapping, v
 			return err
 		}
 	}
-	if err := l.SetMeta(ctx, map[string]string{volume.KeyFSType: fstype}); err != nil {
-		return err
-	}
-	if err := l.SetMeta(ctx, map[string]string{volume.KeyComplete: l.Image().ID}); err != nil {
+	// Either of the two may make the volume a complete one, so all else comes first.
+	if err := l.SetMeta(ctx, map[string]string{volume.KeyFSType: fstype, volume.KeyComplete: l.Image().ID}); err != nil {
 		return err
 	}
 	if err := d.records.Delete(ctx, pendingKey(l.Image().Name), version); err != nil {

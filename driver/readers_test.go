@@ -280,7 +280,7 @@ func TestAnOperatorTakesTheNotesOfANodeThatIsGone(t *testing.T) {
 	two.mount("w", "1")
 	two.crash()
 	two.Host.Reboot()
-	all, err := one.Holdings(within(t, ever))
+	all, err := one.GuardStatus(within(t, ever))
 	if err != nil || len(all) != 2 || all[1].Node != "two" || all[1].State != "reading" || all[1].Alive || !all[0].Alive {
 		t.Errorf("%+v, %v", all, err)
 	}

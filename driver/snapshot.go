@@ -219,7 +219,7 @@ func (d *Driver) acquireForRollback(ctx context.Context, name, snap string) (*gu
 	return l, nil
 }
 
-// apart has a client of its own write under a lease. The control client is fenced
+// apart has a client of its own write under a guard. The control client is fenced
 // together with a call of any other volume that was left unfinished.
 func (d *Driver) apart(ctx context.Context, l *guard.Held) error {
 	h, err := d.images.OpenApart(ctx, l.Image().Name)

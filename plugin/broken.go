@@ -42,8 +42,8 @@ func (b Broken) Unmount(context.Context, string, string) error { return b.Reason
 // Remove tells the reason.
 func (b Broken) Remove(context.Context, string) error { return b.Reason }
 
-// Holdings tells the reason.
-func (b Broken) Holdings(context.Context) ([]guard.Status, error) { return nil, b.Reason }
+// GuardStatus tells the reason.
+func (b Broken) GuardStatus(context.Context) ([]guard.Status, error) { return nil, b.Reason }
 
 // FenceNode tells the reason.
 func (b Broken) FenceNode(context.Context, string, string) ([]guard.Status, error) {

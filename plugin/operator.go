@@ -23,7 +23,7 @@ type GuardResponse struct {
 }
 
 func (s *Server) guards(ctx context.Context, _ empty) (GuardResponse, error) {
-	return s.answer(s.Driver.Holdings(ctx))
+	return s.answer(s.Driver.GuardStatus(ctx))
 }
 
 func (s *Server) fence(ctx context.Context, r FenceRequest) (GuardResponse, error) {

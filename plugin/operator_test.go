@@ -21,7 +21,7 @@ func TestOperator(t *testing.T) {
 	var trouble error
 	asked := ""
 	c := serve(t, fake{
-		holdings: func(context.Context) ([]guard.Status, error) { return all, trouble },
+		guardStatus: func(context.Context) ([]guard.Status, error) { return all, trouble },
 		fenceNode: func(_ context.Context, node, address string) ([]guard.Status, error) {
 			asked = node + " " + address
 			return all, trouble

@@ -29,7 +29,7 @@ type Driver interface {
 	Keep(ctx context.Context, name, id string)
 	Unmount(ctx context.Context, name, id string) error
 	Remove(ctx context.Context, name string) error
-	Holdings(ctx context.Context) ([]guard.Status, error)
+	GuardStatus(ctx context.Context) ([]guard.Status, error)
 	FenceNode(ctx context.Context, node, address string) ([]guard.Status, error)
 	Snapshots(ctx context.Context, name string) ([]backend.Snapshot, error)
 	CreateSnapshot(ctx context.Context, name, snapshot string) (frozen bool, err error)

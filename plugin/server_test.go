@@ -39,8 +39,8 @@ type fake struct {
 	unmount func(ctx context.Context, name, id string) error
 	remove  func(ctx context.Context, name string) error
 
-	holdings  func(ctx context.Context) ([]guard.Status, error)
-	fenceNode func(ctx context.Context, node, address string) ([]guard.Status, error)
+	guardStatus func(ctx context.Context) ([]guard.Status, error)
+	fenceNode   func(ctx context.Context, node, address string) ([]guard.Status, error)
 
 	snapshots func(ctx context.Context, name string) ([]backend.Snapshot, error)
 	snap      func(ctx context.Context, name, snapshot string) (bool, error)
@@ -118,12 +118,12 @@ func (f fake) Remove(ctx context.Context, name string) error {
 	return f.remove(ctx, name)
 }
 
-func (f fake) Holdings(ctx context.Context) ([]guard.Status, error) {
-	if f.holdings == nil {
-		f.unexpected("Holdings")
+func (f fake) GuardStatus(ctx context.Context) ([]guard.Status, error) {
+	if f.guardStatus == nil {
+		f.unexpected("GuardStatus")
 		return nil, errUnexpected
 	}
-	return f.holdings(ctx)
+	return f.guardStatus(ctx)
 }
 
 func (f fake) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {

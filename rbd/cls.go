@@ -162,21 +162,6 @@ func setTrashState(ioctx *rados.IOContext, id string, from, to byte) error {
 	return tell(ioctx, trashList, "trash_state_set", append(text(id), to, from))
 }
 
-// metadata reads one key of an image's; "" if it has none.
-func metadata(ioctx *rados.IOContext, id, key string) (string, error) {
-	return askText(ioctx, headerObject(id), "metadata_get", prefix+key)
-}
-
-// setMetadata sets several keys at once, all or none. What librbd does beside it, that all
-// who have the image open read it again, concerns its own keys, conf_*.
-func setMetadata(ioctx *rados.IOContext, id string, meta map[string]string) error {
-	pairs := binary.LittleEndian.AppendUint32(nil, uint32(len(meta)))
-	for key, value := range meta {
-		pairs = append(pairs, texts(prefix+key, value)...)
-	}
-	return tell(ioctx, headerObject(id), "metadata_set", pairs)
-}
-
 // clock is an object on which the OSD writes its time.
 const clock = prefix + "clock"
 

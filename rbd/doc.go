@@ -19,7 +19,7 @@
 //   - docker_volume.* in the image's metadata (rbd image-meta).
 //   - docker_volume.clock, on which an OSD writes its time: when it is up for what is in
 //     the trash, Ceph's clock says.
-//   - docker_volume.<record>: the guard of an image and the blank of a volume,
+//   - docker_volume.<record>: the guard of an image, and what is pending of a volume,
 //     JSON. Every change is one write operation that asserts the version of
 //     the object that was read: an atomic compare-and-swap.
 //

@@ -175,45 +175,6 @@ func (h *handle) Watchers(ctx context.Context) ([]string, error) {
 	return addrs, nil
 }
 
-func (h *handle) Meta(ctx context.Context) (map[string]string, error) {
-	meta := map[string]string{}
-	err := h.call(ctx, "read metadata", reads, func() error {
-		all, err := h.img.ListMetadata()
-		if errno(err) == syscall.ERANGE {
-			return fmt.Errorf("%w; all of an image's metadata may have 256 KiB: see rbd image-meta list %s, and take away what is not needed", err, h.spec())
-		}
-		for key, value := range all {
-			if key, ours := strings.CutPrefix(key, prefix); ours {
-				meta[key] = value
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return meta, nil
-}
-
-func (h *handle) SetMeta(ctx context.Context, meta map[string]string) error {
-	return h.call(ctx, "write metadata", changes, func() error { return h.setMeta(meta) })
-}
-
-// setMeta takes one operation for all of it. librbd has itself the exclusive lock given first,
-// key by key, which metadata needs only where a journal records it for a mirror: 7 round trips
-// each, and 16.2 was seen to wait for ever for an answer of the lock's owner.
-func (h *handle) setMeta(meta map[string]string) error {
-	if !slices.Contains(h.image.Features, rbd.FeatureNameJournaling) {
-		return setMetadata(h.ioctx, h.image.ID, meta)
-	}
-	for key, value := range meta {
-		if err := h.img.SetMetadata(prefix+key, value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // BreakLock breaks the lock itself: librbd's own way would fence the owner.
 func (h *handle) BreakLock(ctx context.Context) error {
 	return h.call(ctx, "unlock image", changes, func() error {

@@ -34,7 +34,8 @@ type Handle interface {
 	// Meta is the volume's own metadata, asked afresh at each call: what was
 	// read before the guard was ours may be out of date.
 	Meta(ctx context.Context) (map[string]string, error)
-	// SetMeta sets the given keys of the metadata and leaves the others.
+	// SetMeta sets the given keys of the metadata and leaves the others. All are set or
+	// none, but of an image with a journal (feature journaling), which has each written by itself.
 	SetMeta(ctx context.Context, meta map[string]string) error
 	// BreakLock takes Ceph's exclusive lock of the image from its owner, if that
 	// has been fenced. The next writer does it else, by fencing it once more,

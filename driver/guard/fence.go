@@ -192,7 +192,7 @@ func addressesOf(all []Status) []string {
 	return slices.Sorted(maps.Keys(addrs))
 }
 
-// nodes names the nodes of holdings.
+// nodes names the nodes that have something.
 func nodes(all []Status) string {
 	names := map[string]bool{}
 	for _, h := range all {

@@ -74,9 +74,16 @@ type Local interface {
 	IsMounted(ctx context.Context, volume string) (bool, error)
 }
 
+// Images are what the guards ask about a pool; see backend.Images.
+type Images interface {
+	Open(ctx context.Context, name string, mode backend.OpenMode) (backend.Handle, error)
+	Names(ctx context.Context) ([]string, error)
+	HasID(ctx context.Context, id string) (bool, error)
+}
+
 // Guards are those of the images of one pool and namespace. All fields are needed.
 type Guards struct {
-	Images  backend.Images
+	Images  Images
 	Records backend.Records
 	Fences  backend.Fences
 	Local   Local

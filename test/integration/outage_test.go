@@ -61,7 +61,7 @@ func TestEveryBadImageIsAnErrorOfItsOwn(t *testing.T) {
 			}
 		}
 	}
-	held, err := two.Holdings(two.context(time.Minute))
+	held, err := two.GuardStatus(two.context(time.Minute))
 	if len(held) != 1 || held[0].Volume != "held" || err == nil {
 		t.Errorf("who has what: %v, %v", held, err)
 	}

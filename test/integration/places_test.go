@@ -154,7 +154,7 @@ func TestPlaces(t *testing.T) {
 		if err != nil || v.Status["pool"] != place(nodes[i]).Pool || v.Mountpoint != path || all.Path(ctx, name) != path {
 			t.Errorf("get: %+v, %v", v, err)
 		}
-		if h, err := all.Holdings(ctx); err != nil || len(h) != i+1 || h[i].Volume != name {
+		if h, err := all.GuardStatus(ctx); err != nil || len(h) != i+1 || h[i].Volume != name {
 			t.Errorf("guards: %+v, %v", h, err)
 		}
 	}

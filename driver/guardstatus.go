@@ -11,9 +11,9 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
-// Holdings tells which node has which volume, sorted by volume. With an error it is what
+// GuardStatus tells which node has which volume, sorted by volume. With an error it is what
 // could be learned all the same.
-func (d *Driver) Holdings(ctx context.Context) ([]guard.Status, error) {
+func (d *Driver) GuardStatus(ctx context.Context) ([]guard.Status, error) {
 	all, err := d.guards.List(ctx)
 	return all, wrap("list guards", "", err)
 }
@@ -24,10 +24,10 @@ func (d *Driver) FenceNode(ctx context.Context, node, address string) ([]guard.S
 	return taken, wrap("fence node "+node, "", err)
 }
 
-// Holdings tells which node has which volume; see Driver.Holdings.
-func (p Pools) Holdings(ctx context.Context) ([]guard.Status, error) {
+// GuardStatus tells which node has which volume; see Driver.GuardStatus.
+func (p Pools) GuardStatus(ctx context.Context) ([]guard.Status, error) {
 	lists, errs := make([][]guard.Status, len(p)), make([]error, len(p))
-	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.Holdings(ctx) })
+	p.each(func(i int, d *Driver) { lists[i], errs[i] = d.GuardStatus(ctx) })
 	all := slices.Concat(lists...)
 	slices.SortStableFunc(all, func(a, b guard.Status) int { return strings.Compare(a.Volume, b.Volume) })
 	return all, together(errs)
@@ -38,7 +38,7 @@ func (p Pools) Holdings(ctx context.Context) ([]guard.Status, error) {
 func (p Pools) FenceNode(ctx context.Context, node, address string) ([]guard.Status, error) {
 	if len(p) > 1 && address == "" { // one machine may be in one pool, the other in another
 		look, cancel := context.WithTimeout(ctx, 10*time.Second)
-		all, _ := p.Holdings(look)
+		all, _ := p.GuardStatus(look)
 		cancel()
 		if err := guard.OneMachine(node, all); err != nil {
 			return nil, wrap("fence node "+node, "", err)

@@ -61,10 +61,10 @@ func TestTwoNodesMakeACopy(t *testing.T) {
 	copied := map[string]string{"from": "v", "size": "1G", "labels": "team=red"}
 	promised, made, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	two.tap.on(func(call string) error {
-		if call == "create" {
+		if call == "Images.Create" {
 			two.tap.on(nil)
 			one.tap.on(func(call string) error {
-				if call == "create" {
+				if call == "Images.Create" {
 					close(promised)
 					<-made
 				}
@@ -90,7 +90,7 @@ func TestTwoNodesMakeACopy(t *testing.T) {
 func TestAPromiseOfACopyIsForNoOtherImage(t *testing.T) {
 	c, one, two := origin(t)
 	one.tap.on(func(call string) error {
-		if call == "create" {
+		if call == "Images.Create" {
 			return errors.New("it died here")
 		}
 		return nil

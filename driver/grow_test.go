@@ -53,13 +53,13 @@ func TestAfterARestartNothingIsGrownWhileCephIsAway(t *testing.T) {
 		var grown atomic.Bool
 		one.tap.on(func(call string) error { // Ceph is asked meanwhile
 			switch call {
-			case "names", "ping":
+			case "Images.Names", "Images.Ping":
 				if away {
 					return backend.ErrUnavailable
 				}
-			case "mappings":
+			case "Mapper.Mappings":
 				looks.Add(1)
-			case "grow":
+			case "Filesystem.Resize":
 				grown.Store(true)
 			}
 			if away && looks.Load() == 9 || grown.Load() {
@@ -85,14 +85,14 @@ func TestWhatAMountHasGrownIsNotGrownAgain(t *testing.T) {
 	mounting, look := make(chan struct{}), make(chan struct{})
 	one.tap.on(func(call string) error {
 		switch call {
-		case "mount":
+		case "Filesystem.Mount":
 			close(mounting)
 			<-look
-		case "size":
+		case "Mapper.Size":
 			if looks.Add(1) == 2 { // the first one is the mount's
 				time.AfterFunc(2*time.Millisecond, func() { close(look) })
 			}
-		case "grow":
+		case "Filesystem.Resize":
 			t.Error("it was grown")
 		}
 		if looks.Load() > 9 {
@@ -114,7 +114,7 @@ func TestWhatAMountHasGrownIsNotGrownAgain(t *testing.T) {
 
 // grows tells whether anything is grown in the next three looks.
 func (n *node) grows() bool {
-	seen := order(n, "mappings", "grow")
+	seen := order(n, "Mapper.Mappings", "Filesystem.Resize")
 	ctx, cancel := context.WithTimeout(context.Background(), ever)
 	defer cancel()
 	n.tap.then = func(string) {
@@ -124,7 +124,7 @@ func (n *node) grows() bool {
 	}
 	defer func() { n.tap.before, n.tap.then = nil, nil }()
 	n.Follow(ctx, time.Millisecond)
-	return slices.Contains(*seen, "grow")
+	return slices.Contains(*seen, "Filesystem.Resize")
 }
 
 func TestANewFilesystemIsNotGrown(t *testing.T) {
@@ -146,7 +146,7 @@ func TestWhatIsMountedDuringALookIsNotGrown(t *testing.T) {
 	one.tap.then = func(string) {
 		one.tap.then = nil
 		one.mount("v", "1") // the list has been made without it
-		seen = order(one, "mappings", "grow")
+		seen = order(one, "Mapper.Mappings", "Filesystem.Resize")
 		one.tap.then = func(string) {
 			if len(*seen) == 3 {
 				cancel()
@@ -154,7 +154,7 @@ func TestWhatIsMountedDuringALookIsNotGrown(t *testing.T) {
 		}
 	}
 	one.Follow(ctx, time.Millisecond)
-	if !slices.Equal(*seen, []string{"mappings", "mappings", "mappings"}) {
+	if !slices.Equal(*seen, []string{"Mapper.Mappings", "Mapper.Mappings", "Mapper.Mappings"}) {
 		t.Errorf("after the mount: %v", *seen)
 	}
 }

@@ -65,7 +65,7 @@ func TestWhoLetsGoWhileItIsLookedAtIsNotFenced(t *testing.T) {
 	one.create("v", nil)
 	one.mount("v", "1")
 	two.tap.on(func(call string) error {
-		if call == "watchers" {
+		if call == "Handle.Watchers" {
 			two.tap.on(nil)
 			one.unmount("v", "1")
 		}
@@ -114,7 +114,7 @@ func TestAHolderThatDidNotMapYetIsNotFencedAndLosesItsSwap(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call == "map" { // the guard says mapping; now the node stands still
+		if call == "Mapper.Map" { // the guard says mapping; now the node stands still
 			one.tap.on(nil)
 			one.client.Kill()
 			two.mount("v", "2")
@@ -140,7 +140,7 @@ func TestAPausedFormatterChangesNothing(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call == "setmeta" {
+		if call == "Handle.SetMeta" {
 			one.tap.on(nil)
 			one.client.Kill()
 			one.Host.Cut()
@@ -165,7 +165,7 @@ func TestWhatWasReadBeforeTheGuardIsReadAgain(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call == "swap guard" {
+		if call == "Records.CompareAndSwap guard" {
 			one.tap.on(nil)
 			two.mount("v", "2")
 			if err := two.write("v", "ext4 data"); err != nil {
@@ -361,7 +361,7 @@ func TestALateRemovalRemovesNothing(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call == "remove" {
+		if call == "Handle.Remove" {
 			one.tap.on(nil)
 			one.client.Kill()
 			two.mount("v", "2")
@@ -383,7 +383,7 @@ func TestTheDeadControlClientOfTheSameNodeIsFenced(t *testing.T) {
 	one.create("v", nil)
 	dead := ""
 	one.tap.on(func(call string) error {
-		if call == "map" {
+		if call == "Mapper.Map" {
 			g, _, _ := one.guard("v")
 			dead = g.Addrs[0]
 			one.tap.die()
@@ -431,7 +431,7 @@ func TestNobodyWaitsForAGuardWithoutAWatcher(t *testing.T) {
 			_, one, two := twoNodes(t)
 			one.create("v", nil)
 			one.tap.on(func(call string) error {
-				if call == "open" {
+				if call == "Images.Open to write" {
 					one.tap.die()
 					return errCrashed
 				}
@@ -515,14 +515,14 @@ func testTheGuardIsLostWhileWaitingForWatchers(t *testing.T) {
 	opened := false
 	one.tap.on(func(call string) error {
 		switch {
-		case call == "open":
+		case call == "Images.Open to write":
 			opened = true
-		case call == "load" && opened: // it has seen the other watcher
+		case call == "Records.Load" && opened: // it has seen the other watcher
 			one.tap.on(nil)
 			if _, err := two.FenceNode(within(t, ever), "one", ""); err != nil {
 				t.Error(err)
 			}
-			one.tap.client = one.cluster.Connect(one.IP)
+			one.tap.Client = one.cluster.Connect(one.IP)
 			_ = vm.Close(context.Background())
 		}
 		return nil
@@ -545,7 +545,7 @@ func TestAStaleMappingUnderAFreeGuardIsDropped(t *testing.T) {
 	}
 	one.restart()
 	one.tap.on(func(call string) error {
-		if call == "look" {
+		if call == "Images.Open" {
 			one.tap.on(nil)
 			one.Host.Cut()
 			two.mount("v", "2")
@@ -571,7 +571,7 @@ func TestAHiddenMountEndsThePluginIfThatHarmsNobody(t *testing.T) {
 	one.create("w", nil)
 	one.mount("w", "1")
 	one.tap.on(func(call string) error {
-		if call == "mount" {
+		if call == "Filesystem.Mount" {
 			return backend.ErrNotPropagated
 		}
 		return nil
@@ -593,7 +593,7 @@ func TestHiddenMountsAreNoticedByThemselves(t *testing.T) {
 	one.create("v", nil)
 	one.mount("v", "1")
 	one.tap.on(func(call string) error {
-		if call == "reaches" {
+		if call == "Filesystem.CheckPropagation" {
 			return backend.ErrNotPropagated
 		}
 		return nil
@@ -664,7 +664,7 @@ func TestALateMapIsTakenAwayBeforeTheNext(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call != "unmap" {
+		if call != "Mapper.Unmap" {
 			return nil
 		}
 		one.tap.on(nil) // it is mapped at this very moment
@@ -690,7 +690,7 @@ func TestOnlyWhatTheGuardNamesWatches(t *testing.T) {
 	one.unmount("v", "1")
 	looked := 0
 	one.tap.on(func(call string) error {
-		if call == "check" || call == "mount" {
+		if call == "Filesystem.Check" || call == "Filesystem.Mount" {
 			looked++
 			h, err := two.client.Open(within(t, ever), "v", backend.ReadOnly)
 			if err != nil {
@@ -718,9 +718,9 @@ func TestWhileCephIsAwayNoMountIsTouched(t *testing.T) {
 	one.mount("v", "1")
 	away := func(call string) error {
 		switch call {
-		case "mappings", "mounted":
+		case "Mapper.Mappings", "Filesystem.Mounted":
 			return nil
-		case "unmount", "detach", "unmap", "drop", "mount", "check":
+		case "Filesystem.Unmount", "Filesystem.LazyUnmount", "Mapper.Unmap", "Mapper.ForceUnmap", "Filesystem.Mount", "Filesystem.Check":
 			t.Errorf("%s, although Ceph is away", call)
 		}
 		return fmt.Errorf("%w: no answer", backend.ErrUnavailable)
@@ -758,7 +758,7 @@ func TestAFenceComesBeforeWhatDropsAMapping(t *testing.T) {
 			one.Break(h.Image().ID)
 		}
 		one.tap.on(func(call string) error {
-			if call == "fence" {
+			if call == "Fences.Fence" {
 				return backend.ErrUnavailable
 			}
 			return nil
@@ -819,7 +819,7 @@ func TestTheGuardStaysUntilTheDeviceIsSeenToBeGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.tap.then = func(call string) {
-		if call == "unmap" {
+		if call == "Mapper.Unmap" {
 			if _, err := one.Host.Map(within(t, ever), h.Image(), backend.ReadWrite); err != nil {
 				t.Error(err)
 			}

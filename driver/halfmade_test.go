@@ -98,7 +98,7 @@ func TestACopyThatItsParentDoesNotKnow(t *testing.T) {
 func TestTheSnapshotOfACopyThatMayYetBeMade(t *testing.T) {
 	_, one, _ := origin(t)
 	one.tap.on(func(call string) error {
-		if call == "create" {
+		if call == "Images.Create" {
 			return fmt.Errorf("%w: no answer in time", backend.ErrUnavailable)
 		}
 		return nil
@@ -116,7 +116,7 @@ func TestTheSnapshotOfACopyThatMayYetBeMade(t *testing.T) {
 func TestAnImageInPlaceOfACopyIsKept(t *testing.T) {
 	c, one, two := origin(t)
 	one.tap.on(func(call string) error {
-		if call == "create" {
+		if call == "Images.Create" {
 			return errors.New("it died here")
 		}
 		return nil
@@ -166,7 +166,7 @@ func TestARemovalAndACreateOfTheSame(t *testing.T) {
 	one, two := newNode(t, c, "one", "10.0.0.1"), newNode(t, c, "two", "10.0.0.2")
 	one.create("v", nil)
 	one.tap.then = func(call string) {
-		if call == "remove" {
+		if call == "Handle.Remove" {
 			two.create("v", nil)
 		}
 	}
@@ -199,7 +199,7 @@ func TestAPromiseThatComesBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			two.tap.on(func(call string) error {
-				if call == "renew" || call == "format" {
+				if call == "Filesystem.RegenerateUUID" || call == "Filesystem.Format" {
 					t.Errorf("%s of a volume that is complete", call)
 				}
 				return nil

@@ -12,13 +12,13 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/faults"
 )
 
 // node is one node of a test: its kernel stays, its plugin may come and go.
@@ -50,18 +50,19 @@ func newNode(t *testing.T, c *memory.Cluster, name, ip string) *node {
 func (n *node) start() {
 	n.t.Helper()
 	n.client = n.cluster.Connect(n.IP)
-	n.tap = &tap{client: n.client, host: n.Host}
+	n.tap = &tap{ceph: ceph{n.client}}
 	log := logrus.New()
 	log.SetOutput(n.log)
 	log.SetLevel(logrus.DebugLevel)
-	d, err := driver.New(driver.Config{
-		Images: n.tap, Records: n.tap, Fences: n.tap, Mapper: n.tap, Filesystem: n.tap,
+	client := &n.tap.ceph
+	d, err := driver.New(faults.Wrap(driver.Config{
+		Images: client, Records: client, Fences: client, Mapper: n.Host, Filesystem: n.Host,
 		Node: guard.Node{Name: n.name, Boot: n.boot, Hosts: func() ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(n.IP)}, nil
 		}},
-		Secrets: n.tap, Trash: n.trash, BreakLock: true, Restart: func() { n.ended++ },
+		Secrets: client, Trash: n.trash, BreakLock: true, Restart: func() { n.ended++ },
 		Pool: backend.PoolSpec{Pool: "rbd"}, Root: n.root, Log: log, Poll: n.poll, Patience: 200 * time.Millisecond, Unheld: n.unheld, Keep: n.keep,
-	})
+	}, n.tap.step))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -78,7 +79,7 @@ func (n *node) crash() {
 // one before was fenced.
 func (n *node) reconnect() {
 	n.client = n.cluster.Connect(n.IP)
-	n.tap.client = n.client
+	n.tap.Client = n.client
 }
 
 func (n *node) restart() {
@@ -233,11 +234,13 @@ func (s *safeBuffer) String() string {
 
 var errCrashed = errors.New("the plugin has crashed")
 
+// ceph is the control client that a plugin has now.
+type ceph struct{ *memory.Client }
+
 // tap stands between a driver and its parts. It counts calls, can end the
 // plugin before or after any of them, and can do something else in between.
 type tap struct {
-	client *memory.Client
-	host   *memory.Host
+	ceph
 
 	mu     sync.Mutex
 	calls  int
@@ -261,7 +264,17 @@ func (p *tap) on(before func(call string) error) {
 	p.before = before
 }
 
-func (p *tap) call(name string, effect func() error) error {
+// step bears the name of its method, and what tells two uses of one from each other.
+func (p *tap) step(_ context.Context, name string, args []any, effect func() error) error {
+	switch name {
+	case "Images.Open":
+		if args[1] == backend.ReadWrite {
+			name += " to write"
+		}
+	case "Records.CompareAndSwap":
+		kind, _, _ := strings.Cut(args[0].(string), ".")
+		name += " " + kind
+	}
 	p.mu.Lock()
 	p.calls++
 	now := p.calls == p.stopAt
@@ -287,292 +300,4 @@ func (p *tap) call(name string, effect func() error) error {
 		return errCrashed
 	}
 	return err
-}
-
-func (p *tap) Ping(ctx context.Context) error {
-	return p.call("ping", func() error { return p.client.Ping(ctx) })
-}
-
-func (p *tap) Create(ctx context.Context, s backend.ImageSpec) error {
-	return p.call("create", func() error { return p.client.Create(ctx, s) })
-}
-
-func (p *tap) Exists(ctx context.Context, name string) (ok bool, err error) {
-	err = p.call("exists", func() (err error) { ok, err = p.client.Exists(ctx, name); return err })
-	return ok, err
-}
-
-func (p *tap) Names(ctx context.Context) (names []string, err error) {
-	err = p.call("names", func() (err error) { names, err = p.client.Names(ctx); return err })
-	return names, err
-}
-
-func (p *tap) ID(ctx context.Context, name string) (id string, err error) {
-	err = p.call("id", func() (err error) { id, err = p.client.ID(ctx, name); return err })
-	return id, err
-}
-
-func (p *tap) HasID(ctx context.Context, id string) (ok bool, err error) {
-	err = p.call("has id", func() (err error) { ok, err = p.client.HasID(ctx, id); return err })
-	return ok, err
-}
-
-func (p *tap) List(ctx context.Context, prefix string) (keys []string, err error) {
-	err = p.call("keys", func() (err error) { keys, err = p.client.List(ctx, prefix); return err })
-	return keys, err
-}
-
-func (h tappedHandle) BreakLock(ctx context.Context) error {
-	return h.tap.call("unlock", func() error { return h.Handle.BreakLock(ctx) })
-}
-
-func (h tappedHandle) EnableExclusiveLock(ctx context.Context) error {
-	return h.tap.call("enable lock", func() error { return h.Handle.EnableExclusiveLock(ctx) })
-}
-
-func (h tappedHandle) Remove(ctx context.Context, keep time.Duration) error {
-	return h.tap.call("remove", func() error { return h.Handle.Remove(ctx, keep) })
-}
-
-func (h tappedHandle) Resize(ctx context.Context, size uint64) error {
-	return h.tap.call("resize", func() error { return h.Handle.Resize(ctx, size) })
-}
-
-func (h tappedHandle) Encrypt(ctx context.Context, e backend.Encryption) error {
-	return h.tap.call("encrypt", func() error { return h.Handle.Encrypt(ctx, e) })
-}
-
-func (h tappedHandle) Snapshots(ctx context.Context) (all []backend.Snapshot, err error) {
-	err = h.tap.call("snapshots", func() (err error) { all, err = h.Handle.Snapshots(ctx); return err })
-	return all, err
-}
-
-func (h tappedHandle) CreateSnapshot(ctx context.Context, name string) error {
-	return h.tap.call("snap", func() error { return h.Handle.CreateSnapshot(ctx, name) })
-}
-
-func (h tappedHandle) RemoveSnapshot(ctx context.Context, name string) error {
-	return h.tap.call("unsnap", func() error { return h.Handle.RemoveSnapshot(ctx, name) })
-}
-
-func (h tappedHandle) Rollback(ctx context.Context, name string) error {
-	return h.tap.call("rollback", func() error { return h.Handle.Rollback(ctx, name) })
-}
-
-func (h tappedHandle) Managers(ctx context.Context) (addrs []string, err error) {
-	err = h.tap.call("managers", func() (err error) { addrs, err = h.Handle.Managers(ctx); return err })
-	return addrs, err
-}
-
-func (h tappedHandle) Depth(ctx context.Context) (n int, err error) {
-	err = h.tap.call("depth", func() (err error) { n, err = h.Handle.Depth(ctx); return err })
-	return n, err
-}
-
-func (h tappedHandle) Flatten(ctx context.Context) error {
-	return h.tap.call("flatten", func() error { return h.Handle.Flatten(ctx) })
-}
-
-func (p *tap) Open(ctx context.Context, name string, mode backend.OpenMode) (h backend.Handle, err error) {
-	what := "look"
-	if mode == backend.ReadWrite {
-		what = "open"
-	}
-	err = p.call(what, func() (err error) { h, err = p.client.Open(ctx, name, mode); return err })
-	if err != nil {
-		return nil, err
-	}
-	return tappedHandle{h, p}, nil
-}
-
-func (p *tap) OpenApart(ctx context.Context, name string) (h backend.Handle, err error) {
-	err = p.call("open apart", func() (err error) { h, err = p.client.OpenApart(ctx, name); return err })
-	if err != nil {
-		return nil, err
-	}
-	return tappedHandle{h, p}, nil
-}
-
-type tappedHandle struct {
-	backend.Handle
-	tap *tap
-}
-
-func (h tappedHandle) SetMeta(ctx context.Context, m map[string]string) error {
-	return h.tap.call("setmeta", func() error { return h.Handle.SetMeta(ctx, m) })
-}
-
-func (h tappedHandle) Whole(ctx context.Context) (whole bool, err error) {
-	err = h.tap.call("whole", func() (err error) { whole, err = h.Handle.Whole(ctx); return err })
-	return whole, err
-}
-
-func (h tappedHandle) Watchers(ctx context.Context) (addrs []string, err error) {
-	err = h.tap.call("watchers", func() (err error) { addrs, err = h.Handle.Watchers(ctx); return err })
-	return addrs, err
-}
-
-func (h tappedHandle) Meta(ctx context.Context) (meta map[string]string, err error) {
-	err = h.tap.call("meta", func() (err error) { meta, err = h.Handle.Meta(ctx); return err })
-	return meta, err
-}
-
-func (h tappedHandle) DiskUsage(ctx context.Context) (used uint64, known bool, err error) {
-	err = h.tap.call("used", func() (err error) { used, known, err = h.Handle.DiskUsage(ctx); return err })
-	return used, known, err
-}
-
-func (h tappedHandle) Empty(ctx context.Context) (empty, sure bool, err error) {
-	err = h.tap.call("empty", func() (err error) { empty, sure, err = h.Handle.Empty(ctx); return err })
-	return empty, sure, err
-}
-
-func (h tappedHandle) Close(ctx context.Context) error {
-	return h.tap.call("close", func() error { return h.Handle.Close(ctx) })
-}
-
-func (p *tap) Load(ctx context.Context, key string, into any) (v backend.Version, err error) {
-	err = p.call("load", func() (err error) { v, err = p.client.Load(ctx, key, into); return err })
-	return v, err
-}
-
-func (p *tap) CompareAndSwap(ctx context.Context, key string, old backend.Version, value any) (v backend.Version, err error) {
-	err = p.call("swap "+strings.SplitN(key, ".", 2)[0], func() (err error) { v, err = p.client.CompareAndSwap(ctx, key, old, value); return err })
-	return v, err
-}
-
-func (p *tap) Delete(ctx context.Context, key string, old backend.Version) error {
-	return p.call("delete", func() error { return p.client.Delete(ctx, key, old) })
-}
-
-func (p *tap) Fence(ctx context.Context, addrs ...string) error {
-	return p.call("fence", func() error { return p.client.Fence(ctx, addrs...) })
-}
-
-func (p *tap) Fenced(ctx context.Context, addrs ...string) (f map[string]bool, err error) {
-	err = p.call("fenced", func() (err error) { f, err = p.client.Fenced(ctx, addrs...); return err })
-	return f, err
-}
-
-func (p *tap) Map(ctx context.Context, i backend.Image, mode backend.OpenMode) (m backend.Mapping, err error) {
-	err = p.call("map", func() (err error) { m, err = p.host.Map(ctx, i, mode); return err })
-	return m, err
-}
-
-func (p *tap) Unmap(ctx context.Context, id string) error {
-	return p.call("unmap", func() error { return p.host.Unmap(ctx, id) })
-}
-
-func (p *tap) ForceUnmap(ctx context.Context, id string) error {
-	return p.call("drop", func() error { return p.host.ForceUnmap(ctx, id) })
-}
-
-func (p *tap) Mappings(ctx context.Context) (m []backend.Mapping, err error) {
-	err = p.call("mappings", func() (err error) { m, err = p.host.Mappings(ctx); return err })
-	return m, err
-}
-
-func (p *tap) Probe(ctx context.Context, device string) (fstype string, err error) {
-	err = p.call("probe", func() (err error) { fstype, err = p.host.Probe(ctx, device); return err })
-	return fstype, err
-}
-
-func (p *tap) Format(ctx context.Context, device, fstype string, options []string, fresh bool) error {
-	return p.call("format", func() error { return p.host.Format(ctx, device, fstype, options, fresh) })
-}
-
-func (p *tap) Check(ctx context.Context, device, fstype string) error {
-	return p.call("check", func() error { return p.host.Check(ctx, device, fstype) })
-}
-
-func (p *tap) Mount(ctx context.Context, m backend.Mount) error {
-	return p.call("mount", func() error { return p.host.Mount(ctx, m) })
-}
-
-func (p *tap) InitRoot(ctx context.Context, path string, o backend.Owner) error {
-	return p.call("prepare", func() error { return p.host.InitRoot(ctx, path, o) })
-}
-
-func (p *tap) Unmount(ctx context.Context, path string) error {
-	return p.call("unmount", func() error { return p.host.Unmount(ctx, path) })
-}
-
-func (p *tap) LazyUnmount(ctx context.Context, path string) error {
-	return p.call("detach", func() error { return p.host.LazyUnmount(ctx, path) })
-}
-
-func (p *tap) Held(ctx context.Context, dir string, devices []string) (held map[string]bool, err error) {
-	err = p.call("held", func() (err error) { held, err = p.host.Held(ctx, dir, devices); return err })
-	return held, err
-}
-
-func (p *tap) CheckHealth(ctx context.Context, m backend.Mount) error {
-	return p.call("sound", func() error { return p.host.CheckHealth(ctx, m) })
-}
-
-func (p *tap) CheckPropagation(ctx context.Context, dir string) error {
-	return p.call("reaches", func() error { return p.host.CheckPropagation(ctx, dir) })
-}
-
-func (p *tap) Mounted(ctx context.Context, dir string) (m map[string]backend.Mount, err error) {
-	err = p.call("mounted", func() (err error) { m, err = p.host.Mounted(ctx, dir); return err })
-	return m, err
-}
-
-func (p *tap) Purge(ctx context.Context) (names []string, err error) {
-	err = p.call("purge", func() (err error) { names, err = p.client.Purge(ctx); return err })
-	return names, err
-}
-
-func (p *tap) Secret(ctx context.Context, name string) (secret []byte, err error) {
-	err = p.call("secret", func() (err error) { secret, err = p.client.Secret(ctx, name); return err })
-	return secret, err
-}
-
-func (p *tap) Size(ctx context.Context, m backend.Mapping) (size uint64, err error) {
-	err = p.call("size", func() (err error) { size, err = p.host.Size(ctx, m); return err })
-	return size, err
-}
-
-func (p *tap) Supports(features []string) error { return p.host.Supports(features) }
-
-func (p *tap) NeedsResize(ctx context.Context, device, fstype string) (needs bool, err error) {
-	err = p.call("needs resize", func() (err error) { needs, err = p.host.NeedsResize(ctx, device, fstype); return err })
-	return needs, err
-}
-
-func (p *tap) Resize(ctx context.Context, m backend.Mount) error {
-	return p.call("grow", func() error { return p.host.Resize(ctx, m) })
-}
-
-func (p *tap) RegenerateUUID(ctx context.Context, m backend.Mount) error {
-	return p.call("renew", func() error { return p.host.RegenerateUUID(ctx, m) })
-}
-
-func (p *tap) Freeze(ctx context.Context, path string) error {
-	return p.call("freeze", func() error { return p.host.Freeze(ctx, path) })
-}
-
-func (p *tap) Thaw(ctx context.Context, path string) error {
-	return p.call("thaw", func() error { return p.host.Thaw(ctx, path) })
-}
-
-func (p *tap) Usage(ctx context.Context, path string) (size, used uint64, err error) {
-	err = p.call("space", func() (err error) { size, used, err = p.host.Usage(ctx, path); return err })
-	return size, used, err
-}
-
-func (p *tap) Subpath(ctx context.Context, path, directory string) (inside string, err error) {
-	err = p.call("inside", func() (err error) { inside, err = p.host.Subpath(ctx, path, directory); return err })
-	return inside, err
-}
-
-func (h tappedHandle) Clones(ctx context.Context) (names []string, err error) {
-	err = h.tap.call("clones", func() (err error) { names, err = h.Handle.Clones(ctx); return err })
-	return names, err
-}
-
-func (h tappedHandle) Layout(ctx context.Context) (l backend.Layout, err error) {
-	err = h.tap.call("layout", func() (err error) { l, err = h.Handle.Layout(ctx); return err })
-	return l, err
 }

@@ -113,7 +113,7 @@ func TestAnImageThatIsReplacedDuringAMountIsRefused(t *testing.T) {
 	old := one.device("db")
 	one.restart()
 	one.tap.on(func(call string) error {
-		if call == "look" {
+		if call == "Images.Open" {
 			one.tap.on(nil)
 			c.Rename("db", "db-old")
 			two.create("db", nil)

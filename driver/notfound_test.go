@@ -14,8 +14,8 @@ import (
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 )
 
-// faults is every kind of error that a part may return.
-var faults = []error{
+// allFaults is every kind of error that a part may return.
+var allFaults = []error{
 	backend.ErrNotFound, backend.ErrExists, backend.ErrAmbiguous, backend.ErrInvalid, backend.ErrBusy, backend.ErrInUse, backend.ErrConflict,
 	backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrUnusable, backend.ErrNotPropagated, backend.ErrUnexpectedContent,
 	context.DeadlineExceeded, context.Canceled, io.ErrUnexpectedEOF, syscall.EIO, syscall.EPERM, syscall.EMFILE, errors.New("no idea"),
@@ -48,12 +48,12 @@ func TestOnlyTheOpenOfTheImageSaysNotFound(t *testing.T) {
 					t.Fatalf("too few steps: %v", calls)
 				}
 				for call := range calls {
-					for _, fault := range faults {
+					for _, fault := range allFaults {
 						wantNotMissing(t, ask, known, call, func() error { return fmt.Errorf("%s: %w", call, fault) })
 					}
 					wantNotMissing(t, ask, known, call, func() error { panic("assignment to entry in nil map") })
 				}
-				ask.tap.on(only([]string{"look"}, fmt.Errorf("open image: %w", backend.ErrNoVolume)))
+				ask.tap.on(only([]string{"Images.Open"}, fmt.Errorf("open image: %w", backend.ErrNoVolume)))
 				if _, err := ask.Get(within(t, ever), "v"); !errors.Is(err, backend.ErrNoVolume) {
 					t.Errorf("the open says that there is none: %v", err)
 				}
@@ -77,7 +77,7 @@ func callsOf(n *node) map[string]bool {
 	n.tap.on(nil)
 	mu.Lock()
 	defer mu.Unlock()
-	calls["ping"] = true
+	calls["Images.Ping"] = true
 	return maps.Clone(calls)
 }
 
@@ -117,7 +117,7 @@ func TestAPanicEndsNothing(t *testing.T) {
 	rounds := make(chan struct{}, 100)
 	ctx, stop := context.WithCancel(within(t, ever))
 	one.tap.on(func(call string) error {
-		if call == "fenced" || call == "names" || call == "size" {
+		if call == "Fences.Fenced" || call == "Images.Names" || call == "Mapper.Size" {
 			select {
 			case rounds <- struct{}{}:
 			default:
@@ -138,13 +138,13 @@ func TestAPanicEndsNothing(t *testing.T) {
 	stop()
 	<-ended
 	one.tap.on(nil)
-	for _, want := range []string{"a fault in fenced", "a fault in names", "stack="} {
+	for _, want := range []string{"a fault in Fences.Fenced", "a fault in Images.Names", "stack="} {
 		if !strings.Contains(one.log.String(), want) {
 			t.Errorf("the log does not say %q", want)
 		}
 	}
 	one.tap.on(func(call string) error {
-		if call == "load" {
+		if call == "Records.Load" {
 			panic("a fault in load")
 		}
 		return nil

@@ -8,9 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 func TestWhoHoldsWhat(t *testing.T) {
@@ -109,12 +108,12 @@ func TestAnOperatorsFenceMeetsANodeThatIsMounting(t *testing.T) {
 	_, one, two := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call != "map" {
+		if call != "Mapper.Map" {
 			return nil
 		}
 		one.tap.on(nil)
 		two.tap.on(func(call string) error {
-			if call == "fence" { // the guard was read as mapping
+			if call == "Fences.Fence" { // the guard was read as mapping
 				two.tap.on(nil)
 				h, err := one.client.Open(within(t, ever), "v", backend.ReadOnly)
 				if err != nil {

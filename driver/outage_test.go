@@ -16,7 +16,7 @@ import (
 )
 
 // stepsOfGet are the calls by which a volume is described, after its image is open.
-var stepsOfGet = []string{"meta", "load", "snapshots", "clones", "layout"}
+var stepsOfGet = []string{"Handle.Meta", "Records.Load", "Handle.Snapshots", "Handle.Clones", "Handle.Layout"}
 
 // only is a fault of these calls while "v" is asked about.
 func only(calls []string, fault error) func(string) error {
@@ -35,7 +35,7 @@ func TestOneBadVolumeIsNoOutage(t *testing.T) {
 		backend.ErrUnavailable, backend.ErrDenied, backend.ErrOverloaded, backend.ErrNotFound, backend.ErrConflict, backend.ErrInvalid, errors.New("-5 input/output error"),
 	} {
 		for _, step := range stepsOfGet {
-			if step == "load" && errors.Is(fault, backend.ErrNotFound) || step == "clones" && errors.Is(fault, backend.ErrDenied) {
+			if step == "Records.Load" && errors.Is(fault, backend.ErrNotFound) || step == "Handle.Clones" && errors.Is(fault, backend.ErrDenied) {
 				continue // no error: there is no such record; the copies are not this user's to see
 			}
 			t.Run(step+" "+fault.Error(), func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestAVolumeThatCannotBeOpened(t *testing.T) {
 				if known {
 					one.create("v", nil)
 				}
-				one.tap.on(only([]string{"look"}, fault))
+				one.tap.on(only([]string{"Images.Open"}, fault))
 				v, err := one.Get(within(t, ever), "v")
 				if !known && errors.Is(fault, backend.ErrUnavailable) {
 					if check(t, err, backend.ErrUnavailable); errors.Is(err, backend.ErrNotFound) {
@@ -97,7 +97,7 @@ func TestAVolumeThatCannotBeOpened(t *testing.T) {
 func TestCopiesThatThisUserMayNotSee(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	one.tap.on(only([]string{"clones"}, backend.ErrDenied))
+	one.tap.on(only([]string{"Handle.Clones"}, backend.ErrDenied))
 	if v := one.status("v"); v["error"] != nil || v["copies"] != "not visible to this user" {
 		t.Errorf("%v", v)
 	}
@@ -108,7 +108,7 @@ func TestCopiesThatThisUserMayNotSee(t *testing.T) {
 func TestAPartOfCephIsAway(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
-	one.tap.on(only([]string{"names"}, backend.ErrUnavailable))
+	one.tap.on(only([]string{"Images.Names"}, backend.ErrUnavailable))
 	all, err := one.List(within(t, ever))
 	if names := namesOf(all); err != nil || !slices.Equal(names, []string{"v"}) {
 		t.Fatalf("list: %v, %v", names, err)
@@ -129,7 +129,7 @@ func TestAnOutageEndsWhenCephAnswers(t *testing.T) {
 	if v, err := one.Get(within(t, ever), "bad"); err != nil || v.Status["ceph"] == nil {
 		t.Fatalf("no outage: %v, %v", v, err)
 	}
-	one.tap.on(only([]string{"meta"}, backend.ErrUnavailable))
+	one.tap.on(only([]string{"Handle.Meta"}, backend.ErrUnavailable))
 	one.answers("bad")
 	if v, err := one.Get(within(t, ever), "bad"); err != nil || v.Status["error"] == nil {
 		t.Errorf("%v, %v", v, err)
@@ -149,7 +149,7 @@ func TestABadVolumeDoesNotKeepOperatorsFromTheOthers(t *testing.T) {
 	}
 	var looks atomic.Int32
 	one.tap.on(func(call string) error {
-		if call == "look" {
+		if call == "Images.Open" {
 			if looks.Add(1)%4 == 2 {
 				return backend.ErrUnusable
 			}
@@ -202,10 +202,10 @@ func TestAnOutageIsFoundOutInTheTimeOfOneQuestion(t *testing.T) {
 		one.create("v", nil)
 		one.tap.on(func(call string) error {
 			switch call {
-			case "look", "names":
+			case "Images.Open", "Images.Names":
 				time.Sleep(100 * time.Millisecond) // half of the patience, as the cache knows it
 				return backend.ErrUnavailable
-			case "ping":
+			case "Images.Ping":
 				time.Sleep(80 * time.Millisecond)
 				return backend.ErrUnavailable
 			}
@@ -231,10 +231,10 @@ func TestASlowCephIsNotAway(t *testing.T) {
 		var pings, looks atomic.Int32
 		return func(call string) error {
 			switch {
-			case call == "ping" && pings.Add(1) == 1:
+			case call == "Images.Ping" && pings.Add(1) == 1:
 				time.Sleep(80 * time.Millisecond)
 				return backend.ErrUnavailable
-			case call == "exists" && looks.Add(1) == 1:
+			case call == "Images.Exists" && looks.Add(1) == 1:
 				time.Sleep(250 * time.Millisecond) // of the 400 that it has
 			}
 			return nil
@@ -247,7 +247,7 @@ func TestASlowCephIsNotAway(t *testing.T) {
 		var first sync.Once
 		again := slow()
 		one.tap.on(func(call string) error {
-			if call == "names" {
+			if call == "Images.Names" {
 				first.Do(func() { close(listed) })
 				<-list
 			}
@@ -286,9 +286,9 @@ func testAMountHearsWhyCephIsAway(t *testing.T) {
 	}
 	rbd.on(func(call string) error {
 		switch call {
-		case "ping":
+		case "Images.Ping":
 			return fmt.Errorf("%w: no monitor answers", backend.ErrUnavailable)
-		case "exists":
+		case "Images.Exists":
 			time.Sleep(150 * time.Millisecond) // less than it has
 		}
 		return nil

@@ -7,13 +7,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
+	"github.com/docker-volume-rbd/docker-volume-rbd/test/faults"
 )
 
 // twoPlaces is a plugin with the pools rbd and ssd, the tap on the first and the client
@@ -23,7 +23,7 @@ func twoPlaces(t *testing.T) (driver.Pools, *tap, *memory.Client) {
 	var taps []*tap
 	c := memory.NewCluster()
 	for _, pool := range []*memory.Cluster{c, c.Beside(backend.PoolSpec{Pool: "ssd"})} {
-		p := &tap{client: pool.Connect("10.0.0.1"), host: memory.NewHost(pool, "10.0.0.1")}
+		p := &tap{ceph: ceph{pool.Connect("10.0.0.1")}}
 		taps = append(taps, p)
 		log := logrus.New()
 		log.SetOutput(&safeBuffer{})
@@ -31,19 +31,20 @@ func twoPlaces(t *testing.T) (driver.Pools, *tap, *memory.Client) {
 		if len(places) > 0 {
 			place.Pool = "ssd"
 		}
-		d, err := driver.New(driver.Config{
-			Images: p, Records: p, Fences: p, Secrets: p, Mapper: p, Filesystem: p,
+		host := memory.NewHost(pool, "10.0.0.1")
+		d, err := driver.New(faults.Wrap(driver.Config{
+			Images: p.ceph, Records: p.ceph, Fences: p.ceph, Secrets: p.ceph, Mapper: host, Filesystem: host,
 			Node: guard.Node{Name: "one", Boot: "boot", Hosts: func() ([]netip.Addr, error) {
 				return []netip.Addr{netip.MustParseAddr("10.0.0.1")}, nil
 			}},
 			BreakLock: true, Pool: place, Root: t.TempDir(), Log: log, Poll: time.Millisecond, Patience: 200 * time.Millisecond,
-		})
+		}, p.step))
 		if err != nil {
 			t.Fatal(err)
 		}
 		places = append(places, d)
 	}
-	return places, taps[0], taps[1].client
+	return places, taps[0], taps[1].Client
 }
 
 // One pool is away: the volumes of the other are as ever, what is known of its own is
@@ -97,7 +98,7 @@ func TestFencingANodeInTwoPlaces(t *testing.T) {
 	_, err = places.FenceNode(ctx, "one", "")
 	check(t, err, backend.ErrInvalid, "one is this very node")
 	// Two machines of a name, one in each place.
-	first, second := newNode(t, rbd.client.Cluster(), "two", "10.0.0.2"), newNode(t, ssd.Cluster(), "two", "10.0.0.3")
+	first, second := newNode(t, rbd.Client.Cluster(), "two", "10.0.0.2"), newNode(t, ssd.Cluster(), "two", "10.0.0.3")
 	for volume, n := range map[string]*node{"v": first, "w": second} {
 		n.create(volume, nil)
 		n.mount(volume, "1")
@@ -115,7 +116,7 @@ func TestANameThatIsTakenElsewhereMeanwhile(t *testing.T) {
 	places, rbd, ssd := twoPlaces(t)
 	ctx := within(t, ever)
 	rbd.on(func(call string) error {
-		if call == "create" {
+		if call == "Images.Create" {
 			return ssd.Create(ctx, backend.ImageSpec{Name: "v", Size: 1 << 30})
 		}
 		return nil

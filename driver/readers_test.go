@@ -10,10 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/memory"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 // shared is a volume w that is read-only and was mounted once, by node one.
@@ -108,7 +107,7 @@ func TestAReaderIsNotedWhileItsPluginIsAway(t *testing.T) {
 func TestAllReadersAreNoted(t *testing.T) {
 	_, one, two := shared(t)
 	one.tap.on(func(call string) error {
-		if call == "swap readers" { // both have read that there are none
+		if call == "Records.CompareAndSwap readers" { // both have read that there are none
 			one.tap.on(nil)
 			two.mount("w", "1")
 		}
@@ -206,14 +205,14 @@ func testAReaderThatComesDuringARemovalIsRefused(t *testing.T) {
 	_, one, two := shared(t)
 	reached, goOn, removed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	one.tap.on(func(call string) error {
-		if call == "remove" {
+		if call == "Handle.Remove" {
 			close(reached)
 			<-goOn
 		}
 		return nil
 	})
 	two.tap.on(func(call string) error {
-		if call == "open" {
+		if call == "Images.Open to write" {
 			two.tap.on(nil)
 			go func() { removed <- one.Driver.Remove(within(t, ever), "w") }()
 			<-reached
@@ -244,7 +243,7 @@ func (n *node) deviceMode(volume string) backend.OpenMode {
 func TestAGuardThatIsLeftOnAReadOnlyVolumeIsTakenAway(t *testing.T) {
 	c, one, two := shared(t)
 	one.tap.on(func(call string) error {
-		if call == "remove" {
+		if call == "Handle.Remove" {
 			one.tap.die()
 			return errCrashed
 		}
@@ -258,7 +257,7 @@ func TestAGuardThatIsLeftOnAReadOnlyVolumeIsTakenAway(t *testing.T) {
 	three := newNode(t, c, "three", "10.0.0.3")
 	for _, n := range []*node{two, three} {
 		n.tap.on(func(call string) error {
-			if call == "check" || call == "enable lock" {
+			if call == "Filesystem.Check" || call == "Handle.EnableExclusiveLock" {
 				t.Errorf("node %s: %s", n.name, call)
 			}
 			return nil

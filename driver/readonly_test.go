@@ -103,7 +103,7 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	readonly("true")
-	seen := order(one, "check")
+	seen := order(one, "Filesystem.Check")
 	one.mount("x", "1")
 	if len(*seen) != 1 {
 		t.Error("it was shared as it came back")
@@ -111,7 +111,7 @@ func TestAReadOnlyVolumeThatWasWritableMeanwhile(t *testing.T) {
 	one.unmount("x", "1")
 	// It becomes writable just when it was found to be read-only.
 	one.tap.on(func(call string) error {
-		if call == "open" {
+		if call == "Images.Open to write" {
 			readonly("false")
 		}
 		return nil

@@ -28,10 +28,10 @@ func order(n *node, calls ...string) *[]string {
 func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 	_, one, two := origin(t)
 	one.mount("v", "1")
-	seen := order(one, "freeze", "snap", "thaw")
+	seen := order(one, "Filesystem.Freeze", "Handle.CreateSnapshot", "Filesystem.Thaw")
 	for _, name := range []string{"a", "b"} {
 		*seen = nil
-		if frozen, err := one.CreateSnapshot(within(t, ever), "v", name); err != nil || !frozen || !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) {
+		if frozen, err := one.CreateSnapshot(within(t, ever), "v", name); err != nil || !frozen || !slices.Equal(*seen, []string{"Filesystem.Freeze", "Handle.CreateSnapshot", "Filesystem.Thaw"}) {
 			t.Errorf("frozen %v, %v; calls %v", frozen, err, *seen)
 		}
 	}
@@ -41,7 +41,7 @@ func TestASnapshotIsOneOfAFrozenFilesystem(t *testing.T) {
 	*seen = nil
 	_, err := one.CreateSnapshot(within(t, ever), "v", "a")
 	check(t, err, backend.ErrExists, "make a snapshot of volume v")
-	if !slices.Equal(*seen, []string{"freeze", "snap", "thaw"}) || one.Frozen(one.path("v")) {
+	if !slices.Equal(*seen, []string{"Filesystem.Freeze", "Handle.CreateSnapshot", "Filesystem.Thaw"}) || one.Frozen(one.path("v")) {
 		t.Errorf("a snapshot that fails: calls %v", *seen)
 	}
 	for _, bad := range []string{"", "a/b", "a@b", "a b", "docker_volume.x", strings.Repeat("x", 97)} {
@@ -79,14 +79,14 @@ func testWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
 	_, one, _ := origin(t)
 	one.mount("v", "1")
 	one.tap.on(func(call string) error {
-		if call == "freeze" {
+		if call == "Filesystem.Freeze" {
 			one.tap.on(nil)
 			one.Shutdown(within(t, soon)) // which waits for the snapshot
 		}
 		return nil
 	})
 	one.tap.then = func(call string) {
-		if call == "freeze" {
+		if call == "Filesystem.Freeze" {
 			one.tap.die()
 		}
 	}
@@ -97,7 +97,7 @@ func testWhatIsFrozenWhileThePluginEndsIsThawedByTheNext(t *testing.T) {
 	one.restart()
 	ctx, cancel := context.WithCancel(context.Background())
 	one.tap.then = func(call string) {
-		if call == "fenced" {
+		if call == "Fences.Fenced" {
 			cancel()
 		}
 	}
@@ -115,19 +115,19 @@ func TestNothingIsThawedThatWasNotFrozen(t *testing.T) {
 		t.Fatal(frozen, err)
 	}
 	for range 2 {
-		seen := order(one, "fenced", "thaw")
+		seen := order(one, "Fences.Fenced", "Filesystem.Thaw")
 		ctx, cancel := context.WithCancel(context.Background())
 		one.tap.then = func(call string) {
-			if call == "fenced" { // by the first Reconcile, which comes after
+			if call == "Fences.Fenced" { // by the first Reconcile, which comes after
 				cancel()
 			}
 		}
 		one.Watch(ctx, time.Hour)
-		if len(*seen) == 0 || slices.Contains(*seen, "thaw") {
+		if len(*seen) == 0 || slices.Contains(*seen, "Filesystem.Thaw") {
 			t.Errorf("at the start: %v", *seen)
 		}
 		one.Shutdown(within(t, ever))
-		if slices.Contains(*seen, "thaw") {
+		if slices.Contains(*seen, "Filesystem.Thaw") {
 			t.Errorf("at the end: %v", *seen)
 		}
 		one.restart()
@@ -150,7 +150,7 @@ func testARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	one.unmount("v", "1")
 	check(t, one.Rollback(within(t, ever), "v", "x"), backend.ErrNotFound, "there are: s")
 	one.tap.on(func(call string) error {
-		if call == "rollback" {
+		if call == "Handle.Rollback" {
 			return errors.New("half of it")
 		}
 		return nil
@@ -180,7 +180,7 @@ func testARollBackThatIsCutShortIsDoneAgain(t *testing.T) {
 	ctx, hangUp := context.WithCancel(context.Background())
 	going := make(chan struct{})
 	two.tap.on(func(call string) error {
-		if call == "rollback" {
+		if call == "Handle.Rollback" {
 			hangUp()
 			<-going
 		}

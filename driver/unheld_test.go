@@ -106,7 +106,7 @@ func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 			one.restart()
 			one.tap.on(func(call string) error {
 				switch call {
-				case "unmount", "detach", "unmap", "drop":
+				case "Filesystem.Unmount", "Filesystem.LazyUnmount", "Mapper.Unmap", "Mapper.ForceUnmap":
 					t.Errorf("%s, under a container", call)
 				}
 				return nil
@@ -130,7 +130,7 @@ func TestWhatAContainerHasIsNotUnmountedOnTrial(t *testing.T) {
 // One look for all volumes, and none if nothing is mapped.
 func TestContainersAreLookedForOnceForAllVolumes(t *testing.T) {
 	_, one, _ := twoNodes(t)
-	seen := order(one, "held")
+	seen := order(one, "Filesystem.Held")
 	one.Reconcile(within(t, ever))
 	if len(*seen) != 0 {
 		t.Errorf("%d looks for no volume", len(*seen))
@@ -139,7 +139,7 @@ func TestContainersAreLookedForOnceForAllVolumes(t *testing.T) {
 		one.create(v, nil)
 		one.mount(v, "1")
 	}
-	seen = order(one, "held")
+	seen = order(one, "Filesystem.Held")
 	one.Reconcile(within(t, ever))
 	if len(*seen) != 1 {
 		t.Errorf("%d looks", len(*seen))
@@ -150,7 +150,7 @@ func TestContainersAreLookedForOnceForAllVolumes(t *testing.T) {
 		}
 	}
 	one.restart()
-	seen = order(one, "held")
+	seen = order(one, "Filesystem.Held")
 	one.Reconcile(within(t, ever))
 	if len(*seen) != 1 {
 		t.Errorf("%d looks for what containers have", len(*seen))
@@ -167,7 +167,7 @@ func testWhereContainersAreNotSeenTheKernelIsAsked(t *testing.T) {
 	one.unheld = time.Nanosecond
 	one.start()
 	blind := func(call string) error {
-		if call == "held" {
+		if call == "Filesystem.Held" {
 			return errors.New("the host's processes are not visible")
 		}
 		return nil

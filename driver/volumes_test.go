@@ -294,7 +294,7 @@ func TestWhileCephIsAwayTheRecordAnswers(t *testing.T) {
 	one.restart() // also after a restart: the cache is on disk
 	one.tap.on(func(call string) error {
 		switch call {
-		case "mappings", "mounted":
+		case "Mapper.Mappings", "Filesystem.Mounted":
 			return nil
 		}
 		return away(call)
@@ -344,7 +344,7 @@ func testOnlyTheFirstQuestionWaitsForACephThatIsAway(t *testing.T) {
 	var asked atomic.Int64
 	hangs := func(call string) error {
 		switch call {
-		case "mappings", "mounted":
+		case "Mapper.Mappings", "Filesystem.Mounted":
 			return nil
 		}
 		asked.Add(1)
@@ -380,7 +380,7 @@ func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
 	var asked sync.Map
 	one.tap.on(func(call string) error {
 		switch call {
-		case "mappings", "mounted":
+		case "Mapper.Mappings", "Filesystem.Mounted":
 			return nil
 		}
 		asked.Store(call, true)
@@ -391,11 +391,11 @@ func TestAMountInAnOutageAsksOneShortQuestion(t *testing.T) {
 	}
 	_, err := one.Driver.Mount(within(t, ever), "v", "1")
 	check(t, err, backend.ErrUnavailable)
-	if _, asked := asked.Load("exists"); !asked {
+	if _, asked := asked.Load("Images.Exists"); !asked {
 		t.Error("no short question was asked")
 	}
 	asked.Range(func(call, _ any) bool {
-		if call != "exists" && call != "look" && call != "ping" { // ping: what ends the outage
+		if call != "Images.Exists" && call != "Images.Open" && call != "Images.Ping" { // ping: what ends the outage
 			t.Errorf("ceph was asked for %v", call)
 		}
 		return true
@@ -420,12 +420,12 @@ func TestAStartInAnOutage(t *testing.T) {
 			var once sync.Once
 			one.tap.on(func(call string) error {
 				switch call {
-				case "mappings", "mounted":
+				case "Mapper.Mappings", "Filesystem.Mounted":
 					return nil
-				case "names":
+				case "Images.Names":
 					once.Do(func() { close(asked) })
 					<-answer
-				case "look":
+				case "Images.Open":
 					if c.err != nil {
 						t.Error("ceph was asked for more than the short question")
 					}
@@ -474,7 +474,7 @@ func testAVolumeThatHangsDelaysNoOther(t *testing.T) {
 	hang, stuck := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	one.tap.on(func(call string) error {
-		if call == "map" {
+		if call == "Mapper.Map" {
 			first := false
 			once.Do(func() { first = true })
 			if first {
@@ -511,7 +511,7 @@ func TestAMountThatDockerGaveUpIsUndone(t *testing.T) {
 	one.create("v", nil)
 	ctx, hangUp := context.WithCancel(context.Background())
 	one.tap.on(func(call string) error {
-		if call == "format" {
+		if call == "Filesystem.Format" {
 			hangUp()
 			return ctx.Err()
 		}
@@ -584,7 +584,7 @@ func TestWhatIsNotFoundDuringARemovalIsNotTheVolume(t *testing.T) {
 	_, one, _ := twoNodes(t)
 	one.create("v", nil)
 	one.tap.on(func(call string) error {
-		if call == "meta" {
+		if call == "Handle.Meta" {
 			return backend.ErrNotFound
 		}
 		return nil

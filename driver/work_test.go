@@ -43,8 +43,8 @@ func TestALongStepOutlivesItsRequest(t *testing.T) {
 		call, says string
 		before     func(n *node)
 	}{
-		{"format", "making its ext4", func(*node) {}},
-		{"check", "checking its ext4", func(n *node) { n.mount("v", "0"); n.unmount("v", "0") }},
+		{"Filesystem.Format", "making its ext4", func(*node) {}},
+		{"Filesystem.Check", "checking its ext4", func(n *node) { n.mount("v", "0"); n.unmount("v", "0") }},
 	} {
 		for _, joined := range []bool{true, false} {
 			virtual(t, fmt.Sprintf("%s, the next waits for its end: %v", row.call, joined), func(t *testing.T) {
@@ -81,8 +81,8 @@ func TestALongStepOutlivesItsRequest(t *testing.T) {
 					one.mount("v", "1")
 				}
 				one.tap.on(nil)
-				want := map[string]int32{"format": 1, "check": 1}[row.call]
-				if row.call == "check" { // a sound one costs nothing
+				want := map[string]int32{"Filesystem.Format": 1, "Filesystem.Check": 1}[row.call]
+				if row.call == "Filesystem.Check" { // a sound one costs nothing
 					want++
 				}
 				if n := calls.Load(); n > want {
@@ -104,7 +104,7 @@ func testALongStepThatFailsAlone(t *testing.T) {
 	one.create("v", nil)
 	end := make(chan struct{})
 	one.tap.on(func(call string) error {
-		if call == "format" {
+		if call == "Filesystem.Format" {
 			<-end
 			return errors.New("no space left")
 		}
@@ -140,7 +140,7 @@ func TestARollBackHasAClientOfItsOwn(t *testing.T) {
 	one.unmount("v", "1")
 	control := one.client.Addr()
 	one.tap.on(func(call string) error {
-		if call == "rollback" {
+		if call == "Handle.Rollback" {
 			if err := two.client.Fence(within(t, ever), control); err != nil {
 				return err
 			}
@@ -162,7 +162,7 @@ func TestALongStepIsInTheLogEachMinute(t *testing.T) {
 		_, one, _ := twoNodes(t)
 		one.create("v", nil)
 		one.tap.on(func(call string) error {
-			if call == "format" {
+			if call == "Filesystem.Format" {
 				time.Sleep(150 * time.Second)
 			}
 			return nil

@@ -3,10 +3,9 @@ package plugin
 import (
 	"context"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 // Broken is the Driver of a plugin that cannot work, for a setting that is

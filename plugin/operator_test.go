@@ -7,9 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 )
 
 func TestOperator(t *testing.T) {

@@ -17,13 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/sirupsen/logrus"
 	"github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/plugin"
 )
 

@@ -12,13 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/ceph/go-ceph/rados"
 	ceph "github.com/ceph/go-ceph/rbd"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend/backendtest"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )

@@ -18,13 +18,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/plugin"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"

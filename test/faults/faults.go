@@ -53,8 +53,9 @@ const within = 40 * time.Millisecond
 // hang is longer than who asks in a test has patience.
 const hang = 5 * time.Second
 
-// Step is called for each step, named "Interface.Method", and is to call it.
-type Step func(ctx context.Context, name string, call func() error) error
+// Step is called for each step, named "Interface.Method", and is to call it. The arguments are
+// those after the context.
+type Step func(ctx context.Context, name string, args []any, call func() error) error
 
 // Wrap puts a step between the driver and each of its parts.
 func Wrap(c driver.Config, step Step) driver.Config {
@@ -66,7 +67,7 @@ func Wrap(c driver.Config, step Step) driver.Config {
 
 // Step lets one of them go wrong. What the plugin does by itself, between requests, comes at any
 // time and is not counted: package net/http marks the context of a request.
-func (l *Layer) Step(ctx context.Context, name string, call func() error) error {
+func (l *Layer) Step(ctx context.Context, name string, _ []any, call func() error) error {
 	if ctx.Value(http.ServerContextKey) == nil {
 		return call()
 	}

@@ -15,7 +15,7 @@ type fences struct {
 }
 
 func (w fences) Fence(ctx context.Context, a0 ...string) (err error) {
-	err = w.step(ctx, "Fences.Fence", func() (err error) {
+	err = w.step(ctx, "Fences.Fence", []any{a0}, func() (err error) {
 		err = w.Fences.Fence(ctx, a0...)
 		return err
 	})
@@ -23,7 +23,7 @@ func (w fences) Fence(ctx context.Context, a0 ...string) (err error) {
 }
 
 func (w fences) Fenced(ctx context.Context, a0 ...string) (r0 map[string]bool, err error) {
-	err = w.step(ctx, "Fences.Fenced", func() (err error) {
+	err = w.step(ctx, "Fences.Fenced", []any{a0}, func() (err error) {
 		r0, err = w.Fences.Fenced(ctx, a0...)
 		return err
 	})
@@ -36,7 +36,7 @@ type filesystem struct {
 }
 
 func (w filesystem) Probe(ctx context.Context, a0 string) (r0 string, err error) {
-	err = w.step(ctx, "Filesystem.Probe", func() (err error) {
+	err = w.step(ctx, "Filesystem.Probe", []any{a0}, func() (err error) {
 		r0, err = w.Filesystem.Probe(ctx, a0)
 		return err
 	})
@@ -44,7 +44,7 @@ func (w filesystem) Probe(ctx context.Context, a0 string) (r0 string, err error)
 }
 
 func (w filesystem) Format(ctx context.Context, a0 string, a1 string, a2 []string, a3 bool) (err error) {
-	err = w.step(ctx, "Filesystem.Format", func() (err error) {
+	err = w.step(ctx, "Filesystem.Format", []any{a0, a1, a2, a3}, func() (err error) {
 		err = w.Filesystem.Format(ctx, a0, a1, a2, a3)
 		return err
 	})
@@ -52,7 +52,7 @@ func (w filesystem) Format(ctx context.Context, a0 string, a1 string, a2 []strin
 }
 
 func (w filesystem) Check(ctx context.Context, a0 string, a1 string) (err error) {
-	err = w.step(ctx, "Filesystem.Check", func() (err error) {
+	err = w.step(ctx, "Filesystem.Check", []any{a0, a1}, func() (err error) {
 		err = w.Filesystem.Check(ctx, a0, a1)
 		return err
 	})
@@ -60,7 +60,7 @@ func (w filesystem) Check(ctx context.Context, a0 string, a1 string) (err error)
 }
 
 func (w filesystem) Mount(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.Mount", func() (err error) {
+	err = w.step(ctx, "Filesystem.Mount", []any{a0}, func() (err error) {
 		err = w.Filesystem.Mount(ctx, a0)
 		return err
 	})
@@ -68,7 +68,7 @@ func (w filesystem) Mount(ctx context.Context, a0 backend.Mount) (err error) {
 }
 
 func (w filesystem) NeedsResize(ctx context.Context, a0 string, a1 string) (r0 bool, err error) {
-	err = w.step(ctx, "Filesystem.NeedsResize", func() (err error) {
+	err = w.step(ctx, "Filesystem.NeedsResize", []any{a0, a1}, func() (err error) {
 		r0, err = w.Filesystem.NeedsResize(ctx, a0, a1)
 		return err
 	})
@@ -76,7 +76,7 @@ func (w filesystem) NeedsResize(ctx context.Context, a0 string, a1 string) (r0 b
 }
 
 func (w filesystem) Resize(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.Resize", func() (err error) {
+	err = w.step(ctx, "Filesystem.Resize", []any{a0}, func() (err error) {
 		err = w.Filesystem.Resize(ctx, a0)
 		return err
 	})
@@ -84,7 +84,7 @@ func (w filesystem) Resize(ctx context.Context, a0 backend.Mount) (err error) {
 }
 
 func (w filesystem) RegenerateUUID(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.RegenerateUUID", func() (err error) {
+	err = w.step(ctx, "Filesystem.RegenerateUUID", []any{a0}, func() (err error) {
 		err = w.Filesystem.RegenerateUUID(ctx, a0)
 		return err
 	})
@@ -92,7 +92,7 @@ func (w filesystem) RegenerateUUID(ctx context.Context, a0 backend.Mount) (err e
 }
 
 func (w filesystem) Freeze(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.Freeze", func() (err error) {
+	err = w.step(ctx, "Filesystem.Freeze", []any{a0}, func() (err error) {
 		err = w.Filesystem.Freeze(ctx, a0)
 		return err
 	})
@@ -100,7 +100,7 @@ func (w filesystem) Freeze(ctx context.Context, a0 string) (err error) {
 }
 
 func (w filesystem) Thaw(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.Thaw", func() (err error) {
+	err = w.step(ctx, "Filesystem.Thaw", []any{a0}, func() (err error) {
 		err = w.Filesystem.Thaw(ctx, a0)
 		return err
 	})
@@ -108,7 +108,7 @@ func (w filesystem) Thaw(ctx context.Context, a0 string) (err error) {
 }
 
 func (w filesystem) Subpath(ctx context.Context, a0 string, a1 string) (r0 string, err error) {
-	err = w.step(ctx, "Filesystem.Subpath", func() (err error) {
+	err = w.step(ctx, "Filesystem.Subpath", []any{a0, a1}, func() (err error) {
 		r0, err = w.Filesystem.Subpath(ctx, a0, a1)
 		return err
 	})
@@ -116,7 +116,7 @@ func (w filesystem) Subpath(ctx context.Context, a0 string, a1 string) (r0 strin
 }
 
 func (w filesystem) Usage(ctx context.Context, a0 string) (r0 uint64, r1 uint64, err error) {
-	err = w.step(ctx, "Filesystem.Usage", func() (err error) {
+	err = w.step(ctx, "Filesystem.Usage", []any{a0}, func() (err error) {
 		r0, r1, err = w.Filesystem.Usage(ctx, a0)
 		return err
 	})
@@ -124,7 +124,7 @@ func (w filesystem) Usage(ctx context.Context, a0 string) (r0 uint64, r1 uint64,
 }
 
 func (w filesystem) InitRoot(ctx context.Context, a0 string, a1 backend.Owner) (err error) {
-	err = w.step(ctx, "Filesystem.InitRoot", func() (err error) {
+	err = w.step(ctx, "Filesystem.InitRoot", []any{a0, a1}, func() (err error) {
 		err = w.Filesystem.InitRoot(ctx, a0, a1)
 		return err
 	})
@@ -132,7 +132,7 @@ func (w filesystem) InitRoot(ctx context.Context, a0 string, a1 backend.Owner) (
 }
 
 func (w filesystem) Unmount(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.Unmount", func() (err error) {
+	err = w.step(ctx, "Filesystem.Unmount", []any{a0}, func() (err error) {
 		err = w.Filesystem.Unmount(ctx, a0)
 		return err
 	})
@@ -140,7 +140,7 @@ func (w filesystem) Unmount(ctx context.Context, a0 string) (err error) {
 }
 
 func (w filesystem) LazyUnmount(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.LazyUnmount", func() (err error) {
+	err = w.step(ctx, "Filesystem.LazyUnmount", []any{a0}, func() (err error) {
 		err = w.Filesystem.LazyUnmount(ctx, a0)
 		return err
 	})
@@ -148,7 +148,7 @@ func (w filesystem) LazyUnmount(ctx context.Context, a0 string) (err error) {
 }
 
 func (w filesystem) Mounted(ctx context.Context, a0 string) (r0 map[string]backend.Mount, err error) {
-	err = w.step(ctx, "Filesystem.Mounted", func() (err error) {
+	err = w.step(ctx, "Filesystem.Mounted", []any{a0}, func() (err error) {
 		r0, err = w.Filesystem.Mounted(ctx, a0)
 		return err
 	})
@@ -156,7 +156,7 @@ func (w filesystem) Mounted(ctx context.Context, a0 string) (r0 map[string]backe
 }
 
 func (w filesystem) Held(ctx context.Context, a0 string, a1 []string) (r0 map[string]bool, err error) {
-	err = w.step(ctx, "Filesystem.Held", func() (err error) {
+	err = w.step(ctx, "Filesystem.Held", []any{a0, a1}, func() (err error) {
 		r0, err = w.Filesystem.Held(ctx, a0, a1)
 		return err
 	})
@@ -164,7 +164,7 @@ func (w filesystem) Held(ctx context.Context, a0 string, a1 []string) (r0 map[st
 }
 
 func (w filesystem) CheckHealth(ctx context.Context, a0 backend.Mount) (err error) {
-	err = w.step(ctx, "Filesystem.CheckHealth", func() (err error) {
+	err = w.step(ctx, "Filesystem.CheckHealth", []any{a0}, func() (err error) {
 		err = w.Filesystem.CheckHealth(ctx, a0)
 		return err
 	})
@@ -172,7 +172,7 @@ func (w filesystem) CheckHealth(ctx context.Context, a0 backend.Mount) (err erro
 }
 
 func (w filesystem) CheckPropagation(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Filesystem.CheckPropagation", func() (err error) {
+	err = w.step(ctx, "Filesystem.CheckPropagation", []any{a0}, func() (err error) {
 		err = w.Filesystem.CheckPropagation(ctx, a0)
 		return err
 	})
@@ -185,7 +185,7 @@ type handle struct {
 }
 
 func (w handle) Whole(ctx context.Context) (r0 bool, err error) {
-	err = w.step(ctx, "Handle.Whole", func() (err error) {
+	err = w.step(ctx, "Handle.Whole", []any{}, func() (err error) {
 		r0, err = w.Handle.Whole(ctx)
 		return err
 	})
@@ -193,7 +193,7 @@ func (w handle) Whole(ctx context.Context) (r0 bool, err error) {
 }
 
 func (w handle) Watchers(ctx context.Context) (r0 []string, err error) {
-	err = w.step(ctx, "Handle.Watchers", func() (err error) {
+	err = w.step(ctx, "Handle.Watchers", []any{}, func() (err error) {
 		r0, err = w.Handle.Watchers(ctx)
 		return err
 	})
@@ -201,7 +201,7 @@ func (w handle) Watchers(ctx context.Context) (r0 []string, err error) {
 }
 
 func (w handle) Managers(ctx context.Context) (r0 []string, err error) {
-	err = w.step(ctx, "Handle.Managers", func() (err error) {
+	err = w.step(ctx, "Handle.Managers", []any{}, func() (err error) {
 		r0, err = w.Handle.Managers(ctx)
 		return err
 	})
@@ -209,7 +209,7 @@ func (w handle) Managers(ctx context.Context) (r0 []string, err error) {
 }
 
 func (w handle) DiskUsage(ctx context.Context) (r0 uint64, r1 bool, err error) {
-	err = w.step(ctx, "Handle.DiskUsage", func() (err error) {
+	err = w.step(ctx, "Handle.DiskUsage", []any{}, func() (err error) {
 		r0, r1, err = w.Handle.DiskUsage(ctx)
 		return err
 	})
@@ -217,7 +217,7 @@ func (w handle) DiskUsage(ctx context.Context) (r0 uint64, r1 bool, err error) {
 }
 
 func (w handle) Empty(ctx context.Context) (r0 bool, r1 bool, err error) {
-	err = w.step(ctx, "Handle.Empty", func() (err error) {
+	err = w.step(ctx, "Handle.Empty", []any{}, func() (err error) {
 		r0, r1, err = w.Handle.Empty(ctx)
 		return err
 	})
@@ -225,7 +225,7 @@ func (w handle) Empty(ctx context.Context) (r0 bool, r1 bool, err error) {
 }
 
 func (w handle) Meta(ctx context.Context) (r0 map[string]string, err error) {
-	err = w.step(ctx, "Handle.Meta", func() (err error) {
+	err = w.step(ctx, "Handle.Meta", []any{}, func() (err error) {
 		r0, err = w.Handle.Meta(ctx)
 		return err
 	})
@@ -233,7 +233,7 @@ func (w handle) Meta(ctx context.Context) (r0 map[string]string, err error) {
 }
 
 func (w handle) SetMeta(ctx context.Context, a0 map[string]string) (err error) {
-	err = w.step(ctx, "Handle.SetMeta", func() (err error) {
+	err = w.step(ctx, "Handle.SetMeta", []any{a0}, func() (err error) {
 		err = w.Handle.SetMeta(ctx, a0)
 		return err
 	})
@@ -241,7 +241,7 @@ func (w handle) SetMeta(ctx context.Context, a0 map[string]string) (err error) {
 }
 
 func (w handle) BreakLock(ctx context.Context) (err error) {
-	err = w.step(ctx, "Handle.BreakLock", func() (err error) {
+	err = w.step(ctx, "Handle.BreakLock", []any{}, func() (err error) {
 		err = w.Handle.BreakLock(ctx)
 		return err
 	})
@@ -249,7 +249,7 @@ func (w handle) BreakLock(ctx context.Context) (err error) {
 }
 
 func (w handle) EnableExclusiveLock(ctx context.Context) (err error) {
-	err = w.step(ctx, "Handle.EnableExclusiveLock", func() (err error) {
+	err = w.step(ctx, "Handle.EnableExclusiveLock", []any{}, func() (err error) {
 		err = w.Handle.EnableExclusiveLock(ctx)
 		return err
 	})
@@ -257,7 +257,7 @@ func (w handle) EnableExclusiveLock(ctx context.Context) (err error) {
 }
 
 func (w handle) Resize(ctx context.Context, a0 uint64) (err error) {
-	err = w.step(ctx, "Handle.Resize", func() (err error) {
+	err = w.step(ctx, "Handle.Resize", []any{a0}, func() (err error) {
 		err = w.Handle.Resize(ctx, a0)
 		return err
 	})
@@ -265,7 +265,7 @@ func (w handle) Resize(ctx context.Context, a0 uint64) (err error) {
 }
 
 func (w handle) Encrypt(ctx context.Context, a0 backend.Encryption) (err error) {
-	err = w.step(ctx, "Handle.Encrypt", func() (err error) {
+	err = w.step(ctx, "Handle.Encrypt", []any{a0}, func() (err error) {
 		err = w.Handle.Encrypt(ctx, a0)
 		return err
 	})
@@ -273,7 +273,7 @@ func (w handle) Encrypt(ctx context.Context, a0 backend.Encryption) (err error) 
 }
 
 func (w handle) Layout(ctx context.Context) (r0 backend.Layout, err error) {
-	err = w.step(ctx, "Handle.Layout", func() (err error) {
+	err = w.step(ctx, "Handle.Layout", []any{}, func() (err error) {
 		r0, err = w.Handle.Layout(ctx)
 		return err
 	})
@@ -281,7 +281,7 @@ func (w handle) Layout(ctx context.Context) (r0 backend.Layout, err error) {
 }
 
 func (w handle) Snapshots(ctx context.Context) (r0 []backend.Snapshot, err error) {
-	err = w.step(ctx, "Handle.Snapshots", func() (err error) {
+	err = w.step(ctx, "Handle.Snapshots", []any{}, func() (err error) {
 		r0, err = w.Handle.Snapshots(ctx)
 		return err
 	})
@@ -289,7 +289,7 @@ func (w handle) Snapshots(ctx context.Context) (r0 []backend.Snapshot, err error
 }
 
 func (w handle) CreateSnapshot(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Handle.CreateSnapshot", func() (err error) {
+	err = w.step(ctx, "Handle.CreateSnapshot", []any{a0}, func() (err error) {
 		err = w.Handle.CreateSnapshot(ctx, a0)
 		return err
 	})
@@ -297,7 +297,7 @@ func (w handle) CreateSnapshot(ctx context.Context, a0 string) (err error) {
 }
 
 func (w handle) RemoveSnapshot(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Handle.RemoveSnapshot", func() (err error) {
+	err = w.step(ctx, "Handle.RemoveSnapshot", []any{a0}, func() (err error) {
 		err = w.Handle.RemoveSnapshot(ctx, a0)
 		return err
 	})
@@ -305,7 +305,7 @@ func (w handle) RemoveSnapshot(ctx context.Context, a0 string) (err error) {
 }
 
 func (w handle) Rollback(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Handle.Rollback", func() (err error) {
+	err = w.step(ctx, "Handle.Rollback", []any{a0}, func() (err error) {
 		err = w.Handle.Rollback(ctx, a0)
 		return err
 	})
@@ -313,7 +313,7 @@ func (w handle) Rollback(ctx context.Context, a0 string) (err error) {
 }
 
 func (w handle) Clones(ctx context.Context) (r0 []string, err error) {
-	err = w.step(ctx, "Handle.Clones", func() (err error) {
+	err = w.step(ctx, "Handle.Clones", []any{}, func() (err error) {
 		r0, err = w.Handle.Clones(ctx)
 		return err
 	})
@@ -321,7 +321,7 @@ func (w handle) Clones(ctx context.Context) (r0 []string, err error) {
 }
 
 func (w handle) Depth(ctx context.Context) (r0 int, err error) {
-	err = w.step(ctx, "Handle.Depth", func() (err error) {
+	err = w.step(ctx, "Handle.Depth", []any{}, func() (err error) {
 		r0, err = w.Handle.Depth(ctx)
 		return err
 	})
@@ -329,7 +329,7 @@ func (w handle) Depth(ctx context.Context) (r0 int, err error) {
 }
 
 func (w handle) Flatten(ctx context.Context) (err error) {
-	err = w.step(ctx, "Handle.Flatten", func() (err error) {
+	err = w.step(ctx, "Handle.Flatten", []any{}, func() (err error) {
 		err = w.Handle.Flatten(ctx)
 		return err
 	})
@@ -337,7 +337,7 @@ func (w handle) Flatten(ctx context.Context) (err error) {
 }
 
 func (w handle) Remove(ctx context.Context, a0 time.Duration) (err error) {
-	err = w.step(ctx, "Handle.Remove", func() (err error) {
+	err = w.step(ctx, "Handle.Remove", []any{a0}, func() (err error) {
 		err = w.Handle.Remove(ctx, a0)
 		return err
 	})
@@ -345,7 +345,7 @@ func (w handle) Remove(ctx context.Context, a0 time.Duration) (err error) {
 }
 
 func (w handle) Close(ctx context.Context) (err error) {
-	err = w.step(ctx, "Handle.Close", func() (err error) {
+	err = w.step(ctx, "Handle.Close", []any{}, func() (err error) {
 		err = w.Handle.Close(ctx)
 		return err
 	})
@@ -358,7 +358,7 @@ type images struct {
 }
 
 func (w images) Ping(ctx context.Context) (err error) {
-	err = w.step(ctx, "Images.Ping", func() (err error) {
+	err = w.step(ctx, "Images.Ping", []any{}, func() (err error) {
 		err = w.Images.Ping(ctx)
 		return err
 	})
@@ -366,7 +366,7 @@ func (w images) Ping(ctx context.Context) (err error) {
 }
 
 func (w images) Create(ctx context.Context, a0 backend.ImageSpec) (err error) {
-	err = w.step(ctx, "Images.Create", func() (err error) {
+	err = w.step(ctx, "Images.Create", []any{a0}, func() (err error) {
 		err = w.Images.Create(ctx, a0)
 		return err
 	})
@@ -374,7 +374,7 @@ func (w images) Create(ctx context.Context, a0 backend.ImageSpec) (err error) {
 }
 
 func (w images) Exists(ctx context.Context, a0 string) (r0 bool, err error) {
-	err = w.step(ctx, "Images.Exists", func() (err error) {
+	err = w.step(ctx, "Images.Exists", []any{a0}, func() (err error) {
 		r0, err = w.Images.Exists(ctx, a0)
 		return err
 	})
@@ -382,7 +382,7 @@ func (w images) Exists(ctx context.Context, a0 string) (r0 bool, err error) {
 }
 
 func (w images) ID(ctx context.Context, a0 string) (r0 string, err error) {
-	err = w.step(ctx, "Images.ID", func() (err error) {
+	err = w.step(ctx, "Images.ID", []any{a0}, func() (err error) {
 		r0, err = w.Images.ID(ctx, a0)
 		return err
 	})
@@ -390,7 +390,7 @@ func (w images) ID(ctx context.Context, a0 string) (r0 string, err error) {
 }
 
 func (w images) HasID(ctx context.Context, a0 string) (r0 bool, err error) {
-	err = w.step(ctx, "Images.HasID", func() (err error) {
+	err = w.step(ctx, "Images.HasID", []any{a0}, func() (err error) {
 		r0, err = w.Images.HasID(ctx, a0)
 		return err
 	})
@@ -398,7 +398,7 @@ func (w images) HasID(ctx context.Context, a0 string) (r0 bool, err error) {
 }
 
 func (w images) Open(ctx context.Context, a0 string, a1 backend.OpenMode) (r0 backend.Handle, err error) {
-	err = w.step(ctx, "Images.Open", func() (err error) {
+	err = w.step(ctx, "Images.Open", []any{a0, a1}, func() (err error) {
 		r0, err = w.Images.Open(ctx, a0, a1)
 		return err
 	})
@@ -409,7 +409,7 @@ func (w images) Open(ctx context.Context, a0 string, a1 backend.OpenMode) (r0 ba
 }
 
 func (w images) OpenApart(ctx context.Context, a0 string) (r0 backend.Handle, err error) {
-	err = w.step(ctx, "Images.OpenApart", func() (err error) {
+	err = w.step(ctx, "Images.OpenApart", []any{a0}, func() (err error) {
 		r0, err = w.Images.OpenApart(ctx, a0)
 		return err
 	})
@@ -420,7 +420,7 @@ func (w images) OpenApart(ctx context.Context, a0 string) (r0 backend.Handle, er
 }
 
 func (w images) Names(ctx context.Context) (r0 []string, err error) {
-	err = w.step(ctx, "Images.Names", func() (err error) {
+	err = w.step(ctx, "Images.Names", []any{}, func() (err error) {
 		r0, err = w.Images.Names(ctx)
 		return err
 	})
@@ -428,7 +428,7 @@ func (w images) Names(ctx context.Context) (r0 []string, err error) {
 }
 
 func (w images) Purge(ctx context.Context) (r0 []string, err error) {
-	err = w.step(ctx, "Images.Purge", func() (err error) {
+	err = w.step(ctx, "Images.Purge", []any{}, func() (err error) {
 		r0, err = w.Images.Purge(ctx)
 		return err
 	})
@@ -441,7 +441,7 @@ type mapper struct {
 }
 
 func (w mapper) Map(ctx context.Context, a0 backend.Image, a1 backend.OpenMode) (r0 backend.Mapping, err error) {
-	err = w.step(ctx, "Mapper.Map", func() (err error) {
+	err = w.step(ctx, "Mapper.Map", []any{a0, a1}, func() (err error) {
 		r0, err = w.Mapper.Map(ctx, a0, a1)
 		return err
 	})
@@ -449,7 +449,7 @@ func (w mapper) Map(ctx context.Context, a0 backend.Image, a1 backend.OpenMode) 
 }
 
 func (w mapper) Unmap(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Mapper.Unmap", func() (err error) {
+	err = w.step(ctx, "Mapper.Unmap", []any{a0}, func() (err error) {
 		err = w.Mapper.Unmap(ctx, a0)
 		return err
 	})
@@ -457,7 +457,7 @@ func (w mapper) Unmap(ctx context.Context, a0 string) (err error) {
 }
 
 func (w mapper) ForceUnmap(ctx context.Context, a0 string) (err error) {
-	err = w.step(ctx, "Mapper.ForceUnmap", func() (err error) {
+	err = w.step(ctx, "Mapper.ForceUnmap", []any{a0}, func() (err error) {
 		err = w.Mapper.ForceUnmap(ctx, a0)
 		return err
 	})
@@ -465,7 +465,7 @@ func (w mapper) ForceUnmap(ctx context.Context, a0 string) (err error) {
 }
 
 func (w mapper) Mappings(ctx context.Context) (r0 []backend.Mapping, err error) {
-	err = w.step(ctx, "Mapper.Mappings", func() (err error) {
+	err = w.step(ctx, "Mapper.Mappings", []any{}, func() (err error) {
 		r0, err = w.Mapper.Mappings(ctx)
 		return err
 	})
@@ -473,7 +473,7 @@ func (w mapper) Mappings(ctx context.Context) (r0 []backend.Mapping, err error) 
 }
 
 func (w mapper) Size(ctx context.Context, a0 backend.Mapping) (r0 uint64, err error) {
-	err = w.step(ctx, "Mapper.Size", func() (err error) {
+	err = w.step(ctx, "Mapper.Size", []any{a0}, func() (err error) {
 		r0, err = w.Mapper.Size(ctx, a0)
 		return err
 	})
@@ -486,7 +486,7 @@ type records struct {
 }
 
 func (w records) Load(ctx context.Context, a0 string, a1 any) (r0 backend.Version, err error) {
-	err = w.step(ctx, "Records.Load", func() (err error) {
+	err = w.step(ctx, "Records.Load", []any{a0, a1}, func() (err error) {
 		r0, err = w.Records.Load(ctx, a0, a1)
 		return err
 	})
@@ -494,7 +494,7 @@ func (w records) Load(ctx context.Context, a0 string, a1 any) (r0 backend.Versio
 }
 
 func (w records) CompareAndSwap(ctx context.Context, a0 string, a1 backend.Version, a2 any) (r0 backend.Version, err error) {
-	err = w.step(ctx, "Records.CompareAndSwap", func() (err error) {
+	err = w.step(ctx, "Records.CompareAndSwap", []any{a0, a1, a2}, func() (err error) {
 		r0, err = w.Records.CompareAndSwap(ctx, a0, a1, a2)
 		return err
 	})
@@ -502,7 +502,7 @@ func (w records) CompareAndSwap(ctx context.Context, a0 string, a1 backend.Versi
 }
 
 func (w records) Delete(ctx context.Context, a0 string, a1 backend.Version) (err error) {
-	err = w.step(ctx, "Records.Delete", func() (err error) {
+	err = w.step(ctx, "Records.Delete", []any{a0, a1}, func() (err error) {
 		err = w.Records.Delete(ctx, a0, a1)
 		return err
 	})
@@ -510,7 +510,7 @@ func (w records) Delete(ctx context.Context, a0 string, a1 backend.Version) (err
 }
 
 func (w records) List(ctx context.Context, a0 string) (r0 []string, err error) {
-	err = w.step(ctx, "Records.List", func() (err error) {
+	err = w.step(ctx, "Records.List", []any{a0}, func() (err error) {
 		r0, err = w.Records.List(ctx, a0)
 		return err
 	})
@@ -523,7 +523,7 @@ type secrets struct {
 }
 
 func (w secrets) Secret(ctx context.Context, a0 string) (r0 []byte, err error) {
-	err = w.step(ctx, "Secrets.Secret", func() (err error) {
+	err = w.step(ctx, "Secrets.Secret", []any{a0}, func() (err error) {
 		r0, err = w.Secrets.Secret(ctx, a0)
 		return err
 	})

@@ -9,11 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/fsys"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd"
 	"github.com/docker-volume-rbd/docker-volume-rbd/rbd/fuse"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"

@@ -10,9 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
-
 	"github.com/docker-volume-rbd/docker-volume-rbd/driver/backend"
+	"github.com/docker-volume-rbd/docker-volume-rbd/driver/guard"
 	"github.com/docker-volume-rbd/docker-volume-rbd/test/testbed"
 )
 

@@ -83,8 +83,8 @@ func wrapper(out *bytes.Buffer, name string, i *ast.InterfaceType) {
 		}
 		results, values = append(results, "err error"), append(values, "err")
 		fmt.Fprintf(out, "\nfunc (w %s) %s(%s) (%s) {\n", own, method, strings.Join(params, ", "), strings.Join(results, ", "))
-		fmt.Fprintf(out, "\terr = w.step(ctx, %q, func() (err error) {\n\t\t%s = w.%s.%s(%s)\n\t\treturn err\n\t})\n%s\treturn %s\n}\n",
-			name+"."+method, strings.Join(values, ", "), name, method, strings.Join(args, ", "), wraps, strings.Join(values, ", "))
+		fmt.Fprintf(out, "\terr = w.step(ctx, %q, []any{%s}, func() (err error) {\n\t\t%s = w.%s.%s(%s)\n\t\treturn err\n\t})\n%s\treturn %s\n}\n",
+			name+"."+method, strings.TrimSuffix(strings.Join(args[1:], ", "), "..."), strings.Join(values, ", "), name, method, strings.Join(args, ", "), wraps, strings.Join(values, ", "))
 	}
 }
 
